@@ -1,0 +1,9 @@
+"""What is watched while the model learns."""
+
+from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
+from recyclegpt.callbacks.epoch_summary import EpochSummary
+from recyclegpt.callbacks.hyperparameters import HyperParameters
+from recyclegpt.callbacks.rng import RandomState, isolated_rng
+from recyclegpt.callbacks.throughput import Throughput
+
+__all__ = ["DecodingMonitor", "EpochSummary", "HyperParameters", "RandomState", "Throughput", "isolated_rng"]

@@ -1,0 +1,235 @@
+"""Decode after every validation epoch and log speed and quality of the three decoders side by side.
+
+Every rank decodes the same prompts with its own copy of the model and there is no collective inside, so none waits for
+another. The random state of training is put back afterwards: training with the monitor equals training without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from recyclegpt.callbacks.rng import isolated_rng
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
+from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
+from recyclegpt.models import RecycleGPT, fastest_dtype
+
+TAGS = (
+    "decode/tokens_per_s_autoregressive",
+    "decode/tokens_per_s_alternating",
+    "decode/tokens_per_s_verified",
+    "decode/speedup_alternating",
+    "decode/speedup_verified",
+    "decode/ceiling_alternating",
+    "decode/ceiling_verified",
+    "decode/ceiling_bytes",
+    "decode/rho",
+    "decode/c",
+    "decode/agreement",
+    "decode/acceptance",
+    "decode/nll_autoregressive",
+    "decode/nll_alternating",
+    "decode/seconds",
+)
+"""Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
+
+
+class DecodingMonitor(Callback):
+    """Measures decoding on held-out prompts each validation epoch; the sanity check is left alone."""
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        num_recycled: int = 1,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        dtype: str = "auto",
+        num_prompts: int = 4,
+        prompt_tokens: int = 64,
+        new_tokens: int = 64,
+        repetitions: int = 5,
+        budget_s: float = 20.0,
+        every_n_epochs: int = 1,
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Args:
+        folder: run folder for `decoding.jsonl`; none is written if null.
+        num_recycled: tokens recycled per backbone pass by the alternating and the verified decoder.
+        temperature: 0 decodes greedily.
+        top_k: as in `SamplingConfig`.
+        top_p: as in `SamplingConfig`.
+        dtype: of the decoding copy; `auto` is bf16 where the device has it natively, else fp32.
+        num_prompts: held-out prompts, from different documents where there are enough.
+        prompt_tokens: length of each.
+        new_tokens: length of each continuation.
+        repetitions: rounds over prompts and decoders, after a warm-up.
+        budget_s: seconds after which no further round is begun.
+        every_n_epochs: decode in every n-th validation epoch; in the others the tags are NaN.
+        seed: of the sampler.
+        clock: seconds, for tests.
+        """
+        self.folder = None if folder is None else Path(folder)
+        self.num_recycled = num_recycled
+        self.sampling = SamplingConfig(temperature, top_k, top_p)
+        self.dtype = dtype
+        self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
+        self.repetitions, self.budget_s = repetitions, budget_s
+        self.every_n_epochs, self.seed, self.clock = every_n_epochs, seed, clock
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decode, log every tag, append a row to `decoding.jsonl`, show samples in TensorBoard."""
+        if trainer.sanity_checking:
+            return
+        metrics = dict.fromkeys(TAGS, math.nan)
+        reason = self._reason_to_skip(trainer, pl_module)
+        if reason is None:
+            begin = self.clock()
+            try:
+                with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
+                    speeds, costs, prompts = self._measure(trainer, pl_module)
+                    metrics |= self._metrics(pl_module.model, speeds, costs, prompts)  # type: ignore[arg-type]
+                metrics["decode/seconds"] = self.clock() - begin
+                if trainer.is_global_zero:
+                    self._write(trainer, pl_module, metrics, speeds, prompts)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                # A failed measurement must not end a training run; it is told and leaves its tags NaN.
+                reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
+        if reason is not None and reason != "not this epoch":
+            rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
+        for tag, value in metrics.items():
+            pl_module.log(tag, value, sync_dist=False)
+
+    def _reason_to_skip(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        if trainer.current_epoch % self.every_n_epochs:
+            return "not this epoch"
+        assert isinstance(pl_module.model, RecycleGPT), "the monitor decodes a RecycleGPT"
+        context = pl_module.model.config.context_length
+        if self.prompt_tokens + self.new_tokens > context:
+            return (
+                f"prompt_tokens + new_tokens = {self.prompt_tokens + self.new_tokens} exceed the context of {context}"
+            )
+        if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
+            return "the weights are sharded over ranks; decode a checkpoint with `recyclegpt generate` instead"
+        return None
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[dict[str, Speed], PassCosts | None, list[list[int]]]:
+        model = pl_module.model
+        assert isinstance(model, RecycleGPT), "the monitor decodes a RecycleGPT"
+        prompts_PT = trainer.datamodule.val_prompts(self.num_prompts, self.prompt_tokens)  # type: ignore[attr-defined]
+        prompts: list[list[int]] = prompts_PT.tolist()
+        dtype = fastest_dtype(pl_module.device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
+        copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        strategies: list[Strategy] = [Autoregressive()]
+        costs = None
+        if copied.recyclable is not None:
+            strategies += [Alternating(self.num_recycled), Verified(self.num_recycled)]
+            costs = measure_pass_costs(copied, self.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+        speeds = measure_speed(
+            Decoder(copied),
+            prompts,
+            strategies,
+            self.new_tokens,
+            self.sampling,
+            self.repetitions,
+            self.budget_s,
+            self.seed,
+            self.clock,
+        )
+        return speeds, costs, prompts
+
+    def _metrics(
+        self, model: RecycleGPT, speeds: dict[str, Speed], costs: PassCosts | None, prompts: list[list[int]]
+    ) -> dict[str, float]:
+        plain = speeds["autoregressive"]
+        metrics = {f"decode/tokens_per_s_{name}": speed.tokens_per_s for name, speed in speeds.items()}
+        metrics["decode/nll_autoregressive"] = continuation_nll(model, prompts, plain.texts)
+        if costs is not None:
+            alternating, verified = speeds["alternating"], speeds["verified"]
+            acceptance = _or_nan(verified.counts.acceptance)
+            metrics |= {
+                "decode/speedup_alternating": alternating.speedup_over(plain),
+                "decode/speedup_verified": verified.speedup_over(plain),
+                "decode/ceiling_alternating": costs.ceiling(),
+                "decode/ceiling_verified": costs.ceiling(acceptance),
+                "decode/ceiling_bytes": byte_ceiling(model, self.num_recycled),
+                "decode/rho": costs.rho,
+                "decode/c": costs.c,
+                "decode/agreement": _or_nan(alternating.counts.agreement),
+                "decode/acceptance": acceptance,
+                "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
+            }
+        return metrics
+
+    def _write(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        metrics: dict[str, float],
+        speeds: dict[str, Speed],
+        prompts: list[list[int]],
+    ) -> None:
+        if self.folder is not None:
+            row: dict[str, Any] = {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                **{tag: value if math.isfinite(value) else None for tag, value in metrics.items()},
+                "num_recycled": self.num_recycled,
+                "prompts": len(prompts),
+                "prompt_tokens": self.prompt_tokens,
+                "new_tokens": self.new_tokens,
+                "dtype": self.dtype,
+                "repetitions": {name: speed.repetitions for name, speed in speeds.items()},
+            }
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "decoding.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        if tokenizer is None:
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                continue
+            for name, speed in speeds.items():
+                text = "\n\n".join(
+                    marked_text(tokenizer.decode, prompt, text, recycled)
+                    for prompt, text, recycled in zip(prompts, speed.texts, speed.recycled, strict=True)
+                )
+                logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
+
+
+def marked_text(
+    decode: Callable[[list[int]], str], prompt: list[int], text: list[int], recycled: list[bool], prompt_tail: int = 200
+) -> str:
+    """HTML of a prompt's end and its continuation, the tokens that the module wrote in bold italics.
+
+    Runs of one writer are decoded together, so that characters of several tokens stay whole where one writer wrote them.
+    """
+    pieces = [f"<em>...{html.escape(decode(prompt)[-prompt_tail:])}</em><br/>"]
+    begin = 0
+    for end in range(1, len(text) + 1):
+        if end == len(text) or recycled[end] != recycled[begin]:
+            piece = html.escape(decode(text[begin:end]))
+            pieces.append(f"<strong>{piece}</strong>" if recycled[begin] else piece)
+            begin = end
+    return "<pre>" + "".join(pieces) + "</pre>"
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

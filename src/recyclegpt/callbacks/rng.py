@@ -1,0 +1,126 @@
+"""Random-number states: validation does not move them, and a resumed run goes on with those of the interrupted one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from recyclegpt.errors import ConfigError
+
+
+def capture_rng() -> dict[str, Any]:
+    """States of the global generators of python, numpy and torch (CPU, and every CUDA device in use), as plain data.
+
+    Loads with `torch.load(weights_only=True)`.
+    """
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+        # Asking wakes a device up, so only where this process computes on CUDA anyway.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put back what `capture_rng` returned."""
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        # A machine may have fewer devices than the one that saved; a process computes on one of its first.
+        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Whatever is drawn inside, the global generators stand afterwards where they stood before, also after an error."""
+    state = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(state)
+
+
+class RandomState(Callback):
+    """Makes random numbers of training independent of validation, and part of every checkpoint.
+
+    The states are taken when a training batch ends, since a validation loader draws its seed before any hook of
+    validation runs, and put back when validation ends; a callback that draws numbers when validation ends must use
+    `isolated_rng`, since it may run after this one. Loaded states are put back when the first training batch starts,
+    not earlier, since the start-up in between draws numbers too. For exact continuation the training loader must have a
+    `generator` of its own: one without draws from the global generator whenever an epoch starts.
+
+    Under several processes a checkpoint holds the states of all of them; saving is then a collective call.
+    """
+
+    def __init__(self) -> None:
+        self._after_batch: dict[str, Any] | None = None
+        self._held: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states training will go on with, of every rank."""
+        own = self._loaded or self._held or capture_rng()
+        if not _is_distributed():
+            return {"ranks": [own]}
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep this rank's states for the first batch.
+
+        Raises:
+            ConfigError: the checkpoint was written by another number of processes.
+        """
+        ranks = state_dict["ranks"]
+        world_size = dist.get_world_size() if _is_distributed() else 1
+        if len(ranks) != world_size:
+            raise ConfigError(
+                f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
+                f"continue with {len(ranks)}, so that every process goes on with its own random numbers"
+            )
+        self._loaded = ranks[dist.get_rank() if _is_distributed() else 0]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an earlier run left behind."""
+        self._after_batch = self._held = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Put loaded states back, once."""
+        if self._loaded is not None:
+            restore_rng(self._loaded)
+            self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the states, in case validation follows."""
+        self._after_batch = capture_rng()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the states of training."""
+        within_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        self._held = self._after_batch if within_fit and self._after_batch is not None else capture_rng()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the states of training back."""
+        if self._held is not None:
+            restore_rng(self._held)
+            self._held = None
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

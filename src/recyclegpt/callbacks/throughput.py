@@ -1,0 +1,191 @@
+"""How fast training runs, what it waits for and how much memory it takes."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from recyclegpt.evaluation.flops import flops_per_token
+
+PEAK_FLOPS_BF16 = {
+    r"B200": 2.25e15,
+    r"GH200": 989.4e12,
+    r"H200 NVL": 835.5e12,
+    r"H200": 989.4e12,
+    r"H100 NVL": 835.5e12,
+    r"H100 PCIe": 756e12,
+    r"H100": 989.4e12,
+    r"A100": 312e12,
+    r"A40": 149.7e12,
+    r"A30": 165e12,
+    r"A10": 125e12,
+    r"A6000": 154.8e12,
+    r"L40S": 362.05e12,
+    r"L40": 181.05e12,
+    r"L4": 121e12,
+    r"RTX 4090": 165.2e12,
+    r"RTX 3090": 71e12,
+}
+"""Dense bf16 operations per second, fp32 accumulation, of the device whose name holds the key (makers' data sheets)."""
+
+OTHER_DEVICES = r"\b(MIG|Laptop|Max-Q)\b"
+"""Names that hold a key of the table and yet are not that device."""
+
+
+class Throughput(Callback):
+    """Logs `train/tokens_per_s`, `step_time_s`, `data_wait_fraction`, `memory_bytes` and `mfu` at the log interval.
+
+    The clock stands still from the start of validation to the next training batch, so neither validation nor decoding
+    nor an epoch's checkpoint counts. All figures are of this process since its start or restart, `num_tokens` and
+    `tokens_per_s` of all processes together. Waiting for data is the time between two batches; whatever else runs there
+    (a checkpoint, say) is in it. The device is synchronised only where a figure is logged and where the clock stops.
+
+    `mfu` is the share of the device's dense bf16 peak, whatever the precision; NaN where the peak is not known.
+
+    Attributes:
+        num_tokens: positions of the backbone trained on.
+        seconds: time training took.
+        tokens_per_s: their ratio; NaN before the first batch has ended.
+        num_steps: optimizer steps.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock`: seconds from any origin, never going back."""
+        self.clock = clock
+        self._reset()
+
+    def _reset(self) -> None:
+        self.num_tokens = 0
+        self.num_steps = 0
+        self._seconds = 0.0
+        self._wait_s = 0.0
+        self._started_at: float | None = None
+        self._batch_ended_at = math.nan
+        self._last_global_step = 0
+        self._logged = (0.0, 0.0, 0, 0)
+        self._flops_per_token = math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self._seconds if self._started_at is None else self._seconds + self.clock() - self._started_at
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens over seconds so far, of all processes."""
+        return self.num_tokens / seconds if (seconds := self.seconds) > 0 and self.num_tokens else math.nan
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin at zero."""
+        self._reset()
+        self._last_global_step = trainer.global_step
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock if it stands; else the time since the last batch was waiting."""
+        now = self.clock()
+        if self._started_at is None:
+            self._started_at = now
+        else:
+            self._wait_s += now - self._batch_ended_at
+        if math.isnan(self._flops_per_token):
+            self._flops_per_token = _flops_per_token(pl_module, batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, and log where an optimizer step completes a log interval."""
+        self.num_tokens += batch.views_NBT[0].numel() * trainer.world_size
+        stepped = trainer.global_step - self._last_global_step
+        self.num_steps += stepped
+        self._last_global_step = trainer.global_step
+        every_n_steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stepped and every_n_steps and trainer.global_step % every_n_steps == 0:
+            _synchronise(pl_module.device)
+            self._log(trainer, pl_module)
+        self._batch_ended_at = self.clock()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock for good."""
+        self._stop(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop the clock without waiting for a device that may have failed."""
+        if self._started_at is not None:
+            self._seconds, self._started_at = self.seconds, None
+
+    def _stop(self, pl_module: LightningModule) -> None:
+        if self._started_at is not None:
+            _synchronise(pl_module.device)
+            self._seconds, self._started_at = self.seconds, None
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = (self.seconds, self._wait_s, self.num_tokens, self.num_steps)
+        seconds, wait_s, num_tokens, num_steps = (new - old for new, old in zip(now, self._logged, strict=True))
+        self._logged = now
+        if not (seconds > 0 and num_steps):
+            return
+        tokens_per_s = num_tokens / seconds
+        peak = peak_flops(device_name(pl_module.device)) * trainer.world_size
+        pl_module.log("train/tokens_per_s", tokens_per_s, prog_bar=True)
+        pl_module.log("train/step_time_s", seconds / num_steps)
+        pl_module.log("train/data_wait_fraction", wait_s / seconds)
+        pl_module.log("train/memory_bytes", peak_memory_bytes(pl_module.device))
+        pl_module.log("train/mfu", tokens_per_s * self._flops_per_token / peak)
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a CUDA device as its driver gives it; otherwise the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_flops(name: str) -> float:
+    """Dense bf16 peak of a device by name, operations per second; NaN where the table does not know it."""
+    if re.search(OTHER_DEVICES, name):
+        return math.nan
+    return next((peak for key, peak in PEAK_FLOPS_BF16.items() if re.search(rf"\b{key}\b", name)), math.nan)
+
+
+def peak_memory_bytes(device: torch.device) -> float:
+    """Most memory held at once: by tensors on a CUDA device, elsewhere by the whole process; NaN where unknown."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # not a Unix system
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _flops_per_token(pl_module: LightningModule, batch: Any) -> float:
+    """Operations per position of a module that holds a RecycleGPT as `model`; NaN of any other."""
+    model: Any = getattr(pl_module, "model", None)
+    if not hasattr(model, "recycle_config"):
+        return math.nan
+    num_views, _, seq_len = batch.views_NBT.shape
+    train_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    return flops_per_token(
+        model.config,
+        model.recycle_config,
+        seq_len=seq_len,
+        num_unrolled=num_views - 2,
+        train_backbone=train_backbone,
+    ).total

@@ -1,0 +1,107 @@
+"""Settings that are fine alone and impossible together. Every check says all that it finds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from recyclegpt.decoding import make_strategy
+from recyclegpt.errors import ConfigError
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+log = logging.getLogger("recyclegpt")
+
+
+def check_combinations(cfg: DictConfig, multirun: bool = False) -> list[str]:
+    """Every impossible combination of a training config, each with its remedy. Settings without effect are logged."""
+    problems = _check_lengths(cfg) + _check_trainer(cfg, multirun) + _check_decoding(cfg)
+    if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
+        problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
+    for key in ("every_n_steps", "keep"):
+        if not _positive(cfg.checkpoint[key]):
+            problems.append(f"checkpoint.{key}: {cfg.checkpoint[key]} is not a positive whole number")
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
+    if not isinstance(cfg.name, str) or cfg.name in ("", ".", "..") or set(cfg.name) & set("/\\=,"):
+        problems.append(f"name: {cfg.name!r} is not a folder's name; use letters, digits, - and _")
+    if not isinstance(cfg.compile, bool):
+        problems.append(f"compile: {cfg.compile} is not true or false")
+    return problems
+
+
+def _check_lengths(cfg: DictConfig) -> list[str]:
+    problems = []
+    row, context = OmegaConf.select(cfg, "data.row_length"), cfg.model.context_length
+    if _positive(row) and _positive(context):
+        if row > context:
+            problems.append(
+                f"data.row_length: rows of {row} do not fit model.context_length={context}; lower one or raise the other"
+            )
+        if row < context:
+            problems.append(
+                f"model.context_length: positions {row} to {context} would never be trained, rows have data.row_length={row}; "
+                "set both to the same number"
+            )
+    monitor = OmegaConf.select(cfg, "callbacks.decoding_monitor")
+    if monitor is not None and _positive(context):
+        needed = monitor.prompt_tokens + monitor.new_tokens
+        if needed > context:
+            problems.append(
+                f"callbacks.decoding_monitor: prompt_tokens + new_tokens = {needed} exceed model.context_length={context}; lower them"
+            )
+    return problems
+
+
+def _check_trainer(cfg: DictConfig, multirun: bool) -> list[str]:
+    trainer = cfg.trainer
+    problems = [
+        f"trainer.{key}: {trainer[key]} is not a positive whole number; an epoch is a fixed number of batches"
+        for key in ("limit_train_batches", "max_epochs", "accumulate_grad_batches")
+        if not _positive(trainer[key])
+    ]
+    if trainer.precision not in PRECISIONS:
+        problems.append(f"trainer.precision: {trainer.precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        problems.append(
+            f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"
+        )
+    several = trainer.devices not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1
+    if multirun and several:
+        problems.append(
+            f"trainer.devices: {trainer.devices} in a multirun; Lightning's child processes would start the whole sweep again. "
+            "Use one device a job (trainer.devices=1), or a launcher that gives each job its own process"
+        )
+    return problems
+
+
+def _check_decoding(cfg: DictConfig) -> list[str]:
+    decoding = cfg.decoding
+    problems = []
+    try:
+        make_strategy(decoding.strategy, decoding.num_recycled)
+    except ConfigError as error:
+        problems += [f"decoding.{problem}" for problem in error.problems]
+    if decoding.dtype not in ("auto", "bfloat16", "float32", "float16", "float64"):
+        problems.append(
+            f"decoding.dtype: {decoding.dtype!r} is unknown; choose from auto, bfloat16, float32, float16, float64"
+        )
+    depth, unrolled = cfg.recycle.num_layers, cfg.loss.num_unrolled
+    if _positive(depth) and isinstance(unrolled, int) and isinstance(decoding.num_recycled, int):
+        if decoding.num_recycled > unrolled:
+            log.warning(
+                "decoding.num_recycled=%d, but the module is trained for loss.num_unrolled=%d: later recycled tokens will agree less",
+                decoding.num_recycled,
+                unrolled,
+            )
+    elif depth == 0 and unrolled != 1:
+        log.warning("loss.num_unrolled=%s has no effect: recycle.num_layers=0 means no module", unrolled)
+    return problems
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,229 @@
+"""`recyclegpt train`: fit, validate, decode each epoch, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig
+
+from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
+from recyclegpt.callbacks.provenance import cpu_model, write_provenance
+from recyclegpt.callbacks.throughput import device_name
+from recyclegpt.cli.combinations import check_combinations
+from recyclegpt.cli.hydra_entry import hydra_run
+from recyclegpt.cli.instantiate import build, build_all, check
+from recyclegpt.cli.result import make_result, model_facts, result_table
+from recyclegpt.cli.run_folder import RESULT, claim, config_hash, to_plain, write_json
+from recyclegpt.data import TextDataModule
+from recyclegpt.errors import ConfigError
+from recyclegpt.evaluation import unigram_loss
+from recyclegpt.models import RecycleGPT, fastest_dtype, has_native_bf16
+from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, find_checkpoint, hyper_parameters, newest_checkpoint
+
+log = logging.getLogger("recyclegpt")
+GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
+"""Arguments that no config holds, or that are worked out from what it holds."""
+VOCABULARY_MULTIPLE = 64
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    hydra_run(train_job, "train", argv)
+    return 0
+
+
+def train_job(cfg: DictConfig) -> float | None:
+    """One run, alone or as a job of a sweep.
+
+    Returns:
+        Held-out perplexity of the backbone, for sweepers that optimise.
+
+    Raises:
+        ConfigError: all that is wrong with the config.
+    """
+    folder = Path(cfg.paths.output_dir)
+    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    start_afresh()
+    problems = check_combinations(cfg, multirun)
+    for key in GROUPS:
+        problems += check(cfg[key], key, extra=GIVEN.get(key, ()))
+    if problems:
+        raise ConfigError(problems)
+    digest = config_hash(cfg)
+    if claim(folder, digest) and _is_complete(folder):
+        if cfg.resume == "never" and not multirun:
+            raise ConfigError(
+                f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
+            )
+        log.info("%s is complete, skipped", folder)
+        return None
+    try:
+        return _train(cfg, folder, digest)
+    except BaseException as error:
+        if not isinstance(error, ConfigError):
+            write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
+        raise
+
+
+def start_afresh() -> None:
+    """Put back the global settings a former job of the same process may have left behind."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Tips and device lists of Lightning; what matters here is logged by ourselves.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+
+def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
+    plain = to_plain(cfg)
+    built = build_all(cfg, ["recycle", "loss", "data", "optimizer", "scheduler"])
+    datamodule: TextDataModule = built["data"]
+    datamodule.prepare()
+    vocabulary = -(-datamodule.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), built["recycle"])
+    num_bytes = torch.zeros(vocabulary, dtype=torch.long)
+    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    num_steps = cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches)
+    module = LitRecycleGPT(
+        model,
+        built["loss"],
+        built["optimizer"],
+        built["scheduler"],
+        num_steps,
+        num_bytes,
+        hyper_parameters(model, plain),
+        cfg.max_skipped_steps,
+        cfg.compile,
+    )
+    module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
+    trainer = _make_trainer(cfg, plain)
+    write_provenance(
+        folder,
+        digest,
+        data_fingerprint=datamodule.fingerprint,
+        tokenizer_fingerprint=datamodule.tokenizer.fingerprint,
+        data_settings=datamodule.settings,
+    )
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
+    checkpoint = _checkpoint_to_resume(cfg, folder)
+    unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
+    _announce(cfg, folder, datamodule, model, trainer, num_steps, checkpoint)
+
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    final = folder / FOLDER / f"step_{trainer.global_step:07d}.ckpt"
+    if not final.exists():
+        trainer.save_checkpoint(final)
+    if not trainer.is_global_zero:
+        return None
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | {"val/loss_unigram": unigram}
+    throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+    result = make_result(
+        "completed",
+        digest,
+        cfg.seed,
+        model=model_facts(model),
+        metrics=metrics,
+        train={
+            "steps": trainer.global_step,
+            "tokens": throughput.num_tokens,
+            "seconds": throughput.seconds,
+            "tokens_per_s": throughput.tokens_per_s,
+        },
+        hardware=_hardware(cfg, trainer),
+    )
+    write_json(folder / RESULT, result)
+    print(result_table(result, cfg.decoding.num_recycled))
+    print(f"\nrun folder: {folder}")
+    return metrics["val/ppl_backbone"]
+
+
+def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
+    callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
+    callbacks += [HyperParameters({key: value for key, value in plain.items() if key not in ("paths", "sweep")})]
+    callbacks += [EpochSummary()]
+    if not any(isinstance(callback, Throughput) for callback in callbacks):
+        callbacks.append(Throughput())
+    logger = build(cfg.logger, "logger") or False
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+        native = has_native_bf16(torch.device("cuda" if on_cuda else "cpu"))
+        precision = "bf16-mixed" if native else "32-true"
+    trainer: Trainer = build(cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision)
+    return trainer
+
+
+def _checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
+    if cfg.resume == "never":
+        return None
+    if cfg.resume == "auto":
+        return newest_checkpoint(folder)
+    return find_checkpoint(cfg.resume)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "completed")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _hardware(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    decode = fastest_dtype(device) if cfg.decoding.dtype == "auto" else getattr(torch, cfg.decoding.dtype)
+    return {
+        "device": cpu_model() if device.type == "cpu" else device_name(device),
+        "dtype": str(trainer.precision),
+        "decode_dtype": str(decode).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _announce(
+    cfg: DictConfig,
+    folder: Path,
+    datamodule: TextDataModule,
+    model: RecycleGPT,
+    trainer: Trainer,
+    num_steps: int,
+    checkpoint: Path | None,
+) -> None:
+    facts = model_facts(model)
+    tokens = datamodule.train_num_tokens
+    batch = datamodule.batch_size * datamodule.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
+    lines = [
+        f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
+        f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
+        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {datamodule.vocab_size:,}",
+        f"run     {num_steps} steps of {batch:,} tokens, {trainer.precision} on {trainer.strategy.root_device.type}, "
+        f"{torch.get_num_threads()} threads",
+        f"folder  {folder}",
+    ]
+    if checkpoint is not None:
+        lines.append(f"resumed {checkpoint}")
+    if trainer.is_global_zero:
+        print("\n".join(lines), file=sys.stderr)

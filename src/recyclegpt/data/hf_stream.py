@@ -1,0 +1,258 @@
+"""A dataset of the Hugging Face hub, or a local one, read as a stream through `datasets`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from recyclegpt.data.sources import Record, Split
+from recyclegpt.errors import ConfigError
+
+_TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
+_log = logging.getLogger(__name__)
+
+
+class HFStream:
+    """What `datasets.load_dataset(..., streaming=True)` gives.
+
+    Validation text is a named split, or the first documents of the training split; a training document whose text is
+    one of the validation documents is left out wherever it stands.
+
+    Args:
+        name: of the dataset, or a local folder, or a builder such as `json` together with `data_files`.
+        config: configuration of the dataset.
+        train_split: what is trained on.
+        val_split: what is validated on; None: the first `num_val_documents` of `train_split`.
+        num_val_documents: most documents that validation reads.
+        field: the column that holds the text.
+        data_files: as in `load_dataset`.
+        revision: commit or tag on the hub. Name one where runs have to be repeated, since the hub's files can change.
+        shuffle_buffer: rows of each worker among which the next one is drawn; its content is saved with the position.
+        max_retries: how often in a row a failing connection is tried again.
+        retry_wait_s: wait before the first new try; it doubles with each, up to a minute.
+    """
+
+    kind = "hf_stream"
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        num_val_documents: int = 1000,
+        field: str = "text",
+        data_files: str | list[str] | dict[str, Any] | None = None,
+        revision: str | None = None,
+        shuffle_buffer: int = 1000,
+        max_retries: int = 8,
+        retry_wait_s: float = 1.0,
+    ) -> None:
+        problems = []
+        if num_val_documents < 1:
+            problems.append(f"data.num_val_documents: {num_val_documents} is not a positive number")
+        if shuffle_buffer < 1:
+            problems.append(f"data.shuffle_buffer: {shuffle_buffer} is not a positive number; 1 keeps the order")
+        if max_retries < 0:
+            problems.append(f"data.max_retries: {max_retries} is negative")
+        if val_split == train_split:
+            problems.append(f"data.val_split: {val_split!r} is the training split too; null takes its first documents")
+        if problems:
+            raise ConfigError(problems)
+        self.name = name
+        self.config = config
+        self.train_split = train_split
+        self.val_split = val_split
+        self.num_val_documents = num_val_documents
+        self.field = field
+        self.data_files = data_files
+        self.revision = revision
+        self.shuffle_buffer = shuffle_buffer
+        self.max_retries = max_retries
+        self.retry_wait_s = retry_wait_s
+        self._val_digests: frozenset[bytes] | None = None
+        self._datasets: dict[str, Any] = {}
+
+    def fingerprint(self) -> str:
+        """sha256 of what is asked for. The content of a stream is not known before it has been read."""
+        asked = ("name", "config", "train_split", "val_split", "num_val_documents", "field", "data_files", "revision")
+        return hashlib.sha256(json.dumps([self.kind, 1, *(getattr(self, key) for key in asked)]).encode()).hexdigest()
+
+    def records(self, split: Split) -> Iterator[Record]:
+        """Documents of a split, in the order of the stream."""
+        return (record for record, _ in DocumentReader(self, split))
+
+    def load(self, split: Split) -> Any:
+        """A streaming dataset of a split, independent of earlier ones; the source is looked up once in a process.
+
+        Raises:
+            ConfigError: if there is no such dataset, configuration, split or column.
+        """
+        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
+        if wanted not in self._datasets:
+            try:
+                self._datasets[wanted] = self.retry(lambda: self._look_up(wanted))
+            except ConfigError as error:
+                asked = f"(config {self.config}, split {wanted})"
+                raise ConfigError([f"{problem} {asked}" for problem in error.problems]) from error
+        # A dataset holds its position, also that of its inner iterables, so two readers must not share one.
+        return copy.deepcopy(self._datasets[wanted])
+
+    def _look_up(self, split: str) -> Any:
+        import datasets
+
+        dataset = datasets.load_dataset(
+            self.name,
+            self.config,
+            split=split,
+            data_files=self.data_files,
+            revision=self.revision,
+            streaming=True,
+        )
+        if dataset.column_names is not None:
+            self.check_field(dataset.column_names)
+        return dataset
+
+    def check_field(self, columns: Iterable[str]) -> None:
+        """Raises ConfigError if the text's column is not among those there are."""
+        if self.field not in columns:
+            known = ", ".join(sorted(columns))
+            raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
+
+    def val_digests(self) -> frozenset[bytes]:
+        """Digests of the validation documents, which training leaves out."""
+        if self._val_digests is None:
+            texts = (record.text for record, _ in DocumentReader(self, "val") if record.problem is None)
+            self._val_digests = frozenset(digest(text) for text in texts)
+        return self._val_digests
+
+    def retry(self, action: Callable[[], Any]) -> Any:
+        """The result of `action`, tried again while the connection fails."""
+        attempt = 0
+        while True:
+            try:
+                return action()
+            except ConfigError:
+                raise
+            except Exception as error:
+                # Most often the name or the network is simply not there: no reason to let the user wait long.
+                self.wait_or_raise(error, attempt, min(2, self.max_retries))
+                attempt += 1
+
+    def wait_or_raise(self, error: Exception, attempt: int, max_retries: int) -> None:
+        """Wait before another try.
+
+        Raises:
+            ConfigError: if the connection failed once too often, or what was read is damaged.
+            Exception: `error` itself, if it is about neither.
+        """
+        if not is_transient(error):
+            if isinstance(error, OSError | ValueError) or type(error).__module__.split(".")[0] in (
+                "datasets",
+                "pyarrow",
+            ):
+                raise ConfigError(f"data.name: {self.name} cannot be read: {error or repr(error)}") from error
+            raise error
+        if attempt >= max_retries:
+            raise ConfigError(
+                f"data.name: {self.name} cannot be reached after {attempt + 1} tries ({error!r}); "
+                "check the name and the network, or raise data.max_retries"
+            ) from error
+        wait_s = min(60.0, self.retry_wait_s * 2**attempt)
+        number = f"{attempt + 1} of {max_retries}"
+        _log.warning("%s: %r; trying again in %.1f s (%s)", self.name, error, wait_s, number)
+        time.sleep(wait_s)
+
+
+class DocumentReader:
+    """Documents of one part of a stream, each with the state that stands after it; survives a failing connection.
+
+    Args:
+        source: the stream.
+        split: which split; of the training split without validation documents.
+        part: number of this reader among `num_parts` that share the split; each document is read by one of them.
+        state: go on after the document that came with it; None: from the start.
+    """
+
+    def __init__(self, source: HFStream, split: Split, part: int = 0, num_parts: int = 1, state: Any = None) -> None:
+        self._source = source
+        self._split: Split = split
+        self._part = part
+        self._num_parts = num_parts
+        self._state = state
+
+    def __iter__(self) -> Iterator[tuple[Record, Any]]:
+        source = self._source
+        if self._split == "val":
+            for number, pair in enumerate(self._read()):
+                if number == source.num_val_documents:
+                    return
+                yield pair
+            return
+        held_out = source.val_digests()
+        for record, state in self._read():
+            if record.problem is not None or digest(record.text) not in held_out:
+                yield record, state
+
+    def _read(self) -> Iterator[tuple[Record, Any]]:
+        state, attempt = self._state, 0
+        while True:
+            try:
+                dataset = self._open(state)
+                # `iter` and not `__iter__`: inside a worker the latter would divide the documents a second time.
+                for batch in dataset.iter(batch_size=1):
+                    state, attempt = dataset.state_dict(), 0
+                    yield self._record(batch), state
+                return
+            except ConfigError:
+                raise
+            except Exception as error:
+                self._source.wait_or_raise(error, attempt, self._source.max_retries)
+                attempt += 1
+
+    def _open(self, state: Any) -> Any:
+        from datasets.distributed import split_dataset_by_node
+
+        dataset = self._source.load(self._split)
+        if self._num_parts > 1:
+            dataset = split_dataset_by_node(dataset, rank=self._part, world_size=self._num_parts)
+        if state is not None:
+            dataset.load_state_dict(state)
+        return dataset
+
+    def _record(self, batch: dict[str, list[Any]]) -> Record:
+        source = self._source
+        source.check_field(batch)
+        value = batch[source.field][0]
+        if isinstance(value, str) and value:
+            return Record(value)
+        what = "empty" if value == "" else f"{type(value).__name__}, not text"
+        return Record("", f"{source.name}, {self._split}: a document whose {source.field!r} is {what}")
+
+
+def digest(text: str) -> bytes:
+    """What two equal documents share."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is one of the connection, which can be gone at the next try."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False
+    if isinstance(error, ConnectionError | TimeoutError | EOFError):
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
+    if isinstance(status, int):
+        return status in (408, 425, 429) or status >= 500
+    if type(error).__module__.split(".")[0] in _TRANSIENT_PACKAGES:
+        return True
+    if isinstance(error, OSError):
+        return error.errno is None
+    return error.__cause__ is not None and is_transient(error.__cause__)

@@ -1,0 +1,116 @@
+"""What Lightning iterates over: a training loader that goes on from epoch to epoch, and fixed validation batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from recyclegpt.data.batch import Batch
+from recyclegpt.data.packing import Packing
+from recyclegpt.data.stream import State, Tokens, TrainStream, read_windows
+from recyclegpt.errors import ConfigError
+
+
+class TrainLoader:
+    """One running iterator over an endless stream; each epoch takes up where the last one stopped.
+
+    Workers therefore start once, and keep reading ahead during validation. It has no `state_dict` on purpose: Lightning
+    would save a second state, of the batches read ahead.
+    """
+
+    def __init__(self, stream: TrainStream, num_workers: int, seed: int, state: State | None) -> None:
+        self._stream = stream
+        self._num_workers = num_workers
+        self._seed = seed
+        self._iterator: Iterator[Batch] | None = None
+        self._given: State | None = None
+        self._trained_batch: State | None = None
+        self.state = state
+        """Where the rank stands after the batch last trained on; None before the first."""
+
+    def trained_on(self, batch_state: State) -> None:
+        """Note that the batch with this state has been trained on."""
+        self.state = self._stream.merge(self.state, batch_state)
+        self._trained_batch = batch_state
+
+    def restart(self, state: State | None) -> None:
+        """Go on from `state` at the next iteration."""
+        self.close()
+        self.state = state
+
+    def close(self) -> None:
+        """Stop the workers. The next iteration starts after the batch last trained on."""
+        self._iterator = self._given = self._trained_batch = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        interrupted = self._trained_batch is not None and _name(self._trained_batch) != _name(self._given)
+        if self._iterator is None or interrupted:  # a batch was given out and not trained on
+            self.close()
+            self._iterator = iter(self._start())
+        while True:
+            batch = next(self._iterator)
+            self._given = batch.state
+            yield batch
+
+    def _start(self) -> DataLoader[Batch]:
+        self._stream.resume(self.state)
+        return DataLoader(
+            self._stream,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: otherwise starting an iterator draws from the global one.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+
+class ValBatches:
+    """A fixed number of validation batches: the same rows each time, spread over the split, never shuffled.
+
+    Every rank gets the same number of batches, and all ranks together the rows that one process would read.
+
+    Args:
+        num_batches: wanted number for each rank; fewer where the split is small.
+
+    Raises:
+        ConfigError: if the split does not fill one batch on every rank.
+    """
+
+    def __init__(
+        self, tokens: Tokens, packing: Packing, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        num_rows = packing.num_rows(tokens.num_tokens)
+        at_once = batch_size * world_size
+        self.num_batches = min(num_batches, num_rows // at_once)
+        if self.num_batches == 0:
+            raise ConfigError(
+                f"data.val_batch_size: {batch_size} on {world_size} rank(s) needs {at_once} rows of "
+                f"{packing.row_length} tokens, the validation split has {num_rows}; give more validation text or lower it"
+            )
+        self._tokens = tokens
+        self._packing = packing
+        chosen = np.linspace(0, num_rows, self.num_batches * at_once, endpoint=False).astype(int)
+        self.rows = chosen.reshape(self.num_batches, world_size, batch_size)[:, rank]
+        """Rows of this rank's batches, (num_batches, B)."""
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, rows in enumerate(self.rows.tolist(), start=1):
+            views, documents = self._packing.views(read_windows(self._tokens, self._packing, rows))
+            yield Batch(views, documents, {"batch": number})
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _name(state: State | None) -> Any:
+    """What tells one batch's state from another's, without comparing buffers."""
+    return None if state is None else (state.get("worker"), state["batch"])

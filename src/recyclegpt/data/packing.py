@@ -1,0 +1,75 @@
+"""Rows of T positions cut from a stream of tokens, and the shifted views that models train on.
+
+The packer is the only owner of the shift: models and losses never roll a tensor. N views, B batch, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recyclegpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How tokens become rows: row i is tokens i*T up to i*T + T + N - 1, so each token is the backbone's target once.
+
+    The last tokens that do not fill a row are dropped.
+
+    Raises:
+        ConfigError: naming every field that cannot work.
+    """
+
+    row_length: int
+    """T, positions of a row."""
+    num_views: int
+    """N: view 0 is the input, view 1 the backbone's target, view 1 + k the target of the module's unrolled step k."""
+    mask_documents: bool = False
+    """Number the documents of each row, so that attention can be kept inside them."""
+    eos_id: int = 0
+    """The token that ends a document."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.row_length < 1:
+            problems.append(f"data.row_length: {self.row_length} is not a positive number")
+        if self.num_views < 2:
+            problems.append(f"data.num_unrolled: {self.num_views - 2} is negative")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def window(self) -> int:
+        """Tokens read for one row, T + N - 1."""
+        return self.row_length + self.num_views - 1
+
+    def num_rows(self, num_tokens: int) -> int:
+        """Full rows that `num_tokens` tokens make."""
+        return max(0, (num_tokens - self.num_views + 1) // self.row_length)
+
+    def num_dropped(self, num_tokens: int) -> int:
+        """Tokens after the last full row, which are a target of nothing."""
+        rows = self.num_rows(num_tokens)
+        return num_tokens - (rows * self.row_length + self.num_views - 1) if rows else num_tokens
+
+    def views(self, windows_BW: NDArray[np.integer]) -> tuple[Tensor, Tensor | None]:
+        """Shifted views of windows (B, T + N - 1).
+
+        Returns:
+            Tokens (N, B, T) int64 and, where documents are masked, document numbers (N, B, T) int32.
+        """
+        documents = None
+        if self.mask_documents:
+            ends_BW = windows_BW == self.eos_id
+            # An end token belongs to the document it ends, so the count goes up after it.
+            documents = self._shift((np.cumsum(ends_BW, axis=1) - ends_BW).astype(np.int32))
+        return self._shift(windows_BW.astype(np.int64)), documents
+
+    def _shift(self, windows_BW: NDArray[np.integer]) -> Tensor:
+        shifted = [windows_BW[:, n : n + self.row_length] for n in range(self.num_views)]
+        return torch.from_numpy(np.stack(shifted))

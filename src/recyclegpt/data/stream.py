@@ -1,0 +1,110 @@
+"""Endless training rows from memory-mapped tokens, with a position that is one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from recyclegpt.data.batch import Batch
+from recyclegpt.data.packing import Packing
+from recyclegpt.errors import ConfigError
+
+State = dict[str, Any]
+
+
+class Tokens(Protocol):
+    """Anything that is read like one long array of token ids."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Its length."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens start up to stop."""
+
+
+class TrainStream(Protocol):
+    """Endless batches of one rank, in the same order whenever they are started from the same state."""
+
+    def resume(self, state: State | None) -> None:
+        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
+
+    def merge(self, state: State | None, batch_state: State) -> State:
+        """The whole state of the rank once a batch with `batch_state` has been trained on."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class PackedRows(IterableDataset[Batch]):
+    """Rows in a seeded random order, a new one each pass over the corpus.
+
+    The rows of all passes form one endless sequence. Batch j of rank r out of W takes rows (j*W + r)*B up to + B of it,
+    and worker w out of n makes batches w, w + n, ...: every row is used once a pass, and the order is the same for
+    every number of workers. Resuming costs nothing, since the state is the number of the next batch.
+
+    Raises:
+        ConfigError: if the tokens do not fill one row.
+    """
+
+    def __init__(
+        self, tokens: Tokens, packing: Packing, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        self._tokens = tokens
+        self._packing = packing
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._first_batch = 0
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._num_rows = packing.num_rows(tokens.num_tokens)
+        if self._num_rows == 0:
+            raise ConfigError(
+                f"data.row_length: {tokens.num_tokens} training tokens do not fill one row of {packing.window}; "
+                "give more text or shorten the row"
+            )
+
+    def resume(self, state: State | None) -> None:
+        """See `TrainStream`."""
+        self._first_batch = 0 if state is None else int(state["batch"])
+
+    def merge(self, state: State | None, batch_state: State) -> State:
+        """See `TrainStream`: a batch's own state is the whole one."""
+        return batch_state
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number = self._first_batch + first
+        while True:
+            yield self.batch(number)
+            number += step
+
+    def rows(self, number: int) -> list[int]:
+        """Which rows of the corpus batch `number` of this rank holds."""
+        start = (number * self._world_size + self._rank) * self._batch_size
+        places = (divmod(place, self._num_rows) for place in range(start, start + self._batch_size))
+        return [int(self._order(turn)[index]) for turn, index in places]
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number` of this rank, counted from 0."""
+        views, documents = self._packing.views(read_windows(self._tokens, self._packing, self.rows(number)))
+        return Batch(views, documents, {"batch": number + 1})
+
+    def _order(self, turn: int) -> NDArray[np.int64]:
+        if turn not in self._orders:
+            # A batch touches two passes at most where the corpus is larger than a batch.
+            self._orders = {old: order for old, order in self._orders.items() if old == turn - 1}
+            self._orders[turn] = np.random.default_rng((self._seed, turn)).permutation(self._num_rows)
+        return self._orders[turn]
+
+
+def read_windows(tokens: Tokens, packing: Packing, rows: list[int]) -> NDArray[np.int64]:
+    """Windows (B, T + N - 1) of the given rows."""
+    starts = (row * packing.row_length for row in rows)
+    return np.stack([tokens.read(start, start + packing.window) for start in starts])

@@ -1,0 +1,184 @@
+"""Any text on disk: files, folders and patterns; plain text, JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from recyclegpt.data.readers import read_jsonl, read_parquet, read_text, tail_start
+from recyclegpt.data.shards import sha256_of
+from recyclegpt.data.sources import Record, Split
+from recyclegpt.errors import ConfigError
+
+_JSONL = {".jsonl", ".ndjson"}
+_PARQUET = {".parquet", ".pq"}
+_ARCHIVES = {".7z", ".bz2", ".gz", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst"}
+_PICTURES = {
+    ".avi",
+    ".bmp",
+    ".gif",
+    ".ico",
+    ".jpeg",
+    ".jpg",
+    ".mov",
+    ".mp3",
+    ".mp4",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".wav",
+    ".webp",
+}
+_DOCUMENTS = {".doc", ".docx", ".odt", ".otf", ".pdf", ".ppt", ".pptx", ".ttf", ".woff", ".woff2", ".xls", ".xlsx"}
+_ARRAYS = {
+    ".arrow",
+    ".bin",
+    ".ckpt",
+    ".db",
+    ".npy",
+    ".npz",
+    ".pickle",
+    ".pkl",
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".sqlite",
+}
+_COMPILED = {".a", ".dll", ".exe", ".mo", ".o", ".pyc", ".pyd", ".so"}
+_NOT_TEXT = _ARCHIVES | _PICTURES | _DOCUMENTS | _ARRAYS | _COMPILED
+_MANY_FILES = 20
+_log = logging.getLogger(__name__)
+
+
+class TextFiles:
+    """Text files as a corpus.
+
+    A plain text file is one document, a JSON line or Parquet row is one; bad lines and rows are left out and counted.
+    Without `val_paths` every so many-th document is for validation; of plain text files, where there are fewer than
+    twenty, it is the tail of each, cut at a line end.
+
+    Args:
+        paths: files, folders (with their subfolders, hidden files left out) and patterns (`*`, `**`); `~` is expanded.
+        val_paths: the same for validation; these files are left out of training.
+        val_fraction: share of the text kept for validation where `val_paths` is not given.
+        field: the field of JSON lines and Parquet rows that holds the text.
+
+    Raises:
+        ConfigError: naming every path that matches no file.
+    """
+
+    kind = "text_files"
+
+    def __init__(
+        self, paths: list[str], val_paths: list[str] | None = None, val_fraction: float = 0.05, field: str = "text"
+    ) -> None:
+        problems: list[str] = []
+        if not 0 < val_fraction < 1:
+            problems.append(f"data.val_fraction: {val_fraction} is not between 0 and 1")
+        found = _find("data.paths", paths, problems)
+        self.val_files = _find("data.val_paths", val_paths, problems) if val_paths is not None else None
+        held_out = set(self.val_files or ())
+        self.files = [file for file in found if file not in held_out]
+        if found and not self.files:
+            problems.append("data.val_paths: names every file of data.paths, so that none is left to train on")
+        if problems:
+            raise ConfigError(problems)
+        self.val_fraction = val_fraction
+        self.field = field
+
+    def fingerprint(self) -> str:
+        """sha256 of names, contents and the rule that divides them.
+
+        Reads every file each time; for large corpora run `recyclegpt tokenize` once.
+        """
+        digest = hashlib.sha256(json.dumps([self.kind, 1, self.val_fraction, self.field]).encode())
+        for role, files in (("train", self.files), ("val", self.val_files or [])):
+            for file in files:
+                try:
+                    content = sha256_of(file)
+                except OSError as error:
+                    content = f"unreadable: {error.strerror}"
+                digest.update(json.dumps([role, file.name, content]).encode())
+        return digest.hexdigest()
+
+    def records(self, split: Split) -> Iterator[Record]:
+        """Documents file by file, sorted by path."""
+        if self.val_files is not None:
+            for file in self.files if split == "train" else self.val_files:
+                yield from self._read(file)
+            return
+        period = max(2, round(1 / self.val_fraction))
+        num_texts = sum(not _holds_rows(file) for file in self.files)
+        text_number, row_numbers = itertools.count(), itertools.count()
+        for file in self.files:
+            if _holds_rows(file):
+                # The second of each `period`, so that two documents are enough for both splits.
+                for record, number in zip(self._read(file), row_numbers, strict=False):
+                    if (number % period == 1) == (split == "val"):
+                        yield record
+            elif num_texts >= _MANY_FILES:
+                if (next(text_number) % period == 1) == (split == "val"):
+                    yield from self._read(file)
+            else:
+                yield from self._read_part(file, split)
+
+    def _read(self, file: Path) -> Iterator[Record]:
+        if file.suffix.lower() in _JSONL:
+            return read_jsonl(file, self.field)
+        if file.suffix.lower() in _PARQUET:
+            return read_parquet(file, self.field)
+        return read_text(file)
+
+    def _read_part(self, file: Path, split: Split) -> Iterator[Record]:
+        try:
+            cut = tail_start(file, self.val_fraction)
+        except OSError:
+            cut = None
+        if cut is None:  # unreadable, or without a line end in its tail: all of it is for training
+            return self._read(file) if split == "train" else iter(())
+        return read_text(file, stop=cut) if split == "train" else read_text(file, start=cut)
+
+
+def _holds_rows(file: Path) -> bool:
+    return file.suffix.lower() in _JSONL | _PARQUET
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+
+
+def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
+    """Every file that `paths` names, sorted, once each; appends to `problems`."""
+    if isinstance(paths, str):
+        paths = [paths]
+    if not paths:
+        problems.append(f"{key}: empty; name at least one file, folder or pattern")
+    found: set[Path] = set()
+    for given in paths:
+        path = Path(given).expanduser()
+        files: list[Path] = []
+        num_not_text = 0
+        if path.is_file():
+            files = [path]
+        else:
+            is_folder = path.is_dir()
+            inside = path.rglob("*") if is_folder else (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+            for file in inside:
+                if not file.is_file() or (is_folder and _is_hidden(file.relative_to(path))):
+                    continue
+                if file.suffix.lower() in _NOT_TEXT:
+                    num_not_text += 1
+                else:
+                    files.append(file)
+        if num_not_text:
+            _log.info("%s: %d files under %s are no text by their names and are left out", key, num_not_text, given)
+        if not files:
+            why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
+            problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
+        found.update(file.resolve() for file in files)
+    return sorted(found)

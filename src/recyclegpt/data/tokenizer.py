@@ -1,0 +1,252 @@
+"""Text to token ids and back, around `tokenizers.Tokenizer`. V vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.decoders import DecodeStream
+
+from recyclegpt.errors import ConfigError
+
+# The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+END_TOKEN = "<|endoftext|>"
+KNOWN_END_TOKENS = (END_TOKEN, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[EOS]")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer to use.
+
+    Raises:
+        ConfigError: naming every field that cannot work.
+    """
+
+    kind: str = "bpe"
+    """`bpe`: byte-level BPE trained on the training split; `byte`: one id per byte; `file`: a `tokenizer.json`."""
+    vocab_size: int = 4096
+    """Size of a trained vocabulary, its 256 bytes and the end token included; the other kinds bring their own."""
+    path: str | None = None
+    """A `tokenizer.json`, or the folder that holds it (kind `file`)."""
+    end_token: str | None = None
+    """Token that ends a document; null: `<|endoftext|>`, or the usual one that the file holds."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.kind not in ("bpe", "byte", "file"):
+            problems.append(f"tokenizer.kind: {self.kind!r} is unknown; choose bpe, byte or file")
+        if self.kind == "bpe" and self.vocab_size < 257:
+            problems.append(f"tokenizer.vocab_size: {self.vocab_size} is too small; bytes and end token need 257")
+        if self.kind == "file" and not self.path:
+            problems.append("tokenizer.path: missing; kind=file needs a tokenizer.json or its folder")
+        if self.kind in ("bpe", "byte") and self.path:
+            problems.append(f"tokenizer.path: {self.path!r} is not read by kind={self.kind}; set tokenizer.kind=file")
+        if self.end_token == "":
+            problems.append("tokenizer.end_token: empty; null chooses the usual one")
+        if problems:
+            raise ConfigError(problems)
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with a known end token.
+
+    Text never turns into special tokens: a document that contains the letters of the end token stays one document.
+
+    Args:
+        tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
+        end_token: the token that ends a document; None looks for the usual names.
+
+    Raises:
+        ConfigError: if the end token is not in the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_token: str | None = None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._content = json.loads(tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4096, end_token: str = END_TOKEN) -> TextTokenizer:
+        """Byte-level BPE learned from `texts`; smaller than `vocab_size` where text is scarce."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[end_token],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer, end_token)
+
+    @classmethod
+    def bytes(cls, end_token: str = END_TOKEN) -> TextTokenizer:
+        """One id per byte, id b is byte b, and the end token last: 257 ids."""
+        tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in _byte_symbols().items()}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
+        return cls(tokenizer, end_token)
+
+    @classmethod
+    def from_file(cls, path: str | Path, end_token: str | None = None) -> TextTokenizer:
+        """Read a `tokenizer.json`, or the one in a folder.
+
+        Raises:
+            ConfigError: if there is none or it cannot be parsed.
+        """
+        path = Path(path).expanduser()
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError(f"tokenizer.path: {file} does not exist; give a tokenizer.json or its folder")
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the Rust extension raises bare Exception
+            raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
+        return cls(tokenizer, end_token)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, one more than the largest id, so that every id fits an embedding of this many rows."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON, and of which token ends a document."""
+        canonical = json.dumps([self._content, self.eos_token], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without an end token."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, on all cores."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def decode_stream(self, skip_special_tokens: bool = False) -> TextStream:
+        """A decoder that takes ids one at a time and never gives half a character."""
+        return TextStream(self, skip_special_tokens)
+
+    def token_num_bytes(self) -> NDArray[np.int64]:
+        """Bytes of UTF-8 text each id stands for, (V,); special tokens and unused ids stand for none.
+
+        Exact for byte-level vocabularies. Sentencepiece-like ones strip a space at the start of a text, which is
+        counted here.
+        """
+        return _count_bytes(self._content, self.vocab_size)
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json` that any `tokenizers` user can read."""
+        Path(path).write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"json": json.dumps(self._content), "eos_token": self.eos_token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"])  # type: ignore[misc]
+
+
+class TextStream:
+    """Turns ids into text as they come. Bytes of an unfinished character wait for the next id."""
+
+    def __init__(self, tokenizer: TextTokenizer, skip_special_tokens: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._ids: list[int] = []
+        self._num_chars = 0
+
+    def step(self, token_id: int) -> str:
+        """Text that became certain with this id; often one word, sometimes empty."""
+        self._ids.append(token_id)
+        text: str = self._stream.step(self._tokenizer._tokenizer, token_id) or ""
+        self._num_chars += len(text)
+        return text
+
+    def finish(self) -> str:
+        """What still waited when the last id had come (an unfinished character shows as U+FFFD)."""
+        rest = self._tokenizer.decode(self._ids, self._skip_special_tokens)[self._num_chars :]
+        self._num_chars += len(rest)
+        return rest
+
+
+def load_tokenizer(config: TokenizerConfig, texts: Iterator[str] | None = None) -> TextTokenizer:
+    """The tokenizer that `config` describes; `texts` is read only where one has to be trained.
+
+    Raises:
+        ConfigError: if the file is missing or broken, or there is nothing to train on.
+    """
+    if config.kind == "file":
+        return TextTokenizer.from_file(config.path or "", config.end_token)
+    if config.kind == "byte":
+        return TextTokenizer.bytes(config.end_token or END_TOKEN)
+    if texts is None:
+        raise ConfigError("tokenizer.kind: bpe has to be trained, and there is no text to train it on")
+    return TextTokenizer.train(texts, config.vocab_size, config.end_token or END_TOKEN)
+
+
+def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]:
+    for name in (wanted,) if wanted else KNOWN_END_TOKENS:
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None:
+            return name, token_id
+    if wanted:
+        raise ConfigError(f"tokenizer.end_token: {wanted!r} is not in the vocabulary")
+    raise ConfigError(
+        f"tokenizer.end_token: none of {', '.join(KNOWN_END_TOKENS)} is in the vocabulary; "
+        "name the one that ends a document"
+    )
+
+
+def _byte_symbols() -> dict[int, str]:
+    """The printable character that byte-level tokenizers write for each byte (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in symbols:
+            symbols[byte] = chr(256 + len(symbols) - len(printable))
+    return symbols
+
+
+def _count_bytes(content: dict[str, Any], vocab_size: int) -> NDArray[np.int64]:
+    byte_level = '"type": "ByteLevel"' in json.dumps(content.get("decoder"))
+    vocab = content["model"]["vocab"]
+    pieces = vocab.items() if isinstance(vocab, dict) else ((piece[0], i) for i, piece in enumerate(vocab))
+    num_bytes = np.zeros(vocab_size, np.int64)
+    symbols = set(_byte_symbols().values())
+    for piece, token_id in pieces:
+        if byte_level and symbols.issuperset(piece):
+            num_bytes[token_id] = len(piece)
+        elif _BYTE_PIECE.fullmatch(piece):
+            num_bytes[token_id] = 1
+        else:
+            num_bytes[token_id] = len(piece.replace("▁", " ").encode())
+    unknown = content["model"].get("unk_token")
+    if isinstance(vocab, dict) and unknown in vocab:
+        num_bytes[vocab[unknown]] = 0
+    for added in content["added_tokens"]:
+        num_bytes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return num_bytes

@@ -1,0 +1,17 @@
+"""What the network is: pure torch."""
+
+from recyclegpt.models.cache import StaticCache
+from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
+from recyclegpt.models.precision import fastest_dtype, has_native_bf16
+from recyclegpt.models.recyclegpt import RecycleGPT, States
+
+__all__ = [
+    "MAX_RECYCLED",
+    "ModelConfig",
+    "RecycleConfig",
+    "RecycleGPT",
+    "States",
+    "StaticCache",
+    "fastest_dtype",
+    "has_native_bf16",
+]

@@ -1,0 +1,76 @@
+"""Memories of attention: the static cache of decoding, and the growing one of unrolled training.
+
+L layers, B batch, T new positions, S cache slots, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recyclegpt.models.config import ModelConfig
+
+
+class StaticCache:
+    """Keys and values of every layer in tensors allocated once. Slot s of a row holds the token at position s.
+
+    Because a slot is its position, rows of a batch may stand at different lengths, and rolling back costs nothing: the
+    slots of rejected tokens lie beyond every later query's position until they are overwritten.
+    """
+
+    def __init__(self, config: ModelConfig, num_layers: int, batch: int, num_slots: int, like: Tensor) -> None:
+        """Allocate on the device and with the dtype of `like`, a weight of the model."""
+        shape = (num_layers, batch, num_slots, config.num_kv_heads, config.head_dim)
+        self.key_LBSGD = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.value_LBSGD = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.rows_B1 = torch.arange(batch, device=like.device).unsqueeze(1)
+        self.slots_S = torch.arange(num_slots, device=like.device)
+        self.positions_BT = self.rows_B1
+        self.num_read = num_slots
+
+    @property
+    def num_slots(self) -> int:
+        """Positions a row can hold."""
+        return self.slots_S.numel()
+
+    def seek(self, positions_BT: Tensor, num_read: int | None = None) -> Tensor:
+        """Aim the next pass at these positions and return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
+
+        `num_read` bounds the slots that attention reads; it must exceed every position given.
+        """
+        self.positions_BT = positions_BT
+        self.num_read = self.num_slots if num_read is None else num_read
+        return self.slots_S[: self.num_read] <= positions_BT[:, None, :, None]
+
+    def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the rows at the positions last sought; return the `num_read` first slots."""
+        key_BSGD, value_BSGD = self.key_LBSGD[layer], self.value_LBSGD[layer]
+        key_BSGD[self.rows_B1, self.positions_BT] = key_BTGD.to(key_BSGD.dtype)
+        value_BSGD[self.rows_B1, self.positions_BT] = value_BTGD.to(value_BSGD.dtype)
+        return key_BSGD[:, : self.num_read], value_BSGD[:, : self.num_read]
+
+
+class UnrolledMemory:
+    """What step k of unrolled training may look at: the step-1 rows up to its own, and its own earlier steps.
+
+    That is exactly what decoding's cache holds when the k-th token is recycled: true rows for all that the backbone has
+    read, provisional rows only for the tokens recycled since.
+    """
+
+    def __init__(self) -> None:
+        self.key_by_layer: dict[int, list[Tensor]] = {}
+        self.value_by_layer: dict[int, list[Tensor]] = {}
+
+    def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this step's rows; return those of all steps so far, `(B, k T, G, D)`."""
+        keys = self.key_by_layer.setdefault(layer, [])
+        values = self.value_by_layer.setdefault(layer, [])
+        keys.append(key_BTGD)
+        values.append(value_BTGD)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+    @staticmethod
+    def mask(step: int, first_mask: Tensor) -> Tensor:
+        """Mask `(..., T, step * T)` of step `step`, from the mask `(..., T, T)` of the first."""
+        own = torch.eye(first_mask.shape[-1], dtype=torch.bool, device=first_mask.device).expand_as(first_mask)
+        return torch.cat([first_mask, *[own] * (step - 1)], dim=-1)

@@ -1,0 +1,90 @@
+"""The two shapes a model is built from. Both are plain numbers, frozen, and check themselves."""
+
+from dataclasses import dataclass
+
+from recyclegpt.errors import ConfigError
+
+MAX_RECYCLED = 8
+"""Most tokens recycled per backbone pass. Twice as many positions are kept beyond the context, for proposals that are cut off."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the LLaMA-style backbone, and of every layer of the recyclable module.
+
+    Raises:
+        ConfigError: naming every field that cannot work.
+    """
+
+    vocab_size: int
+    context_length: int = 256
+    num_layers: int = 8
+    hidden_size: int = 256
+    num_heads: int = 4
+    num_kv_heads: int = 0
+    """Key/value heads of grouped-query attention; 0: as many as `num_heads`."""
+    head_dim: int = 0
+    """Width of one head; 0: `hidden_size / num_heads`."""
+    intermediate_size: int = 0
+    """Width of the SwiGLU layer; 0: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        positive = ("vocab_size", "context_length", "num_layers", "hidden_size", "num_heads", "rope_theta", "norm_eps")
+        problems = [
+            f"{name}: {getattr(self, name)} is not positive" for name in positive if not getattr(self, name) > 0
+        ]
+        problems += [
+            f"{name}: {getattr(self, name)} is negative; 0 chooses it"
+            for name in ("num_kv_heads", "head_dim", "intermediate_size")
+            if getattr(self, name) < 0
+        ]
+        if not self.init_std >= 0:
+            problems.append(f"init_std: {self.init_std} is negative")
+        if problems:
+            raise ConfigError(problems)
+        if not self.num_kv_heads:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if not self.intermediate_size:
+            object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // (3 * 64)) * 64)
+        if self.num_heads % self.num_kv_heads:
+            problems.append(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads={self.num_heads}")
+        if not self.head_dim and self.hidden_size % self.num_heads:
+            fitting = [heads for heads in range(1, self.hidden_size + 1) if self.hidden_size % heads == 0]
+            nearest = sorted(fitting, key=lambda heads: abs(heads - self.num_heads))[:3]
+            problems.append(
+                f"num_heads: {self.num_heads} does not divide hidden_size={self.hidden_size}; "
+                f"choose {', '.join(map(str, sorted(nearest)))}, or set head_dim"
+            )
+        else:
+            head_dim = self.head_dim or self.hidden_size // self.num_heads
+            object.__setattr__(self, "head_dim", head_dim)
+            if head_dim % 2:
+                problems.append(f"head_dim: {head_dim} is odd; rotary position embedding needs an even width")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class RecycleConfig:
+    """Shape of the recyclable module. `num_layers` is the recycle depth d of the paper (which uses 6); 0 means no module.
+
+    The default is tensor for tensor what vLLM loads as `EagleMistralForCausalLM`; `final_norm=False` and
+    `first_input_norm=False` together are the EAGLE-1 module (github.com/SafeAILab/EAGLE, `cnets1.py`);
+    `norm_inputs` puts an RMSNorm on both inputs of the fold, as DeepSeek-V3's multi-token prediction does.
+
+    Raises:
+        ConfigError: naming every field that cannot work.
+    """
+
+    num_layers: int = 2
+    norm_inputs: bool = False
+    final_norm: bool = True
+    first_input_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 0:
+            raise ConfigError(f"num_layers: {self.num_layers} is negative; 0 means no recyclable module")

@@ -1,0 +1,23 @@
+"""Which number format a device computes in natively."""
+
+from __future__ import annotations
+
+import torch
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic runs in hardware there: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA.
+
+    Everywhere else bf16 is emulated, and slower than fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Private in torch 2.11 to 2.15, but the only question to the processor that torch asks for us.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device has it natively, else fp32."""
+    return torch.bfloat16 if has_native_bf16(device) else torch.float32

@@ -1,0 +1,55 @@
+"""The recyclable module: from a state already computed and the token that followed it, a guess at the token after.
+
+B batch, T positions, C model width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from recyclegpt.models.config import ModelConfig, RecycleConfig
+from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer
+
+
+class RecyclableModule(nn.Module):
+    """`z_t = W_fold [E(x_{t+1}) ; h_t]`, then d transformer layers over z_1..z_t, then a norm: `r_t`.
+
+    The paper (arXiv 2308.03421) names the inputs and the LLaMA layers; the order of the two halves, the bias-free fold
+    and the norms are this project's choice, made so that vLLM's `EagleMistralForCausalLM` computes the same.
+    """
+
+    def __init__(self, config: ModelConfig, recycle: RecycleConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.norm_eps
+        self.embed_norm: nn.Module = RMSNorm(width, eps=eps) if recycle.norm_inputs else nn.Identity()
+        self.hidden_norm: nn.Module = RMSNorm(width, eps=eps) if recycle.norm_inputs else nn.Identity()
+        self.fc = nn.Linear(2 * width, width, bias=False)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, input_norm=number > 0 or recycle.first_input_norm)
+            for number in range(recycle.num_layers)
+        )
+        self.norm: nn.Module = RMSNorm(width, eps=eps) if recycle.final_norm else nn.Identity()
+
+    def balance_fold(self, embedding_std: float) -> None:
+        """Initialise the fold so that both inputs add equal variance to z_t, which starts with unit variance.
+
+        A state after its norm has unit scale while an embedding has that of its initialisation; drawn alike, the fold
+        would drown the token in the state.
+        """
+        width = self.fc.out_features
+        normed = isinstance(self.embed_norm, RMSNorm)
+        with torch.no_grad():
+            nn.init.normal_(
+                self.fc.weight[:, :width], std=1 / (math.sqrt(2 * width) * (1.0 if normed else embedding_std))
+            )
+            nn.init.normal_(self.fc.weight[:, width:], std=1 / math.sqrt(2 * width))
+
+    def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: Attending) -> Tensor:
+        """Return `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
+        x_BTC = self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
+        for number, layer in enumerate(self.layers):
+            x_BTC = layer(x_BTC, number, attending)
+        return self.norm(x_BTC)

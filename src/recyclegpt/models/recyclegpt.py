@@ -1,0 +1,174 @@
+"""RecycleGPT: backbone, recyclable module and the one classifier they share.
+
+B batch, T positions, C model width, V vocabulary, N views, K unrolled steps.
+"""
+
+# No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from recyclegpt.models.backbone import Backbone
+from recyclegpt.models.cache import StaticCache, UnrolledMemory
+from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
+from recyclegpt.models.layers import Attending, Rotary, initialise
+from recyclegpt.models.recyclable import RecyclableModule
+
+
+class States(NamedTuple):
+    """Outputs of one training forward, before the classifier."""
+
+    hidden_BTC: Tensor
+    recycled_KBTC: list[Tensor]
+
+
+class RecycleGPT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="recyclegpt",
+    license="apache-2.0",
+    tags=["recyclegpt", "text-generation"],
+):
+    """A decoder-only language model that can also predict one token further from states it has already computed.
+
+    `p_backbone(x_{t+1}) = softmax(W h_t)` and `p_recycle(x_{t+2}) = softmax(W r_t)` with one classifier W
+    (RecycleGPT, arXiv 2308.03421). `from_pretrained`, `save_pretrained` and `push_to_hub` come from `huggingface_hub`.
+    """
+
+    def __init__(self, model: ModelConfig, recycle: RecycleConfig | None = None) -> None:
+        super().__init__()
+        recycle = RecycleConfig(num_layers=0) if recycle is None else recycle
+        self.config, self.recycle_config = model, recycle
+        self.backbone = Backbone(model)
+        self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
+        self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+        self.rotary = Rotary(model.head_dim, model.rope_theta, model.context_length + 2 * MAX_RECYCLED)
+        initialise(self, model.init_std)
+        if self.recyclable is not None:
+            self.recyclable.balance_fold(model.init_std)
+        if model.tie_embeddings:
+            self.lm_head.weight = self.backbone.embed_tokens.weight
+
+    # --- the two passes and the classifier: training and decoding use these and nothing else ---
+
+    def read(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: StaticCache | None = None,
+        num_read: int | None = None,
+    ) -> Tensor:
+        """The backbone's states `hidden_BTC` for these tokens.
+
+        Without a cache the rows attend to each other causally (or by `mask`). With one, the tokens are written at
+        `positions_BT` and attend to every earlier slot; `num_read` bounds the slots read.
+        """
+        return self.backbone(tokens_BT, self._attending(tokens_BT, positions_BT, mask, cache, num_read))
+
+    def recycle(
+        self,
+        tokens_BT: Tensor,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: StaticCache | UnrolledMemory | None = None,
+        num_read: int | None = None,
+    ) -> Tensor:
+        """The module's states `recycled_BTC`: row t reads token x_{t+1} (`tokens_BT[:, t]`) and state h_t.
+
+        Raises:
+            ValueError: the model has no recyclable module.
+        """
+        if self.recyclable is None:
+            raise ValueError("this model has no recyclable module (recycle.num_layers=0); decode it autoregressively")
+        embedded_BTC = self.backbone.embed_tokens(tokens_BT)
+        return self.recyclable(
+            embedded_BTC, hidden_BTC, self._attending(tokens_BT, positions_BT, mask, cache, num_read)
+        )
+
+    def classify(self, state_BTC: Tensor) -> Tensor:
+        """Logits `(..., V)` of a state of either kind."""
+        return self.lm_head(state_BTC)
+
+    # --- training ---
+
+    def forward(
+        self,
+        views_NBT: Tensor,
+        documents_NBT: Tensor | None = None,
+        num_unrolled: int = 1,
+        backbone_gradient: float = 1.0,
+    ) -> States:
+        """States of backbone and module over whole rows.
+
+        Args:
+            views_NBT: the row and the same row one, two, ... tokens later; step k of the module reads view k.
+            documents_NBT: number of the document each token belongs to; attention then stays inside a document.
+            num_unrolled: steps K of the module; from the second on it reads its own output instead of a state.
+            backbone_gradient: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
+
+        Returns:
+            `hidden_BTC`, and K tensors `recycled_BTC`; none if the model has no module.
+        """
+        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
+        hidden_BTC = self.read(views_NBT[0], mask=mask)
+        recycled: list[Tensor] = []
+        if self.recyclable is None:
+            return States(hidden_BTC, recycled)
+        T = views_NBT.shape[-1]
+        memory = UnrolledMemory() if num_unrolled > 1 else None
+        if memory is not None and mask is None:
+            mask = torch.ones(T, T, dtype=torch.bool, device=views_NBT.device).tril()
+        state_BTC = _scale_gradient(hidden_BTC, backbone_gradient)
+        weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_gradient)
+        for step in range(1, num_unrolled + 1):
+            step_mask = mask if mask is None or step == 1 else UnrolledMemory.mask(step, mask)
+            positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
+            cos, sin = self.rotary(positions_T)
+            embedded_BTC = F.embedding(views_NBT[step], weight)
+            state_BTC = self.recyclable(embedded_BTC, state_BTC, Attending(cos, sin, step_mask, memory))
+            recycled.append(state_BTC)
+        return States(hidden_BTC, recycled)
+
+    # --- bookkeeping ---
+
+    def num_parameters(self) -> int:
+        """All parameters, a tied classifier counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_parameters_recycle(self) -> int:
+        """Parameters of the recyclable module alone (it shares embedding and classifier)."""
+        return 0 if self.recyclable is None else sum(parameter.numel() for parameter in self.recyclable.parameters())
+
+    def _attending(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None,
+        mask: Tensor | None,
+        cache: StaticCache | UnrolledMemory | None,
+        num_read: int | None,
+    ) -> Attending:
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        cos, sin = self.rotary(positions_BT)
+        if isinstance(cache, StaticCache):
+            mask = cache.seek(positions_BT, num_read)
+        return Attending(cos, sin, mask, cache)
+
+
+def _document_mask(documents_BT: Tensor) -> Tensor:
+    """Causal attention inside each document, `(B, 1, T, T)`."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril().unsqueeze(1)
+
+
+def _scale_gradient(x: Tensor, share: float) -> Tensor:
+    """`x` itself, through which only `share` of a gradient flows back."""
+    if share == 1.0:
+        return x
+    return x.detach() if share == 0.0 else x.detach() + share * (x - x.detach())

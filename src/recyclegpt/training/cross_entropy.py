@@ -1,0 +1,114 @@
+"""Cross entropy straight from states, without ever holding the logits of a whole batch.
+
+The classifier's logits are the memory peak of a language model, twice over with two losses. A chunk of rows at a time,
+this computes loss *and* gradient in the forward pass, so that no logits survive it; backward only scales.
+
+M rows (positions of a batch), m rows of a chunk, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class RowLosses(NamedTuple):
+    """The weighted sum to minimise, and what is known of each row (without gradient)."""
+
+    total: Tensor
+    """Sum over rows of `scale_M * ((1 - teacher_share) * nll + teacher_share * KL)`."""
+    nll_M: Tensor
+    """Negative log likelihood of the label, in nats, fp32."""
+    prediction_M: Tensor
+    """The most likely token; -1 under autograd, where nothing reads it."""
+
+
+def chunked_cross_entropy(
+    state_MC: Tensor,
+    weight_VC: Tensor,
+    label_M: Tensor,
+    scale_M: Tensor,
+    teacher_MC: Tensor | None = None,
+    teacher_share: float = 0.0,
+    chunk_size: int = 256,
+) -> RowLosses:
+    """Classify rows with the head `weight_VC` and compare with labels, and with a teacher's distribution if wanted.
+
+    Args:
+        state_MC: states to classify.
+        weight_VC: weight of the head, without bias.
+        label_M: the right tokens.
+        scale_M: weight of each row in `total`; 0 leaves a row out.
+        teacher_MC: states whose distribution under the same head is the soft target, taken as given (no gradient).
+        teacher_share: weight of KL(teacher || student) against the label's cross entropy, 0 to 1.
+        chunk_size: rows of logits held at a time.
+    """
+    if teacher_MC is None:
+        teacher_share = 0.0
+    total, nll_M, prediction_M = _ChunkedCrossEntropy.apply(
+        state_MC, weight_VC, label_M, scale_M, teacher_MC, teacher_share, chunk_size, not torch.is_grad_enabled()
+    )
+    return RowLosses(total, nll_M, prediction_M)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state_MC: Tensor,
+        weight_VC: Tensor,
+        label_M: Tensor,
+        scale_M: Tensor,
+        teacher_MC: Tensor | None,
+        teacher_share: float,
+        chunk_size: int,
+        predict: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.float64 if state_MC.dtype == torch.float64 else torch.float32
+        need_state, need_weight = ctx.needs_input_grad[:2]
+        grad_state_MC = torch.empty_like(state_MC) if need_state else None
+        grad_weight_VC = torch.zeros_like(weight_VC, dtype=wide) if need_weight else None
+        nll_M = torch.empty(len(label_M), dtype=wide, device=state_MC.device)
+        prediction_M = torch.empty_like(label_M)
+        total = torch.zeros((), dtype=wide, device=state_MC.device)
+        for begin in range(0, len(label_M), chunk_size):
+            rows = slice(begin, begin + chunk_size)
+            label_m1, scale_m1 = label_M[rows, None], scale_M[rows, None]
+            logits_mV = F.linear(state_MC[rows], weight_VC)
+            prediction_M[rows] = logits_mV.argmax(dim=-1) if predict else -1
+            p_mV = logits_mV.softmax(dim=-1, dtype=wide)
+            # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
+            normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - p_mV.amax(dim=-1, keepdim=True).log()
+            nll_m1 = normaliser_m1 - logits_mV.gather(1, label_m1).to(wide)
+            nll_M[rows] = nll_m1.squeeze(1)
+            loss_m1, grad_mV = nll_m1 * (1 - teacher_share), p_mV
+            if teacher_MC is not None and teacher_share:
+                log_q_mV = F.linear(teacher_MC[rows], weight_VC).log_softmax(dim=-1, dtype=wide)
+                q_mV = log_q_mV.exp()
+                divergence_m1 = (q_mV * (log_q_mV - logits_mV + normaliser_m1)).sum(dim=-1, keepdim=True)
+                loss_m1 = loss_m1 + teacher_share * divergence_m1
+                grad_mV = grad_mV.sub_(q_mV, alpha=teacher_share)
+            # A row that is left out must not spoil the sum, whatever its loss is.
+            total += torch.where(scale_m1 == 0, 0, scale_m1 * loss_m1).sum()
+            if not (need_state or need_weight):
+                continue
+            grad_mV.scatter_add_(1, label_m1, torch.full_like(label_m1, -(1 - teacher_share), dtype=wide))
+            narrow_mV = grad_mV.to(logits_mV.dtype)
+            # The rows' scales go to the narrow side of each product, which saves a pass over the logits.
+            if grad_state_MC is not None:
+                grad_state_MC[rows] = (narrow_mV @ weight_VC.to(logits_mV.dtype)).to(state_MC.dtype) * scale_m1
+            if grad_weight_VC is not None:
+                grad_weight_VC += narrow_mV.t() @ (state_MC[rows] * scale_m1).to(logits_mV.dtype)
+        ctx.save_for_backward(grad_state_MC, None if grad_weight_VC is None else grad_weight_VC.to(weight_VC.dtype))
+        ctx.mark_non_differentiable(nll_M, prediction_M)
+        return total, nll_M, prediction_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [None if saved is None else saved * grad_total.to(saved.dtype) for saved in ctx.saved_tensors]
+        return (*grads, None, None, None, None, None, None)

@@ -1,0 +1,65 @@
+"""Quality on held-out text: sums over batches, ratios at the end.
+
+Backbone, module and alternating decoding are compared on the same tokens: the module's row t and the backbone's row
+t + 1 both predict x_{t+2}. B batch, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recyclegpt.training.dual_loss import LossParts
+
+SUMS = ("tokens", "nll_backbone", "nll_recycle", "agreed", "bytes", "recycled")
+
+
+class HeldOut:
+    """Sums over the validation batches of one epoch, kept on the device in fp64."""
+
+    def __init__(self, token_num_bytes_V: Tensor, device: torch.device) -> None:
+        """`token_num_bytes_V[i]` is the number of bytes of text that token i stands for."""
+        self.token_num_bytes_V = token_num_bytes_V.to(device)
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+
+    def add(self, parts: LossParts, views_NBT: Tensor) -> None:
+        """Add a batch: the tokens that both the backbone and the module have predicted."""
+        shape = views_NBT.shape[1:]
+        counted_BT = parts.trained_BT[:, :-1]
+        label_BT = views_NBT[1][:, 1:]
+        nll_backbone_BT = parts.backbone.nll_M.view(shape)[:, 1:]
+        values = {
+            "tokens": counted_BT,
+            "nll_backbone": nll_backbone_BT * counted_BT,
+            "bytes": self.token_num_bytes_V[label_BT] * counted_BT,
+        }
+        if parts.recycle_K:
+            module = parts.recycle_K[0]
+            agreed_BT = parts.backbone.prediction_M.view(shape)[:, 1:] == module.prediction_M.view(shape)[:, :-1]
+            values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * counted_BT
+            values["agreed"] = agreed_BT * counted_BT
+            values["recycled"] = counted_BT
+        for name, value in values.items():
+            self.sums[SUMS.index(name)] += value.double().sum()
+
+    def metrics(self) -> dict[str, float]:
+        """Losses in nats a token, perplexities, bits per byte, agreement; NaN where the model has no module."""
+        tokens, nll_backbone, nll_recycle, agreed, num_bytes, recycled = self.sums.tolist()
+        loss_backbone = nll_backbone / tokens if tokens else math.nan
+        loss_recycle = nll_recycle / recycled if recycled else math.nan
+        return {
+            "val/loss_backbone": loss_backbone,
+            "val/loss_recycle": loss_recycle,
+            "val/ppl_backbone": _exp(loss_backbone),
+            "val/ppl_recycle": _exp(loss_recycle),
+            # Half of the tokens come from each; averaging over both parities gives every token to both.
+            "val/ppl_alternating": _exp((loss_backbone + loss_recycle) / 2),
+            "val/bits_per_byte": nll_backbone / math.log(2) / num_bytes if num_bytes else math.nan,
+            "val/agreement": agreed / recycled if recycled else math.nan,
+        }
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

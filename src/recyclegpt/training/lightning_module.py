@@ -1,0 +1,148 @@
+"""What Lightning trains: the model, its dual loss, its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from recyclegpt.data import Batch
+from recyclegpt.models import RecycleGPT
+from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
+from recyclegpt.training.held_out import HeldOut
+
+OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
+
+
+class SchedulerFactory(Protocol):
+    """Makes the learning-rate schedule of a run of `num_steps` optimizer steps."""
+
+    def __call__(self, optimizer: Optimizer, *, num_steps: int) -> LambdaLR: ...
+
+
+class NonFiniteError(RuntimeError):
+    """Gradients were NaN or infinite too many times in a row."""
+
+
+class LitRecycleGPT(LightningModule):
+    """Training and validation of a RecycleGPT.
+
+    A step whose gradient is not finite changes nothing: every gradient is dropped, on all ranks alike because they have
+    been summed by then, and after `max_skipped_steps` such steps in a row training stops.
+    """
+
+    def __init__(
+        self,
+        model: RecycleGPT,
+        loss: LossConfig,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        num_steps: int,
+        token_num_bytes: Tensor,
+        hyper_parameters: dict[str, Any] | None = None,
+        max_skipped_steps: int = 10,
+        compile: bool = False,  # noqa: A002 - the word users know
+    ) -> None:
+        """Args:
+        model: what is trained.
+        loss: weights and target of the dual loss.
+        optimizer: called with the named parameters.
+        scheduler: called with the optimizer and the number of optimizer steps.
+        num_steps: optimizer steps of the whole run, from the config (never from the trainer).
+        token_num_bytes: `(V,)` bytes of text each token stands for.
+        hyper_parameters: plain Python config, stored in every checkpoint.
+        max_skipped_steps: non-finite steps in a row that are skipped before training stops.
+        compile: run backbone and module through `torch.compile`, in place.
+        """
+        super().__init__()
+        self.model = model
+        self.dual_loss = DualLoss(loss)
+        self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
+        self.num_steps = num_steps
+        self.max_skipped_steps = max_skipped_steps
+        self.num_skipped_steps = 0
+        self.num_skipped_in_a_row = 0
+        self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
+        self.held_out: HeldOut | None = None
+        self.save_hyperparameters(hyper_parameters or {})
+        if compile:
+            # In place: torch.compile(module) would rename every key of the state dict.
+            model.backbone.compile()
+            if model.recyclable is not None:
+                model.recyclable.compile()
+
+    token_num_bytes_V: Tensor
+
+    def loss_parts(self, batch: Batch) -> LossParts:
+        """The dual loss on a batch, with the recycle weight of the current step."""
+        progress = self.trainer.global_step / self.num_steps
+        parts: LossParts = self.dual_loss(self.model, batch.views_NBT, batch.documents_NBT, progress)
+        return parts
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; tells the data module where its stream stands."""
+        trained_on = getattr(self.trainer.datamodule, "trained_on", None)  # type: ignore[attr-defined]
+        if trained_on is not None:
+            trained_on(batch.state)
+        parts = self.loss_parts(batch)
+        self.log("train/loss", parts.loss.detach(), prog_bar=True)
+        self.log("train/loss_backbone", parts.backbone.nll_M.mean())
+        if parts.recycle_K:
+            trained_M = parts.trained_BT.flatten()
+            count = trained_M.sum().clamp(min=1)
+            self.log("train/loss_recycle", (parts.recycle_K[0].nll_M * trained_M).sum() / count)
+            for step, rows in enumerate(parts.recycle_K[1:], start=2):
+                self.log(f"train/loss_recycle_{step}", (rows.nll_M * trained_M).sum() / count)
+            self.log(
+                "train/recycle_weight",
+                self.dual_loss.config.recycle_weight_at(self.trainer.global_step / self.num_steps),
+            )
+        return parts.loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin new sums."""
+        self.held_out = HeldOut(self.token_num_bytes_V, self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a held-out batch to the sums."""
+        assert self.held_out is not None, "Lightning calls on_validation_epoch_start first"
+        self.held_out.add(self.loss_parts(batch), batch.views_NBT)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduce the sums over ranks, then divide once and log."""
+        assert self.held_out is not None, "Lightning calls on_validation_epoch_start first"
+        self.held_out.sums = self.trainer.strategy.reduce(self.held_out.sums, reduce_op="sum")
+        metrics = self.held_out.metrics()
+        for name, value in metrics.items():
+            self.log(name, value, sync_dist=False)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Drop every gradient if one is not finite; the optimizer then leaves all weights as they are."""
+        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        self.log("train/grad_norm", norm)
+        if torch.isfinite(norm):
+            self.num_skipped_in_a_row = 0
+        else:
+            self.num_skipped_steps += 1
+            self.num_skipped_in_a_row += 1
+            for parameter in self.parameters():
+                parameter.grad = None
+            if self.num_skipped_in_a_row > self.max_skipped_steps:
+                raise NonFiniteError(
+                    f"the gradient was not finite {self.num_skipped_in_a_row} steps in a row, last at step "
+                    f"{self.trainer.global_step}; lower optimizer.lr, or train in fp32 (trainer.precision=32-true)"
+                )
+        self.log("train/skipped_steps", float(self.num_skipped_steps))
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over all trainable parameters, its schedule stepped after every optimizer step."""
+        optimizer = self.optimizer_factory(self.model.named_parameters())
+        scheduler = self.scheduler_factory(optimizer, num_steps=self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,229 @@
+"""Throughput under a clock of the test's own: each phase of training takes a known time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from recyclegpt.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
+from recyclegpt.data import Batch
+from recyclegpt.evaluation.flops import flops_per_token
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+
+B, T = 2, 8
+TAGS = {
+    "train/tokens_per_s",
+    "train/step_time_s",
+    "train/data_wait_fraction",
+    "train/memory_bytes",
+    "train/mfu",
+}
+
+
+class Run:
+    """Plays the trainer, the module and the clock."""
+
+    def __init__(self, every: int = 2, world_size: int = 1, accumulate: int = 1, global_step: int = 0) -> None:
+        self.now = 1000.0
+        self.throughput = Throughput(clock=lambda: self.now)
+        self.trainer = SimpleNamespace(global_step=global_step, log_every_n_steps=every, world_size=world_size)
+        self.accumulate = accumulate
+        self.num_batches = 0
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.module = SimpleNamespace(device=torch.device("cpu"), model=None, log=self.log)
+        self.throughput.on_train_start(self.trainer, self.module)
+
+    def log(self, name: str, value: float, prog_bar: bool = False) -> None:
+        if not self.logged or self.logged[-1][0] != self.trainer.global_step:
+            self.logged.append((self.trainer.global_step, {}))
+        assert name not in self.logged[-1][1], "logged twice at one step"
+        self.logged[-1][1][name] = value
+
+    def batch(self, wait_s: float, step_s: float, T: int = T) -> None:
+        batch = Batch(torch.zeros(3, B, T, dtype=torch.long), None, {})
+        self.now += wait_s
+        self.throughput.on_train_batch_start(self.trainer, self.module, batch, 0)
+        self.now += step_s
+        self.num_batches += 1
+        self.trainer.global_step += self.num_batches % self.accumulate == 0
+        self.throughput.on_train_batch_end(self.trainer, self.module, None, batch, 0)
+
+    def validate(self, seconds: float) -> None:
+        self.throughput.on_validation_start(self.trainer, self.module)
+        self.now += seconds
+
+
+def test_rates_waits_and_totals() -> None:
+    run = Run()
+    run.batch(wait_s=50, step_s=3)  # the first batch's wait is start-up
+    run.batch(wait_s=1, step_s=4)
+    run.batch(wait_s=2, step_s=2)
+    run.batch(wait_s=4, step_s=2)
+    (first_step, first), (second_step, second) = run.logged
+    assert (first_step, second_step) == (2, 4)
+    assert first.keys() == second.keys() == TAGS
+    assert first["train/tokens_per_s"] == 2 * B * T / 8
+    assert first["train/step_time_s"] == 4
+    assert first["train/data_wait_fraction"] == 1 / 8
+    assert second["train/tokens_per_s"] == 2 * B * T / 10
+    assert second["train/data_wait_fraction"] == 6 / 10
+    run.throughput.on_train_end(run.trainer, run.module)
+    run.now += 1000
+    assert run.throughput.num_tokens == 4 * B * T
+    assert run.throughput.num_steps == 4
+    assert run.throughput.seconds == 18
+    assert run.throughput.tokens_per_s == 4 * B * T / 18
+
+
+def test_validation_and_what_follows_it_do_not_count() -> None:
+    run = Run()
+    run.batch(wait_s=0, step_s=3)
+    run.validate(500)
+    run.batch(wait_s=70, step_s=2)
+    run.validate(500)
+    run.throughput.on_train_end(run.trainer, run.module)
+    assert run.throughput.seconds == 5
+    [(_, logged)] = run.logged
+    assert logged["train/step_time_s"] == 2.5
+    assert logged["train/data_wait_fraction"] == 0
+
+
+def test_an_accumulated_step_is_one_step() -> None:
+    run = Run(every=1, accumulate=3)
+    for _ in range(6):
+        run.batch(wait_s=0, step_s=2)
+    assert [step for step, _ in run.logged] == [1, 2]
+    assert all(logged["train/step_time_s"] == 6 for _, logged in run.logged)
+    assert all(logged["train/tokens_per_s"] == B * T / 2 for _, logged in run.logged)
+
+
+def test_a_restarted_run_counts_from_its_restart() -> None:
+    run = Run(every=5, global_step=103)
+    run.batch(wait_s=9, step_s=2)
+    run.batch(wait_s=0, step_s=2)
+    [(step, logged)] = run.logged
+    assert step == 105
+    assert logged["train/step_time_s"] == 2
+    assert run.throughput.num_steps == 2
+
+
+def test_tokens_of_all_processes() -> None:
+    run = Run(world_size=4)
+    run.batch(wait_s=0, step_s=1)
+    run.batch(wait_s=0, step_s=1)
+    assert run.throughput.num_tokens == 4 * 2 * B * T
+    assert run.logged[0][1]["train/tokens_per_s"] == 4 * B * T
+
+
+def test_nothing_trained_and_a_failure() -> None:
+    run = Run()
+    assert math.isnan(run.throughput.tokens_per_s)
+    run.batch(wait_s=0, step_s=3)
+    run.throughput.on_exception(run.trainer, run.module, RuntimeError())
+    run.now += 100
+    assert run.throughput.seconds == 3
+
+
+def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, recycle = ModelConfig(vocab_size=32, hidden_size=16, num_heads=2, num_layers=1), RecycleConfig(num_layers=1)
+    run = Run(world_size=2)
+    run.module.model = RecycleGPT(config, recycle)
+    monkeypatch.setattr("recyclegpt.callbacks.throughput.device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    run.batch(wait_s=0, step_s=1)
+    run.batch(wait_s=0, step_s=1)
+    expected = B * T * flops_per_token(config, recycle, T).total / 989.4e12
+    assert run.logged[0][1]["train/mfu"] == pytest.approx(expected)
+
+
+def test_mfu_is_not_guessed() -> None:
+    run = Run(every=1)
+    run.module.model = RecycleGPT(ModelConfig(vocab_size=32, hidden_size=16, num_heads=2, num_layers=1))
+    run.batch(wait_s=0, step_s=1)
+    assert math.isnan(run.logged[0][1]["train/mfu"])
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA H200 NVL", 835.5e12),
+        ("NVIDIA GH200 480GB", 989.4e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181.05e12),
+        ("NVIDIA L40S", 362.05e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+    ],
+)
+def test_known_peaks(name: str, peak: float) -> None:
+    assert peak_flops(name) == peak
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu", "NVIDIA H20", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Tesla T4"]
+)
+def test_unknown_peaks(name: str) -> None:
+    assert math.isnan(peak_flops(name))
+
+
+def test_memory_is_in_bytes() -> None:
+    assert 2**20 < peak_memory_bytes(torch.device("cpu")) < 2**40
+
+
+class Tiny(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(T, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch.views_NBT[0].float()).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+# Lightning 2.6 under torch 2.13.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
+def test_lightning_writes_every_tag_at_every_log_interval(tmp_path: Path) -> None:
+    throughput = Throughput()
+    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    rows = DataLoader([Batch(torch.zeros(3, B, T, dtype=torch.long), None, {}) for _ in range(8)], batch_size=None)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=8,
+        limit_val_batches=1,
+        accumulate_grad_batches=2,
+        log_every_n_steps=2,
+        callbacks=[throughput],
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Tiny(), rows, rows)
+    assert throughput.num_tokens == 16 * B * T
+    assert throughput.num_steps == 8
+    assert 0 < throughput.seconds < 60
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag in TAGS:
+        points = events.Scalars(tag)
+        assert len(points) == 4, tag
+        assert all(math.isnan(point.value) == (tag == "train/mfu") for point in points)
+    assert all(0 <= point.value < 1 for point in events.Scalars("train/data_wait_fraction"))

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recyclegpt.data import HFStream, Packing, TextTokenizer
+from recyclegpt.data.batch import Batch
+from recyclegpt.data.hf_stream import DocumentReader, is_transient
+from recyclegpt.data.loaders import TrainLoader
+from recyclegpt.data.stream_rows import StreamRows
+from recyclegpt.errors import ConfigError
+
+TOKENIZER = TextTokenizer.bytes()
+NUM_DOCUMENTS = 60
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A local dataset of four files, which `load_dataset` opens by the same call as one on the hub."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for shard in range(4):
+        rows = [{"text": f"document number {i} " + "x" * (i % 7)} for i in range(shard, NUM_DOCUMENTS, 4)]
+        (folder / f"train-{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "validation.jsonl").write_text(json.dumps({"text": "held out"}) + "\n")
+    return folder
+
+
+def source(folder: Path, **settings: Any) -> HFStream:
+    files = {"train": str(folder / "train-*.jsonl"), "validation": str(folder / "validation.jsonl")}
+    settings = {"val_split": "validation", "shuffle_buffer": 7, "data_files": files, "retry_wait_s": 0.0, **settings}
+    return HFStream("json", **settings)
+
+
+def read(reader: DocumentReader) -> list[str]:
+    return [record.text for record, _ in reader]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 8])
+def test_parts_share_the_documents(folder: Path, num_parts: int) -> None:
+    stream = source(folder)
+    seen = Counter(text for part in range(num_parts) for text in read(DocumentReader(stream, "train", part, num_parts)))
+    assert len(seen) == NUM_DOCUMENTS
+    assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_reading_goes_on_from_any_state(folder: Path, num_parts: int) -> None:
+    stream = source(folder)
+    pairs = list(DocumentReader(stream, "train", num_parts - 1, num_parts))
+    for number, (_, state) in enumerate(pairs, start=1):
+        rest = read(DocumentReader(stream, "train", num_parts - 1, num_parts, state))
+        assert rest == [record.text for record, _ in pairs[number:]]
+
+
+def test_first_documents_are_held_out_of_training(folder: Path) -> None:
+    stream = source(folder, val_split=None, num_val_documents=5)
+    val = read(DocumentReader(stream, "val"))
+    assert len(val) == 5
+    for num_parts in (1, 4):
+        train = [text for part in range(num_parts) for text in read(DocumentReader(stream, "train", part, num_parts))]
+        assert len(train) == NUM_DOCUMENTS - 5
+        assert not set(train) & set(val)
+
+
+def test_named_split_is_validation(folder: Path) -> None:
+    assert [record.text for record in source(folder).records("val")] == ["held out"]
+
+
+def test_folder_is_a_dataset_too(folder: Path) -> None:
+    stream = HFStream(str(folder), val_split="validation")
+    assert len(list(stream.records("train"))) == NUM_DOCUMENTS
+
+
+def test_what_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no column 'body'; choose from text"):
+        list(source(folder, field="body").records("train"))
+    with pytest.raises(ConfigError, match="split nothing"):
+        list(source(folder, train_split="nothing").records("train"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        list(HFStream(str(folder / "nowhere")).records("train"))
+
+
+def test_settings_are_checked_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        HFStream("x", num_val_documents=0, shuffle_buffer=0, max_retries=-1, val_split="train")
+    assert len(caught.value.problems) == 4
+
+
+def test_bad_documents_are_named(folder: Path) -> None:
+    (folder / "train-0.jsonl").write_text('{"text": "good"}\n{"text": null}\n{"text": ""}\n')
+    found = [record.problem for record in source(folder).records("train") if record.problem]
+    assert len(found) == 2
+    assert "NoneType" in found[0]
+    assert "empty" in found[1]
+
+
+def test_a_damaged_file_stops_with_its_dataset_named(folder: Path) -> None:
+    (folder / "train-0.jsonl").write_text('{"text": "good"}\n{"text": "cut o')
+    with pytest.raises(ConfigError, match=r"data\.name: json cannot be read"):
+        list(source(folder).records("train"))
+
+
+class Failing:
+    """A dataset whose connection fails every third document."""
+
+    def __init__(self, dataset: Any, error: Exception) -> None:
+        self.dataset = dataset
+        self.error = error
+        self.num_read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+    def iter(self, batch_size: int) -> Iterator[Any]:
+        for batch in self.dataset.iter(batch_size):
+            self.num_read += 1
+            if self.num_read % 3 == 0:
+                raise self.error
+            yield batch
+
+
+def test_a_failing_connection_loses_and_repeats_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [record.text for record in source(folder).records("train")]
+    stream = source(folder)
+    load = stream.load
+    monkeypatch.setattr(stream, "load", lambda split: Failing(load(split), ConnectionResetError("gone")))
+    assert read(DocumentReader(stream, "train")) == expected
+    monkeypatch.setattr(stream, "load", lambda split: Failing(load(split), KeyError("bug")))
+    with pytest.raises(KeyError):
+        read(DocumentReader(stream, "train"))
+
+
+def test_retries_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = source(folder, max_retries=2)
+    calls = []
+
+    def fail(split: str) -> Any:
+        calls.append(split)
+        raise TimeoutError("slow")
+
+    monkeypatch.setattr(stream, "load", fail)
+    with pytest.raises(ConfigError, match="after 3 tries"):
+        list(DocumentReader(stream, "val"))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (FileNotFoundError(2, "x"), False),
+        (OSError(28, "no space"), False),
+        (ValueError("bad"), False),
+    ],
+)
+def test_which_errors_can_pass(error: Exception, expected: bool) -> None:
+    assert is_transient(error) == expected
+
+
+def rows(folder: Path, rank: int = 0, world_size: int = 1, **settings: Any) -> StreamRows:
+    packing = Packing(row_length=8, num_views=3, eos_id=256)
+    return StreamRows(source(folder, **settings), TOKENIZER, packing, 3, 1, 0, rank, world_size)
+
+
+def test_without_a_buffer_rows_follow_the_stream(folder: Path) -> None:
+    texts = [record.text for record in source(folder).records("train")]
+    expected = [token for text in texts for token in [*text.encode(), 256]]
+    batches = itertools.islice(rows(folder, shuffle_buffer=1), 30)
+    targets = [token for batch in batches for token in batch.views_NBT[1].flatten().tolist()]
+    assert targets == expected[1 : len(targets) + 1]
+
+
+def test_rows_of_a_shuffled_stream_are_those_of_the_stream(folder: Path) -> None:
+    def windows(shuffle_buffer: int, num_batches: int) -> Counter[tuple[int, ...]]:
+        batches = itertools.islice(rows(folder, shuffle_buffer=shuffle_buffer), num_batches)
+        return Counter(tuple(row) for batch in batches for row in batch.views_NBT[0].tolist())
+
+    shuffled, plain = windows(7, 20), windows(1, 23)
+    # After 60 rows out of a buffer of 7, the rows given are 60 of the first 67.
+    assert shuffled <= plain
+    assert sum(shuffled.values()) == 60
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_is_exact_twice(folder: Path, num_workers: int) -> None:
+    def train(loader: TrainLoader, num_batches: int) -> list[Batch]:
+        found = []
+        for batch in itertools.islice(loader, num_batches):
+            loader.trained_on(batch.state)
+            found.append(batch)
+        return found
+
+    whole = train(TrainLoader(rows(folder), num_workers, 1, None), 75)  # more than two passes
+    pieces: list[Batch] = []
+    state = None
+    for num_batches in (7, 32, 36):
+        loader = TrainLoader(rows(folder), num_workers, 1, state)
+        pieces += train(loader, num_batches)
+        state = loader.state
+        loader.close()
+    assert len(pieces) == len(whole)
+    assert all(torch.equal(one.views_NBT, other.views_NBT) for one, other in zip(whole, pieces, strict=True))
+
+
+def test_a_worker_without_documents_says_so(folder: Path) -> None:
+    for shard in range(1, 4):
+        (folder / f"train-{shard}.jsonl").unlink()
+    (folder / "train-0.jsonl").write_text('{"text": "only one"}\n')
+    with pytest.raises(ConfigError, match="part 2 of 2"):
+        next(iter(rows(folder, rank=1, world_size=2)))

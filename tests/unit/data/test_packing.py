@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recyclegpt.data.opening import TokenArray
+from recyclegpt.data.packing import Packing
+from recyclegpt.data.stream import read_windows
+from recyclegpt.errors import ConfigError
+
+lengths = st.integers(1, 12)
+view_counts = st.integers(2, 5)
+
+
+def all_rows(packing: Packing, tokens: np.ndarray) -> torch.Tensor:
+    num_rows = packing.num_rows(len(tokens))
+    return packing.views(read_windows(TokenArray(tokens), packing, list(range(num_rows))))[0]
+
+
+@given(lengths, view_counts, st.integers(0, 200))
+def test_each_token_is_the_backbones_target_once(row_length: int, num_views: int, num_tokens: int) -> None:
+    packing = Packing(row_length, num_views)
+    tokens = np.arange(num_tokens)
+    if packing.num_rows(num_tokens) == 0:
+        assert num_tokens < packing.window
+        assert packing.num_dropped(num_tokens) == num_tokens
+        return
+    views = all_rows(packing, tokens)
+    targets = views[1].flatten().tolist()
+    assert targets == list(range(1, len(targets) + 1))
+    # Nothing that would have filled one more row is dropped, and what is dropped is counted.
+    num_dropped = packing.num_dropped(num_tokens)
+    assert num_dropped < row_length
+    assert views.max() == num_tokens - 1 - num_dropped
+
+
+@given(lengths, view_counts, st.integers(20, 200))
+def test_view_n_is_shifted_by_n(row_length: int, num_views: int, num_tokens: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, 99, num_tokens)
+    packing = Packing(row_length, num_views)
+    views = all_rows(packing, tokens)
+    for n in range(num_views):
+        for row in range(views.shape[1]):
+            for t in range(row_length):
+                assert views[n, row, t] == tokens[row * row_length + t + n]
+
+
+@given(st.lists(st.integers(0, 3), min_size=16, max_size=60))
+def test_documents_are_counted_from_their_ends(tokens: list[int]) -> None:
+    packing = Packing(row_length=5, num_views=3, mask_documents=True, eos_id=0)
+    window = np.array(tokens[:7])[None]
+    _, documents = packing.views(window)
+    assert documents is not None
+    assert documents.dtype == torch.int32
+    for n in range(3):
+        for t in range(5):
+            assert documents[n, 0, t] == sum(token == 0 for token in tokens[: t + n])  # ends strictly before this token
+
+
+def test_documents_are_absent_unless_asked_for() -> None:
+    views, documents = Packing(2, 2).views(np.array([[1, 2, 3]]))
+    assert documents is None
+    assert views.dtype == torch.int64
+    assert views.tolist() == [[[1, 2]], [[2, 3]]]
+
+
+def test_bad_sizes_are_named_together() -> None:
+    with pytest.raises(ConfigError, match=r"row_length.*num_unrolled"):
+        Packing(0, 1)

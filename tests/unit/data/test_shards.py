@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
+from recyclegpt.data.corpus import build_shards, build_tokenizer
+from recyclegpt.data.shard_writer import _BATCH_CHARS, _cut
+from recyclegpt.data.shards import TokenShards, open_shards
+from recyclegpt.data.skipped import Skipped
+from recyclegpt.data.sources import Record, Split
+from recyclegpt.errors import ConfigError
+
+
+class Lines:
+    """A corpus in memory."""
+
+    kind = "lines"
+
+    def __init__(self, train: list[str], val: list[str], bad: int = 0) -> None:
+        self.texts = {"train": train, "val": val}
+        self.bad = bad
+        self.num_readings = 0
+
+    def fingerprint(self) -> str:
+        return repr(self.texts)
+
+    def records(self, split: Split) -> Iterator[Record]:
+        self.num_readings += 1
+        yield from map(Record, self.texts[split])
+        for number in range(self.bad if split == "train" else 0):
+            yield Record("", f"lines:{number}: broken")
+
+
+CORPUS = Lines([f"document {i} with some words\n" for i in range(50)], ["held out\n"] * 5)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
+def test_reading_across_shards(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    tokens = np.arange(sum(lengths)).astype(np.uint16)
+    files = [folder / f"{i}.npy" for i in range(len(lengths))]
+    for file, piece in zip(files, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
+        np.save(file, piece)
+    shards = pickle.loads(pickle.dumps(TokenShards(files, lengths)))
+    start = data.draw(st.integers(0, len(tokens)))
+    stop = data.draw(st.integers(start, len(tokens)))
+    np.testing.assert_array_equal(shards.read(start, stop), tokens[start:stop])
+    with pytest.raises(IndexError):
+        shards.read(0, len(tokens) + 1)
+
+
+def test_written_tokens_are_the_documents_joined_by_end_tokens(tmp_path: Path) -> None:
+    meta = tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path / "out", tokens_per_shard=64, progress=False)
+    tokenizer, train, val, _ = Tokenized(str(tmp_path / "out")).open(0)
+    expected = [token for text in CORPUS.texts["train"] for token in [*text.encode(), 256]]
+    assert train.read(0, train.num_tokens).tolist() == expected
+    assert val.num_tokens == 5 * len("held out\n.")
+    assert len(meta["splits"]["train"]["shards"]) > 1
+    assert meta["splits"]["train"]["num_documents"] == 50
+    assert meta["splits"]["train"]["num_bytes"] == sum(map(len, CORPUS.texts["train"]))
+    assert meta == json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert tokenizer.fingerprint == TextTokenizer.bytes().fingerprint
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_writing_never_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(ConfigError, match="exists already"):
+        tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path, progress=False)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
+    corpus = Lines(["good"], ["val"], bad=3)
+    with pytest.raises(ConfigError, match="max_skipped=2") as caught:
+        tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2, progress=False)
+    assert "lines:2: broken" in caught.value.problems
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = Lines(["good", ""], ["val"], bad=2)
+    meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=3, progress=False)
+    assert meta["skipped"] == 3
+    assert "lines:1: broken" in caplog.text
+    assert "train document 2: empty" in caplog.text
+
+
+def test_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="val split holds no document"):
+        tokenize_corpus(Lines(["text"], []), TokenizerConfig("byte"), tmp_path / "out", progress=False)
+
+
+def test_cache_is_built_once_and_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fingerprint = CORPUS.fingerprint()
+    config = TokenizerConfig("bpe", vocab_size=280)
+    tokenizer = build_tokenizer(CORPUS, config, tmp_path, 0)
+    folder = build_shards(CORPUS, fingerprint, tokenizer, tmp_path, 0, progress=False)
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert build_tokenizer(CORPUS, config, tmp_path, 0).fingerprint == tokenizer.fingerprint
+    assert build_shards(CORPUS, fingerprint, tokenizer, tmp_path, 0, progress=False) == folder
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    good = (folder / "train-00000.npy").read_bytes()
+    (folder / "train-00000.npy").write_bytes(good[:-2] + b"\x07\x00")
+    assert build_shards(CORPUS, fingerprint, tokenizer, tmp_path, 0, progress=False) == folder
+    assert "checksum" in caplog.text
+    assert (folder / "train-00000.npy").read_bytes() == good
+
+
+def test_other_content_has_another_cache(tmp_path: Path) -> None:
+    other = Lines(["something else"], ["val"])
+    tokenizer = TextTokenizer.bytes()
+    folders = {build_shards(corpus, corpus.fingerprint(), tokenizer, tmp_path, 0, False) for corpus in (CORPUS, other)}
+    assert len(folders) == 2
+
+
+def test_damaged_shards_are_left_out_up_to_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "out"
+    tokenize_corpus(CORPUS, TokenizerConfig("byte"), folder, tokens_per_shard=500, progress=False)
+    whole = Tokenized(str(folder)).open(0)
+    (folder / "train-00000.npy").unlink()
+    np.save(folder / "train-00001.npy", np.zeros(3, np.uint16))
+    _, train, _, digest = Tokenized(str(folder)).open(2)
+    assert 0 < train.num_tokens < whole[1].num_tokens
+    assert digest != whole[3]
+    assert "train-00000.npy: cannot be opened" in caplog.text
+    with pytest.raises(ConfigError, match=r"max_skipped=1.*train-00000.*train-00001"):
+        Tokenized(str(folder)).open(1)
+
+
+def test_folders_that_are_no_shards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no meta\.json"):
+        Tokenized(str(tmp_path))
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Tokenized(str(tmp_path))
+    (tmp_path / "meta.json").write_text('{"format": 99}')
+    with pytest.raises(ConfigError, match="format 99"):
+        Tokenized(str(tmp_path))
+
+
+def test_another_tokenizer_beside_the_shards_is_refused(tmp_path: Path) -> None:
+    tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path / "out", progress=False)
+    TextTokenizer.train(CORPUS.texts["train"], 280).save(tmp_path / "out" / "tokenizer.json")
+    with pytest.raises(ConfigError, match="is not the tokenizer that wrote"):
+        Tokenized(str(tmp_path / "out")).open(0)
+
+
+def test_large_vocabularies_get_four_bytes(tmp_path: Path) -> None:
+    class Large(TextTokenizer):
+        vocab_size = 70_000  # type: ignore[assignment]
+
+    folder = build_shards(CORPUS, "x", Large(TextTokenizer.bytes()._tokenizer), tmp_path, 0, progress=False)
+    assert np.load(folder / "train-00000.npy").dtype == np.uint32
+    assert open_shards(folder, "train", Skipped(0))[0].num_tokens
+
+
+def test_long_documents_are_cut_at_line_ends_and_nothing_is_lost() -> None:
+    text = "".join(f"line {i}\n" for i in range(300_000))
+    pieces = list(_cut(text))
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n") and len(piece) <= _BATCH_CHARS for piece in pieces)
+    assert len(pieces) > 1
+    assert "".join(_cut("x" * (_BATCH_CHARS + 5))) == "x" * (_BATCH_CHARS + 5)

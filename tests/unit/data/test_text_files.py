@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recyclegpt.data import Record, TextFiles, readers
+from recyclegpt.data.skipped import Skipped
+from recyclegpt.data.sources import documents
+from recyclegpt.errors import ConfigError
+
+
+def texts(source: TextFiles, split: str) -> list[str]:
+    found, current = [], ""
+    for record in documents(source, split, Skipped(0)):  # type: ignore[arg-type]
+        current += record.text
+        if record.ends:
+            found.append(current)
+            current = ""
+    assert current == ""
+    return found
+
+
+def problems(records: object) -> list[str]:
+    return [record.problem for record in records if record.problem]  # type: ignore[attr-defined]
+
+
+def test_paths_folders_patterns_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.txt", "notes/b.md", "notes/deep/c.py", "notes/.hidden/d.txt", "notes/image.png", "more/e.rst"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    source = TextFiles(["~/a.txt", "~/notes", f"{tmp_path}/*/e.*", "~/notes/b.md"])
+    assert [file.relative_to(tmp_path.resolve()).as_posix() for file in source.files] == [
+        "a.txt",
+        "more/e.rst",
+        "notes/b.md",
+        "notes/deep/c.py",
+    ]
+
+
+def test_everything_missing_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        TextFiles([str(tmp_path / "no.txt"), str(tmp_path / "*.md"), str(tmp_path / "empty")], val_fraction=2)
+    assert len(caught.value.problems) == 4
+    for words in ("does not exist", "matches no file", "holds no text file", "val_fraction"):
+        assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="empty"):
+        TextFiles([])
+
+
+def test_few_files_give_their_tails(tmp_path: Path) -> None:
+    lines = [f"line {number}\n" for number in range(100)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    (tmp_path / "b.txt").write_text("one line without an end")
+    source = TextFiles([str(tmp_path)], val_fraction=0.1)
+    train, val = texts(source, "train"), texts(source, "val")
+    assert train[0] + val[0] == "".join(lines)
+    assert train[0].endswith("\n")
+    assert 8 <= val[0].count("\n") <= 11
+    assert train[1:] == ["one line without an end"]
+
+
+def test_many_files_are_divided_whole(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.txt").write_text(f"text {number}\nmore\n")
+    source = TextFiles([str(tmp_path)], val_fraction=0.1)
+    train, val = texts(source, "train"), texts(source, "val")
+    assert sorted(train + val) == sorted(f"text {number}\nmore\n" for number in range(40))
+    assert len(val) == 4
+
+
+def test_val_paths_are_kept_out_of_training(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    source = TextFiles([str(tmp_path)], val_paths=[str(tmp_path / "b.txt")])
+    assert texts(source, "train") == ["a", "c"]
+    assert texts(source, "val") == ["b"]
+    with pytest.raises(ConfigError, match="none is left"):
+        TextFiles([str(tmp_path)], val_paths=[str(tmp_path)])
+
+
+def test_rows_of_jsonl_and_parquet_are_divided(tmp_path: Path) -> None:
+    rows = [{"body": f"text {number}"} for number in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:15]) + "\n\n")
+    pq.write_table(pa.Table.from_pylist(rows[15:]), tmp_path / "b.parquet")
+    source = TextFiles([str(tmp_path)], val_fraction=0.1, field="body")
+    train, val = texts(source, "train"), texts(source, "val")
+    assert sorted(train + val) == sorted(row["body"] for row in rows)
+    assert val == ["text 1", "text 11", "text 21"]
+
+
+def test_two_documents_are_enough_for_both_splits(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    source = TextFiles([str(tmp_path)])
+    assert (texts(source, "train"), texts(source, "val")) == (["one"], ["two"])
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(
+        b'\xef\xbb\xbf{"text": "good"}\r\n'
+        b'{"text": "\xff"}\n'
+        b'{"text": "cut off\n'
+        b'{"other": 1}\n'
+        b'{"text": 7}\n'
+        b'{"text": null}\n'
+        b'{"text": ""}\n'
+        b"[1]\n"
+        b'{"text": "\\ud800"}\n'
+        b"\n"
+        b'{"text": "last"}'
+    )
+    records = list(readers.read_jsonl(file, "text"))
+    assert [record.text for record in records if record.problem is None] == ["good", "last"]
+    found = problems(records)
+    assert [int(problem.split(":")[1]) for problem in found] == list(range(2, 10))
+    for words, problem in zip(
+        ("0xff", "cut off", "['other']", "int", "NoneType", "empty", "list", "surrogate"), found, strict=True
+    ):
+        assert words in problem
+
+
+def test_bad_parquet_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["good", None, ""]}), file)
+    assert [problem.split(": ", 1)[1] for problem in problems(readers.read_parquet(file, "text"))] == [
+        "row 2: 'text' is NoneType, not text",
+        "row 3: empty",
+    ]
+    assert "['text']" in problems(readers.read_parquet(file, "body"))[0]
+    file.write_bytes(b"PAR1 not really")
+    assert len(problems(readers.read_parquet(file, "text"))) == 1
+    assert len(problems(readers.read_parquet(tmp_path / "none.parquet", "text"))) == 1
+
+
+def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\nbad \xe9\r\nthird\n")
+    records = list(readers.read_text(file))
+    assert [record.text for record in records if not record.problem] == ["first\nthird\n"]
+    assert problems(records) == [f"{file}:2: byte 0xe9 is not UTF-8"]
+    file.write_bytes(b"ok\nPK\0\1")
+    assert problems(readers.read_text(file)) == [f"{file}:2: a NUL byte, so this is not a text file"]
+    file.write_bytes(b"")
+    assert problems(readers.read_text(file)) == [f"{file}: empty"]
+    assert len(problems(readers.read_text(tmp_path / "none.txt"))) == 1
+
+
+def test_large_files_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 50)
+    lines = [f"line {number} é\n" for number in range(30)]
+    file = tmp_path / "a.txt"
+    file.write_text("".join(lines))
+    records = list(readers.read_text(file))
+    assert "".join(record.text for record in records) == "".join(lines)
+    assert [record.ends for record in records] == [False] * (len(records) - 1) + [True]
+    raw = file.read_bytes().replace(b"line 20 \xc3", b"line 20 \xff")
+    file.write_bytes(raw)
+    assert problems(readers.read_text(file)) == [f"{file}:21: byte 0xff is not UTF-8"]
+    cut = readers.tail_start(file, 0.4)
+    assert cut is not None
+    assert problems(readers.read_text(file, start=cut)) == [f"{file}:21: byte 0xff is not UTF-8"]
+
+
+@given(st.lists(st.text("ab\u00e9\n", min_size=1), min_size=1, max_size=8), st.floats(0.01, 0.9))
+def test_head_and_tail_are_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str], fraction: float
+) -> None:
+    file = tmp_path_factory.mktemp("text") / "a.txt"
+    file.write_bytes("".join(parts).encode())
+    cut = readers.tail_start(file, fraction)
+    if cut is None:
+        return
+
+    def together(records: object) -> str:
+        return "".join(record.text for record in records)  # type: ignore[attr-defined]
+
+    head, tail = readers.read_text(file, stop=cut), readers.read_text(file, start=cut)
+    assert together(head) + together(tail) == "".join(parts)
+
+
+def test_skipping_stops_at_the_limit_and_names_everything(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("broken\n" * 10)
+    with pytest.raises(ConfigError) as caught:
+        list(documents(TextFiles([str(tmp_path)]), "train", Skipped(4, "text_files")))
+    assert "max_skipped=4" in caught.value.problems[0]
+    assert sum("a.jsonl:" in problem for problem in caught.value.problems) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write_text("other"),
+        lambda file: file.rename(file.with_name("z.txt")),
+        lambda file: (file.parent / "b.txt").write_text("more"),
+    ],
+)
+def test_fingerprint_follows_the_content(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    before = TextFiles([str(tmp_path)]).fingerprint()
+    assert TextFiles([str(tmp_path)]).fingerprint() == before
+    assert TextFiles([str(tmp_path)], val_fraction=0.2).fingerprint() != before
+    change(file)
+    assert TextFiles([str(tmp_path)]).fingerprint() != before
+
+
+def test_record_defaults() -> None:
+    assert Record("x") == Record("x", None, True)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from recyclegpt.data import TextTokenizer, TokenizerConfig
+from recyclegpt.data.tokenizer import load_tokenizer
+from recyclegpt.errors import ConfigError
+
+CORPUS = ["def add(a, b):\n    return a + b\n" * 20, "Grüße an die Welt, 世界! 🙂 " * 20]
+BYTES = TextTokenizer.bytes()
+BPE = TextTokenizer.train(CORPUS, vocab_size=290)
+text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
+@given(text)
+def test_text_survives_and_its_bytes_are_counted(tokenizer: TextTokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_num_bytes()[ids].sum() == len(text.encode())
+
+
+@given(text)
+def test_byte_ids_are_bytes(text: str) -> None:
+    assert BYTES.encode(text) == list(text.encode())
+
+
+@given(st.lists(st.integers(0, 289)))
+def test_stream_gives_the_text_and_never_half_a_character(ids: list[int]) -> None:
+    stream = BPE.decode_stream()
+    steps = [stream.step(token_id) for token_id in ids]
+    assert "".join(steps) + stream.finish() == BPE.decode(ids)
+
+
+@given(text)
+def test_streamed_text_has_no_replacement_character_of_its_own(text: str) -> None:
+    stream = BYTES.decode_stream()
+    steps = "".join(stream.step(token_id) for token_id in BYTES.encode(text))
+    assert steps.count("\ufffd") == text.count("\ufffd") - stream.finish().count("\ufffd")
+    assert text.startswith(steps)
+
+
+def test_sizes_and_end_token() -> None:
+    assert BYTES.vocab_size == 257
+    assert BYTES.eos_id == 256
+    assert BPE.vocab_size == 290
+    assert BPE.token_num_bytes()[BPE.eos_id] == 0
+    assert len(BPE.encode(CORPUS[0])) < len(CORPUS[0]) / 2
+
+
+def test_text_cannot_spell_the_end_token() -> None:
+    for tokenizer in (BYTES, BPE):
+        ids = tokenizer.encode("a<|endoftext|>b")
+        assert tokenizer.eos_id not in ids
+        assert tokenizer.decode(ids) == "a<|endoftext|>b"
+
+
+def test_batch_equals_one_by_one() -> None:
+    assert BPE.encode_batch(CORPUS) == [BPE.encode(text) for text in CORPUS]
+
+
+def test_file_round_trip_keeps_fingerprint(tmp_path: Path) -> None:
+    BPE.save(tmp_path / "tokenizer.json")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        read = TextTokenizer.from_file(path)
+        assert read.fingerprint == BPE.fingerprint
+        assert read.encode(CORPUS[1]) == BPE.encode(CORPUS[1])
+    assert pickle.loads(pickle.dumps(BPE)).fingerprint == BPE.fingerprint
+    assert BYTES.fingerprint != BPE.fingerprint
+
+
+def test_training_is_repeatable() -> None:
+    assert TextTokenizer.train(CORPUS, 290).fingerprint == BPE.fingerprint
+
+
+def test_sentencepiece_pieces_are_counted() -> None:
+    vocab = {"<unk>": 0, "</s>": 1, "▁the": 2, "é": 3, "<0xE4>": 4, "▁": 5}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    wrapped = TextTokenizer(tokenizer)
+    assert wrapped.eos_token == "</s>"
+    np.testing.assert_array_equal(wrapped.token_num_bytes(), [0, 0, 4, 2, 1, 1])
+
+
+def test_truncation_and_template_of_a_file_are_switched_off(tmp_path: Path) -> None:
+    content = json.loads(Tokenizer.from_str(json.dumps(BPE._content)).to_str())
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TextTokenizer.from_file(tmp_path).encode(CORPUS[0]) == BPE.encode(CORPUS[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "wordpiece"}, ["kind", "wordpiece"]),
+        ({"kind": "bpe", "vocab_size": 100}, ["vocab_size", "257"]),
+        ({"kind": "file"}, ["path"]),
+        ({"kind": "byte", "path": "x"}, ["path"]),
+        ({"kind": "bpe", "vocab_size": 1, "path": "x", "end_token": ""}, ["vocab_size", "path", "end_token"]),
+    ],
+)
+def test_bad_settings_are_all_named(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TokenizerConfig(**settings)  # type: ignore[arg-type]
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is not a tokenizer\.json"):
+        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path)))
+    BPE.save(tmp_path / "tokenizer.json")
+    with pytest.raises(ConfigError, match="'<end>' is not in the vocabulary"):
+        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path), end_token="<end>"))

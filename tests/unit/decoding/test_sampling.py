@@ -1,0 +1,97 @@
+"""Filters against their definitions, and the distribution of verified sampling against the backbone's."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from recyclegpt.decoding import (
+    Alternating,
+    Autoregressive,
+    Decoder,
+    Sampler,
+    SamplingConfig,
+    Verified,
+    processed_probabilities,
+)
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleGPT
+
+from .test_exactness import random_model
+
+VOCABULARY, PROMPT, NUM_TOKENS, NUM_ROWS = 4, [1, 2], 4, 6000
+
+
+def exact_distribution(model: RecycleGPT, sampling: SamplingConfig) -> torch.Tensor:
+    """Probability of each text of NUM_TOKENS tokens under the backbone."""
+    texts = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=NUM_TOKENS)))
+    rows = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], dim=1)
+    with torch.no_grad():
+        probabilities = processed_probabilities(model.classify(model.read(rows)), sampling)
+    return probabilities[:, len(PROMPT) - 1 : -1].gather(2, texts[..., None]).squeeze(2).prod(dim=1)
+
+
+def p_value(model: RecycleGPT, strategy: object, sampling: SamplingConfig) -> float:
+    """Chi-square test of the texts a strategy samples against the backbone's distribution."""
+    generation = Decoder(model).generate([PROMPT] * NUM_ROWS, strategy, NUM_TOKENS, sampling, seed=11)
+    places = VOCABULARY ** torch.arange(NUM_TOKENS - 1, -1, -1)
+    observed = torch.bincount((torch.tensor(generation.tokens) * places).sum(dim=1), minlength=VOCABULARY**NUM_TOKENS)
+    expected = exact_distribution(model, sampling) * NUM_ROWS
+    assert observed[expected == 0].sum() == 0
+    common = expected >= 5
+    # cells too rare for the test are pooled into one
+    observed = torch.cat([observed[common], observed[~common].sum()[None]])
+    expected = torch.cat([expected[common], expected[~common].sum()[None]])
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic.double() / 2))
+
+
+@pytest.mark.parametrize(
+    ("num_recycled", "sampling"),
+    [
+        (1, SamplingConfig(temperature=1.0)),
+        (3, SamplingConfig(temperature=0.7)),
+        (2, SamplingConfig(temperature=1.3, top_k=3)),
+        (2, SamplingConfig(temperature=1.0, top_p=0.8)),
+    ],
+)
+def test_verified_sampling_has_the_backbones_distribution(num_recycled: int, sampling: SamplingConfig) -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+    assert p_value(model, Verified(num_recycled), sampling) > 1e-3
+
+
+def test_the_chi_square_test_can_fail() -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+    sampling = SamplingConfig(temperature=1.0)
+    assert p_value(model, Autoregressive(), sampling) > 1e-3
+    assert p_value(model, Alternating(1), sampling) < 1e-6, "unverified text should differ from the backbone's"
+    assert p_value(model, Verified(1), SamplingConfig(temperature=0.8)) > 1e-3
+
+
+def test_filters_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = processed_probabilities(logits, SamplingConfig(temperature=1.0, top_k=2))
+    torch.testing.assert_close(kept, torch.tensor([[0.625, 0.375, 0, 0]]))
+    kept = processed_probabilities(logits, SamplingConfig(temperature=1.0, top_p=0.7))
+    torch.testing.assert_close(kept, torch.tensor([[0.625, 0.375, 0, 0]]))
+    kept = processed_probabilities(logits, SamplingConfig(temperature=1.0, top_p=0.01, top_k=99))
+    torch.testing.assert_close(kept, torch.tensor([[1.0, 0, 0, 0]]))
+    cold = processed_probabilities(logits, SamplingConfig(temperature=0.5))
+    torch.testing.assert_close(cold, torch.tensor([[0.25, 0.09, 0.0225, 0.0025]]) / 0.365)
+
+
+def test_draw_follows_the_weights() -> None:
+    weights = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    sampler = Sampler.seeded(SamplingConfig(temperature=1.0), 4000, seed=0, device=torch.device("cpu"))
+    share = torch.bincount(sampler.draw(weights.expand(4000, 4)), minlength=4) / 4000
+    torch.testing.assert_close(share, weights, atol=0.03, rtol=0)
+    assert share[1] == 0
+
+
+def test_every_bad_setting_is_named() -> None:
+    with pytest.raises(ConfigError) as error:
+        SamplingConfig(temperature=-1, top_k=0, top_p=1.5)
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["temperature", "top_k", "top_p"]

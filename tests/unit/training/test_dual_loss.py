@@ -1,0 +1,152 @@
+"""The dual loss against its formula, written out in plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training.dual_loss import DualLoss, LossConfig
+from recyclegpt.training.held_out import HeldOut
+
+
+def build(depth: int = 1) -> RecycleGPT:
+    config = ModelConfig(19, context_length=16, num_layers=1, hidden_size=12, num_heads=2)
+    model = RecycleGPT(config, RecycleConfig(num_layers=depth)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.4, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model
+
+
+def rows(num_views: int, batch: int = 4, positions: int = 9, seed: int = 0) -> torch.Tensor:
+    text = torch.randint(19, (batch, positions + num_views - 1), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([text[:, n : n + positions] for n in range(num_views)])
+
+
+def formula(model: RecycleGPT, views: torch.Tensor, config: LossConfig, weight: float) -> torch.Tensor:
+    def ce(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model.classify(state).flatten(0, 1), label.flatten())
+
+    states = model(views, num_unrolled=config.num_unrolled)
+    shares = [config.beta**k for k in range(config.num_unrolled)]
+    recycle = sum(s * ce(r, views[k + 2]) for k, (s, r) in enumerate(zip(shares, states.recycled_KBTC, strict=True)))
+    return config.backbone_weight * ce(states.hidden_BTC, views[1]) + weight * recycle / sum(shares)
+
+
+@pytest.mark.parametrize("num_unrolled", [1, 3])
+@pytest.mark.parametrize("weights", [(1.0, 0.3), (1.0, 0.0), (0.0, 1.0)])
+def test_formula_and_gradients(num_unrolled: int, weights: tuple[float, float]) -> None:
+    config = LossConfig(backbone_weight=weights[0], recycle_weight=weights[1], num_unrolled=num_unrolled, chunk_size=7)
+    views = rows(num_unrolled + 2)
+    model, twin = build(), build()
+    loss = DualLoss(config)(model, views).loss
+    expected = formula(twin, views, config, weights[1])
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, msg=name)
+
+
+def test_two_half_batches_accumulate_to_the_whole() -> None:
+    views = rows(3)
+    documents = torch.zeros_like(views)
+    documents[:, 0, 5:] = 1  # unequal numbers of trained rows in the two halves
+    documents = torch.stack([documents[0]] * 3)
+    loss = DualLoss(LossConfig())
+    whole, halves = build(), build()
+    loss(whole, views, documents).loss.backward()
+    for part in (slice(0, 2), slice(2, 4)):
+        (loss(halves, views[:, part], documents[:, part]).loss / 2).backward()
+    for mine, other in zip(halves.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_module_is_not_trained_across_documents() -> None:
+    """A row whose tokens t and t+2 lie in different documents adds nothing to the recycle loss."""
+    text = torch.randint(19, (1, 11), generator=torch.Generator().manual_seed(2))
+    owner = torch.tensor([[0] * 4 + [1] * 7])
+    views = torch.stack([text[:, n : n + 9] for n in range(3)])
+    documents = torch.stack([owner[:, n : n + 9] for n in range(3)])
+    parts = DualLoss(LossConfig(backbone_weight=0.0, recycle_weight=1.0))(build(), views, documents)
+    assert parts.trained_BT.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1, 1]]
+    kept = parts.recycle_K[0].nll_M[parts.trained_BT.flatten() == 1]
+    torch.testing.assert_close(parts.loss, kept.sum() / 9)
+
+
+@pytest.mark.parametrize("target", ["backbone", "mixed"])
+def test_target_from_the_backbone(target: str) -> None:
+    views = rows(4)
+    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, target=target, num_unrolled=2, backbone_gradient=0.0)
+    model = build()
+    parts = DualLoss(config)(model, views)
+    states = model(views, num_unrolled=2)
+    teacher = model.classify(states.hidden_BTC).log_softmax(-1)
+    expected = 0.0
+    for step, (share, recycled) in enumerate(zip([1, 0.6], states.recycled_KBTC, strict=True), start=1):
+        student = model.classify(recycled)[:, :-step].log_softmax(-1)
+        kl = F.kl_div(student, teacher[:, step:], reduction="none", log_target=True).sum(-1)
+        nll = F.nll_loss(student.transpose(1, 2), views[step + 1][:, :-step], reduction="none")
+        rows_loss = kl if target == "backbone" else (kl + nll) / 2
+        expected = expected + share / 1.6 * rows_loss.sum() / views[0].numel()
+    torch.testing.assert_close(parts.loss, expected)
+    parts.loss.backward()
+    assert model.lm_head.weight.grad is None or not model.lm_head.weight.grad.any()
+
+
+def test_no_module_leaves_the_backbones_loss() -> None:
+    model = build(depth=0)
+    views = rows(3)
+    parts = DualLoss(LossConfig(recycle_weight=5.0))(model, views)
+    expected = F.cross_entropy(model.classify(model.read(views[0])).flatten(0, 1), views[1].flatten())
+    torch.testing.assert_close(parts.loss, expected)
+    assert parts.recycle_K == []
+
+
+def test_weight_schedules() -> None:
+    two = LossConfig(recycle_weight=0.3, recycle_schedule="two_step", recycle_weight_late=0.1, recycle_switch=0.5)
+    assert [two.recycle_weight_at(p) for p in (0, 0.49, 0.5, 1)] == [0.3, 0.3, 0.1, 0.1]
+    ramp = LossConfig(recycle_weight=0.4, recycle_schedule="ramp", recycle_switch=0.5)
+    assert [ramp.recycle_weight_at(p) for p in (0, 0.25, 0.5, 1)] == [0, 0.2, 0.4, 0.4]
+    assert LossConfig(recycle_schedule="ramp", recycle_switch=0.0).recycle_weight_at(0) == 0.3
+
+
+def test_every_bad_value_is_named() -> None:
+    with pytest.raises(ConfigError) as error:
+        LossConfig(recycle_weight=-1, beta=0, num_unrolled=9, target="label2", backbone_gradient=math.nan)
+    names = [problem.split(":")[0] for problem in error.value.problems]
+    assert names == ["recycle_weight", "backbone_gradient", "beta", "num_unrolled", "target"]
+
+
+def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
+    model, config = build(), LossConfig()
+    num_bytes = torch.arange(19)
+    held_out = HeldOut(num_bytes, torch.device("cpu"))
+    nll_backbone, nll_recycle, agreed, total_bytes = [], [], [], 0
+    for seed in range(3):
+        views = rows(3, batch=1 + seed, seed=seed)
+        with torch.no_grad():
+            held_out.add(DualLoss(config)(model, views), views)
+            states = model(views)
+            logits, module_logits = model.classify(states.hidden_BTC), model.classify(states.recycled_KBTC[0])
+        for b in range(views.shape[1]):
+            for t in range(8):
+                label = views[2][b, t]
+                assert label == views[1][b, t + 1]
+                nll_backbone.append(F.cross_entropy(logits[b, t + 1], label))
+                nll_recycle.append(F.cross_entropy(module_logits[b, t], label))
+                agreed.append(logits[b, t + 1].argmax() == module_logits[b, t].argmax())
+                total_bytes += int(num_bytes[label])
+    metrics = held_out.metrics()
+    mean_backbone, mean_recycle = torch.stack(nll_backbone).mean(), torch.stack(nll_recycle).mean()
+    assert metrics["val/ppl_backbone"] == pytest.approx(mean_backbone.exp())
+    assert metrics["val/ppl_recycle"] == pytest.approx(mean_recycle.exp())
+    assert metrics["val/ppl_alternating"] == pytest.approx(((mean_backbone + mean_recycle) / 2).exp())
+    assert metrics["val/agreement"] == pytest.approx(torch.stack(agreed).double().mean())
+    assert metrics["val/bits_per_byte"] == pytest.approx(sum(nll_backbone) / math.log(2) / total_bytes)
