@@ -78,7 +78,7 @@ class DecodingMonitor(Callback):
         new_tokens: length of each continuation.
         repetitions: rounds over prompts and decoders, after a warm-up.
         budget_s: seconds after which no further round is begun.
-        every_n_epochs: decode in every n-th validation epoch; in the others the tags are NaN.
+        every_n_epochs: decode in every n-th validation epoch, never if 0; in the others the tags are NaN.
         seed: of the sampler.
         clock: seconds, for tests.
         """
@@ -114,7 +114,7 @@ class DecodingMonitor(Callback):
             pl_module.log(tag, value, sync_dist=False)
 
     def _reason_to_skip(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        if trainer.current_epoch % self.every_n_epochs:
+        if not self.every_n_epochs or trainer.current_epoch % self.every_n_epochs:
             return "not this epoch"
         assert isinstance(pl_module.model, RecycleGPT), "the monitor decodes a RecycleGPT"
         context = pl_module.model.config.context_length

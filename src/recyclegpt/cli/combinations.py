@@ -17,9 +17,14 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true
 log = logging.getLogger("recyclegpt")
 
 
-def check_combinations(cfg: DictConfig, multirun: bool = False) -> list[str]:
-    """Every impossible combination of a training config, each with its remedy. Settings without effect are logged."""
-    problems = _check_lengths(cfg) + _check_trainer(cfg, multirun) + _check_decoding(cfg)
+def check_combinations(cfg: DictConfig) -> list[str]:
+    """Every impossible combination of a training config, each with its remedy."""
+    problems = _check_lengths(cfg) + _check_trainer(cfg) + _check_decoding(cfg)
+    problems += [
+        f"callbacks.{name}: has no _target_; name a class, or set callbacks.{name}=null to leave it out"
+        for name, node in cfg.callbacks.items()
+        if node is not None and "_target_" not in node
+    ]
     if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
         problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
     for key in ("every_n_steps", "keep"):
@@ -57,12 +62,12 @@ def _check_lengths(cfg: DictConfig) -> list[str]:
     return problems
 
 
-def _check_trainer(cfg: DictConfig, multirun: bool) -> list[str]:
+def _check_trainer(cfg: DictConfig) -> list[str]:
     trainer = cfg.trainer
     problems = [
         f"trainer.{key}: {trainer[key]} is not a positive whole number; an epoch is a fixed number of batches"
         for key in ("limit_train_batches", "max_epochs", "accumulate_grad_batches")
-        if not _positive(trainer[key])
+        if isinstance(trainer[key], (int, float)) and not _positive(trainer[key])
     ]
     if trainer.precision not in PRECISIONS:
         problems.append(f"trainer.precision: {trainer.precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
@@ -70,13 +75,18 @@ def _check_trainer(cfg: DictConfig, multirun: bool) -> list[str]:
         problems.append(
             f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"
         )
-    several = trainer.devices not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1
-    if multirun and several:
-        problems.append(
-            f"trainer.devices: {trainer.devices} in a multirun; Lightning's child processes would start the whole sweep again. "
-            "Use one device a job (trainer.devices=1), or a launcher that gives each job its own process"
-        )
     return problems
+
+
+def sweep_problems(cfg: DictConfig) -> list[str]:
+    """What a job of a multirun may not ask for, though a single run may."""
+    trainer = cfg.trainer
+    if trainer.devices in (1, "1", [0]) and trainer.get("num_nodes", 1) == 1:
+        return []
+    return [
+        f"trainer.devices: {trainer.devices} in a multirun; Lightning's child processes would start the whole sweep again. "
+        "Use one device a job (trainer.devices=1), or a launcher that gives each job its own process"
+    ]
 
 
 def _check_decoding(cfg: DictConfig) -> list[str]:
@@ -90,17 +100,21 @@ def _check_decoding(cfg: DictConfig) -> list[str]:
         problems.append(
             f"decoding.dtype: {decoding.dtype!r} is unknown; choose from auto, bfloat16, float32, float16, float64"
         )
-    depth, unrolled = cfg.recycle.num_layers, cfg.loss.num_unrolled
-    if _positive(depth) and isinstance(unrolled, int) and isinstance(decoding.num_recycled, int):
-        if decoding.num_recycled > unrolled:
-            log.warning(
-                "decoding.num_recycled=%d, but the module is trained for loss.num_unrolled=%d: later recycled tokens will agree less",
-                decoding.num_recycled,
-                unrolled,
-            )
-    elif depth == 0 and unrolled != 1:
-        log.warning("loss.num_unrolled=%s has no effect: recycle.num_layers=0 means no module", unrolled)
     return problems
+
+
+def warn_of_settings_without_effect(cfg: DictConfig) -> None:
+    """Log what is possible and probably not meant."""
+    unrolled, recycled = cfg.loss.num_unrolled, cfg.decoding.num_recycled
+    if cfg.recycle.num_layers == 0 and unrolled != 1:
+        log.warning("loss.num_unrolled=%d has no effect: recycle.num_layers=0 means no module", unrolled)
+    elif cfg.recycle.num_layers and recycled > unrolled:
+        log.warning(
+            "decoding.num_recycled=%d, but the module is trained for loss.num_unrolled=%d: "
+            "later recycled tokens will agree less",
+            recycled,
+            unrolled,
+        )
 
 
 def _positive(value: Any) -> bool:

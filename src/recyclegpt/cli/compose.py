@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ def compose_or_explain(
     multirun: bool = False,
     check_values: bool = True,
     with_hydra: bool = False,
+    also_check: Callable[[DictConfig], list[str]] | None = None,
 ) -> DictConfig:
     """Compose a config from its overrides, or say all that is wrong with them.
 
@@ -84,6 +85,8 @@ def compose_or_explain(
         multirun: whether comma-separated values are an axis of a sweep.
         check_values: whether a mandatory value without one, and an interpolation that leads nowhere, are problems.
         with_hydra: keep the `hydra` node.
+        also_check: finds the problems of one job's config that are not about composing, types and combinations say. It
+            sees what the sound overrides compose to, so that its findings come out together with the unsound ones.
 
     Raises:
         ConfigError: every problem, each with the override or key it is about, and what is allowed instead.
@@ -94,7 +97,7 @@ def compose_or_explain(
         if searched is not None and not searched.is_dir():
             raise ConfigError(f"{searched}: no such configuration folder")
     with _opened(folder, extra_dir) as loader:
-        composition = _Composition(loader, config_name, multirun, check_values)
+        composition = _Composition(loader, config_name, multirun, check_values, also_check)
         cfg = composition.compose(list(overrides))
     if composition.problems or cfg is None:
         raise ConfigError(list(dict.fromkeys(composition.problems)))
@@ -110,9 +113,12 @@ class _Composition:
     config_name: str
     multirun: bool
     check_values: bool
+    also_check: Callable[[DictConfig], list[str]] | None = None
     problems: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
     """Overrides that have become a problem; later jobs are composed without them."""
+    incomplete: str = ""
+    """Why the config last composed could not run as it is: a group without a choice, which a sweep may still make."""
     chosen: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
     """Configs of choices of groups alone, by those choices."""
 
@@ -132,7 +138,7 @@ class _Composition:
                 if o.is_sweep_override()
             ]
             self._finish(cfg)
-            return self._strict(single) if not self.problems else None
+            return cfg
         axes, controls = self._sweep(cfg, given)
         first = [values[0] for values in axes.values()]
         cfg = self._accept(first)
@@ -147,7 +153,7 @@ class _Composition:
             where = f"hydra.sweeper.controls.{name}: "
             own = {o.get_key_element(): v for o in self._parse(control, where) for v in _values(o)[:1]}
             self._try_job(list({**fixed, **own}.values()), where)
-        return self._strict(first) if not self.problems else None
+        return cfg
 
     def _try_job(self, overrides: list[str], where: str) -> None:
         """Add the problems of one job that are not those of the first, which is the same in all but one place."""
@@ -190,11 +196,20 @@ class _Composition:
         # MULTIRUN forgives a mandatory group without a choice, so that each override can be judged by itself.
         return self.loader.load_configuration(self.config_name, overrides, run_mode=mode, from_shell=False)
 
+    def _load_all(self, overrides: list[str]) -> DictConfig:
+        self.incomplete = ""
+        try:
+            return self._load(overrides, RunMode.RUN)
+        except Exception as error:
+            cfg = self._load(overrides)
+            self.incomplete = explain_section(error)
+            return cfg
+
     def _accept(self, overrides: list[str]) -> DictConfig | None:
         """The config of all overrides that compose; the others become problems, once."""
         good = [line for line in overrides if line not in self.bad]
         try:
-            cfg = self._load(good)
+            cfg = self._load_all(good)
         except Exception as error:
             combined = error
         else:
@@ -218,14 +233,6 @@ class _Composition:
             self.problems.append(f"{' '.join(good)}: {explain_section(combined)}")
         self.problems += self._sections(accepted)
         return cfg
-
-    def _strict(self, overrides: list[str]) -> DictConfig | None:
-        """The config as a job sees it; here a group without a choice is a problem."""
-        try:
-            return self._load(overrides, RunMode.RUN)
-        except Exception as error:
-            self.problems.append(f"{self.config_name}: {explain_section(error)}")
-            return None
 
     def _sections(self, overrides: Sequence[str]) -> list[str]:
         """Overrides that put one value where a whole section stands, which OmegaConf does without a word."""
@@ -253,8 +260,13 @@ class _Composition:
         return Group(override.key_or_group, tuple(sorted(options))) if options else None
 
     def _finish(self, cfg: DictConfig) -> None:
+        if self.incomplete:
+            self.problems.append(f"{self.config_name}: {self.incomplete}")
         if self.check_values:
-            self.problems += value_problems(cfg)
+            found = value_problems(cfg)
+            self.problems += found
+            if self.also_check is not None and not found and not self.incomplete:
+                self.problems += self.also_check(cfg)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -114,7 +115,12 @@ def parse_flags(argv: Sequence[str]) -> Flags:
 
 
 def hydra_run(
-    task: Callable[[DictConfig], Any], config_name: str, argv: Sequence[str], *, conf_dir: Path | None = None
+    task: Callable[[DictConfig], Any],
+    config_name: str,
+    argv: Sequence[str],
+    *,
+    conf_dir: Path | None = None,
+    also_check: Callable[[DictConfig], list[str]] | None = None,
 ) -> Any:
     """Run a task under Hydra, once or as a multirun, after its configuration has been composed and explained.
 
@@ -127,6 +133,7 @@ def hydra_run(
         config_name: the primary config; `--config-name` wins over it.
         argv: overrides and Hydra's flags, without the command word.
         conf_dir: folder of the groups; default: `find_conf()`; `--config-path` wins over it.
+        also_check: as in `compose_or_explain`.
 
     Returns:
         What the task returned; None of a multirun, and where a flag asked only to show something.
@@ -148,12 +155,13 @@ def hydra_run(
             multirun=multirun,
             check_values=flags.runs,
             with_hydra=True,
+            also_check=also_check,
         )
         multirun = multirun or cfg.hydra.mode == RunMode.MULTIRUN
     job = _Job(task, multirun)
     hydra_argv = [sys.argv[0], *flags.to_argv()]
     try:
-        with _argv(hydra_argv), _full_errors(), _own_logging():
+        with _argv(hydra_argv), _full_errors(), _global_state_kept():
             hydra.main(config_path=str(folder.resolve()), config_name=name, version_base=VERSION_BASE)(job.wrapped())()
     except _Refused as refused:
         raise refused.error from refused.error.__cause__
@@ -228,13 +236,16 @@ def _full_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _own_logging() -> Iterator[None]:
-    """Put the root logger back as it was, and close the log files Hydra opened."""
+def _global_state_kept() -> Iterator[None]:
+    """Put the root logger and Hydra's record of the running config back as they were; close the log files opened."""
+    instance = HydraConfig.instance()
+    config = instance.cfg
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
         yield
     finally:
+        instance.cfg = config  # Hydra leaves it behind after --cfg
         for handler in list(root.handlers):
             if handler not in handlers:
                 root.removeHandler(handler)

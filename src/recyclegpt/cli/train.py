@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -15,12 +16,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.callbacks.provenance import cpu_model, write_provenance
 from recyclegpt.callbacks.throughput import device_name
-from recyclegpt.cli.combinations import check_combinations
+from recyclegpt.cli.combinations import check_combinations, sweep_problems, warn_of_settings_without_effect
 from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all, check
 from recyclegpt.cli.result import make_result, model_facts, result_table
@@ -41,7 +42,7 @@ VOCABULARY_MULTIPLE = 64
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    hydra_run(train_job, "train", argv)
+    hydra_run(train_job, "train", argv, also_check=find_problems)
     return 0
 
 
@@ -57,11 +58,9 @@ def train_job(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.output_dir)
     multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     start_afresh()
-    problems = check_combinations(cfg, multirun)
-    for key in GROUPS:
-        problems += check(cfg[key], key, extra=GIVEN.get(key, ()))
-    if problems:
+    if multirun and (problems := sweep_problems(cfg)):
         raise ConfigError(problems)
+    warn_of_settings_without_effect(cfg)
     digest = config_hash(cfg)
     if claim(folder, digest) and _is_complete(folder):
         if cfg.resume == "never" and not multirun:
@@ -78,6 +77,29 @@ def train_job(cfg: DictConfig) -> float | None:
         raise
 
 
+def find_problems(cfg: DictConfig) -> list[str]:
+    """All that is wrong with a config, found before anything is read or written: types, values, and combinations."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.paths.output_dir = "outputs"  # known only to Hydra, once it runs
+    problems = [problem for key in GROUPS for problem in check(cfg[key], key, extra=GIVEN.get(key, ()))]
+    if problems:
+        return problems
+    problems = check_combinations(cfg)
+    try:
+        # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
+        build_all(cfg, ["model", "recycle", "loss", "data"], {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
+        build(cfg.scheduler, "scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0), num_steps=num_steps(cfg))
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def num_steps(cfg: DictConfig) -> int:
+    """Optimizer steps of the whole run; the last window of an epoch steps even if it is not full."""
+    return int(cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches))
+
+
 def start_afresh() -> None:
     """Put back the global settings a former job of the same process may have left behind."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
@@ -91,6 +113,8 @@ def start_afresh() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # A run that goes on from another folder's checkpoint keeps its own from then on.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from .*")
 
 
 def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
@@ -103,13 +127,12 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), built["recycle"])
     num_bytes = torch.zeros(vocabulary, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
-    num_steps = cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches)
     module = LitRecycleGPT(
         model,
         built["loss"],
         built["optimizer"],
         built["scheduler"],
-        num_steps,
+        num_steps(cfg),
         num_bytes,
         hyper_parameters(model, plain),
         cfg.max_skipped_steps,
@@ -128,7 +151,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
     checkpoint = _checkpoint_to_resume(cfg, folder)
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
-    _announce(cfg, folder, datamodule, model, trainer, num_steps, checkpoint)
+    _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
@@ -209,7 +232,6 @@ def _announce(
     datamodule: TextDataModule,
     model: RecycleGPT,
     trainer: Trainer,
-    num_steps: int,
     checkpoint: Path | None,
 ) -> None:
     facts = model_facts(model)
@@ -219,7 +241,7 @@ def _announce(
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
         f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {datamodule.vocab_size:,}",
-        f"run     {num_steps} steps of {batch:,} tokens, {trainer.precision} on {trainer.strategy.root_device.type}, "
+        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {trainer.strategy.root_device.type}, "
         f"{torch.get_num_threads()} threads",
         f"folder  {folder}",
     ]

@@ -49,7 +49,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is None:
         return value is None
     kind = origin or hint
-    if not isinstance(kind, type) or kind is object:
+    if not isinstance(kind, type) or kind in (object, Any):
         return True
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -59,13 +59,14 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kind)
     if issubclass(kind, enum.Enum):
         return isinstance(value, str) and (value in kind.__members__ or value in [member.value for member in kind])
-    if isinstance(value, str) and issubclass(kind, os.PathLike):
-        return True
+    if isinstance(value, str):
+        # A string is a sequence to Python, never to the author of an annotation.
+        return issubclass(kind, os.PathLike) or _is_protocol(kind)
     if isinstance(value, dict):
         return _dict_fits(value, kind, arguments)
     if isinstance(value, (list, tuple)):
         return _list_fits(value, kind, arguments)
-    return bool(getattr(kind, "_is_protocol", False)) or isinstance(value, kind)
+    return _is_protocol(kind) or isinstance(value, kind)
 
 
 def describe(hint: Any) -> str:
@@ -91,6 +92,11 @@ def describe(hint: Any) -> str:
     if isinstance(kind, type):
         return _SIMPLE.get(kind, f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", ""))
     return str(hint)
+
+
+def _is_protocol(kind: type) -> bool:
+    """Whether a class only describes what an object can do; `collections.abc` is not meant."""
+    return bool(getattr(kind, "_is_protocol", False)) and kind.__module__ != "collections.abc"
 
 
 def _each_hint(function: Callable[..., Any]) -> collections.abc.Iterator[tuple[str, Any]]:

@@ -38,6 +38,7 @@ def _unresolved(cfg: DictConfig) -> list[str]:
     """One problem for every interpolation that does not resolve, in the run and in the folder it would be kept in."""
     problems: dict[str, str] = {}
     folders = ["hydra.sweep.dir", "hydra.sweep.subdir"] if is_multirun(cfg) else ["hydra.run.dir"]
+    names = [name for name in flat_keys(cfg) if not name.startswith("hydra")]
     texts = {key: str(node._value()) for key, node in _nodes(cfg) if node._is_interpolation()}
     for key in [*texts, *folders]:
         what = texts.get(key, "its value")
@@ -45,7 +46,7 @@ def _unresolved(cfg: DictConfig) -> list[str]:
             OmegaConf.select(cfg, key, throw_on_missing=False)
         except InterpolationKeyError as error:
             name = re.search(r"'([^']*)' not found", str(error))
-            near = difflib.get_close_matches(name[1], flat_keys(cfg), n=1) if name else []
+            near = difflib.get_close_matches(name[1], names, n=1) if name else []
             hint = f"did you mean ${{{near[0]}}}?" if near else f"set {key}=..."
             problems[key] = f"{key}: {what} points to a key that does not exist; {hint}"
         except InterpolationToMissingValueError:

@@ -16,6 +16,7 @@ from recyclegpt.data.shard_writer import TOKENS_PER_SHARD, write_shards
 from recyclegpt.data.shards import open_shards
 from recyclegpt.data.skipped import Skipped
 from recyclegpt.data.sources import SPLITS, Source, documents
+from recyclegpt.data.tokenized import Tokenized
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig, load_tokenizer
 from recyclegpt.errors import ConfigError
 
@@ -25,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 def tokenize_corpus(
-    source: Source,
-    tokenizer: TokenizerConfig,
+    source: Source | Tokenized,
+    tokenizer: TokenizerConfig | None,
     folder: str | Path,
     *,
     max_skipped: int = 100,
@@ -39,6 +40,8 @@ def tokenize_corpus(
         ConfigError: if `folder` exists already, the source or tokenizer cannot be read, or too many documents are bad.
     """
     folder = Path(folder).expanduser()
+    if tokenizer is None or isinstance(source, Tokenized):
+        raise ConfigError("data: this corpus is tokenized already; choose python_stdlib, text_files or hf_stream")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder: {folder} exists already; choose another one or remove it")
     built = build_tokenizer(source, tokenizer, None, max_skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
 STATE_FORMAT = 1
+_log = logging.getLogger(__name__)
 _MAX_COUNTED_TOKENS = 50_000_000
 _CHUNK = 1 << 22
 
@@ -268,6 +270,8 @@ class TextDataModule(LightningDataModule):
         packing = self._packing(2 + self.num_unrolled)
         train = self.corpus.train
         if isinstance(train, TokenShards):
+            rows, dropped = packing.num_rows(train.num_tokens), packing.num_dropped(train.num_tokens)
+            _log.info("%d training tokens make %d rows; %d at the end fill none", train.num_tokens, rows, dropped)
             return PackedRows(train, packing, self.batch_size, self.seed, rank, world_size)
         train.val_digests()  # once here, not in every worker
         tokenizer, skipped = self.tokenizer, self.max_skipped

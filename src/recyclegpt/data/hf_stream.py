@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
+import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from recyclegpt.data.sources import Record, Split
+from recyclegpt.data.sources import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
 
 _TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
@@ -76,7 +76,7 @@ class HFStream:
         self.max_retries = max_retries
         self.retry_wait_s = retry_wait_s
         self._val_digests: frozenset[bytes] | None = None
-        self._datasets: dict[str, Any] = {}
+        self._datasets: dict[str, bytes] = {}
 
     def fingerprint(self) -> str:
         """sha256 of what is asked for. The content of a stream is not known before it has been read."""
@@ -96,12 +96,13 @@ class HFStream:
         wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
         if wanted not in self._datasets:
             try:
-                self._datasets[wanted] = self.retry(lambda: self._look_up(wanted))
-            except ConfigError as error:
-                asked = f"(config {self.config}, split {wanted})"
-                raise ConfigError([f"{problem} {asked}" for problem in error.problems]) from error
+                self._datasets[wanted] = pickle.dumps(self._look_up(wanted))
+            except ConfigError:
+                raise
+            except Exception as error:  # the hub's client has tried several times already
+                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
         # A dataset holds its position, also that of its inner iterables, so two readers must not share one.
-        return copy.deepcopy(self._datasets[wanted])
+        return pickle.loads(self._datasets[wanted])
 
     def _look_up(self, split: str) -> Any:
         import datasets
@@ -131,20 +132,7 @@ class HFStream:
             self._val_digests = frozenset(digest(text) for text in texts)
         return self._val_digests
 
-    def retry(self, action: Callable[[], Any]) -> Any:
-        """The result of `action`, tried again while the connection fails."""
-        attempt = 0
-        while True:
-            try:
-                return action()
-            except ConfigError:
-                raise
-            except Exception as error:
-                # Most often the name or the network is simply not there: no reason to let the user wait long.
-                self.wait_or_raise(error, attempt, min(2, self.max_retries))
-                attempt += 1
-
-    def wait_or_raise(self, error: Exception, attempt: int, max_retries: int) -> None:
+    def wait_or_raise(self, error: Exception, attempt: int, max_retries: int, part: str = "") -> None:
         """Wait before another try.
 
         Raises:
@@ -156,11 +144,11 @@ class HFStream:
                 "datasets",
                 "pyarrow",
             ):
-                raise ConfigError(f"data.name: {self.name} cannot be read: {error or repr(error)}") from error
+                raise ConfigError(f"data.name: {self.name}{part} cannot be read: {error or repr(error)}") from error
             raise error
         if attempt >= max_retries:
             raise ConfigError(
-                f"data.name: {self.name} cannot be reached after {attempt + 1} tries ({error!r}); "
+                f"data.name: {self.name}{part} cannot be reached after {attempt + 1} tries ({error!r}); "
                 "check the name and the network, or raise data.max_retries"
             ) from error
         wait_s = min(60.0, self.retry_wait_s * 2**attempt)
@@ -200,14 +188,15 @@ class DocumentReader:
                 yield record, state
 
     def _read(self) -> Iterator[tuple[Record, Any]]:
-        state, attempt = self._state, 0
+        state, attempt, number = self._state, 0, 0
         while True:
             try:
                 dataset = self._open(state)
                 # `iter` and not `__iter__`: inside a worker the latter would divide the documents a second time.
                 for batch in dataset.iter(batch_size=1):
                     state, attempt = dataset.state_dict(), 0
-                    yield self._record(batch), state
+                    number += 1
+                    yield self._record(batch, number), state
                 return
             except ConfigError:
                 raise
@@ -225,14 +214,17 @@ class DocumentReader:
             dataset.load_state_dict(state)
         return dataset
 
-    def _record(self, batch: dict[str, list[Any]]) -> Record:
+    def _record(self, batch: dict[str, list[Any]], number: int) -> Record:
         source = self._source
         source.check_field(batch)
         value = batch[source.field][0]
         if isinstance(value, str) and value:
             return Record(value)
-        what = "empty" if value == "" else f"{type(value).__name__}, not text"
-        return Record("", f"{source.name}, {self._split}: a document whose {source.field!r} is {what}")
+        since = "" if self._state is None else " since the run was resumed"
+        where = f"{source.name}, {self._split}, part {self._part + 1} of {self._num_parts}: document {number}{since}"
+        if value == "":
+            return Record("", f"{EMPTY}{where}")
+        return Record("", f"{where}: {source.field!r} is {type(value).__name__}, not text")
 
 
 def digest(text: str) -> bytes:

@@ -18,15 +18,15 @@ from recyclegpt.errors import ConfigError
 class TrainLoader:
     """One running iterator over an endless stream; each epoch takes up where the last one stopped.
 
-    Workers therefore start once, and keep reading ahead during validation. It has no `state_dict` on purpose: Lightning
-    would save a second state, of the batches read ahead.
+    Workers therefore start once, and keep reading ahead during validation. The position is saved by the data module,
+    which knows the batch last trained on; the loader would save that of the batches read ahead.
     """
 
     def __init__(self, stream: TrainStream, num_workers: int, seed: int, state: State | None) -> None:
         self._stream = stream
         self._num_workers = num_workers
         self._seed = seed
-        self._iterator: Iterator[Batch] | None = None
+        self._running: Iterator[Batch] | None = None  # Lightning shuts down what it finds as `_iterator`
         self._given: State | None = None
         self._trained_batch: State | None = None
         self.state = state
@@ -42,17 +42,24 @@ class TrainLoader:
         self.close()
         self.state = state
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty. Lightning warns at every resume that a loader without one cannot be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: see `state_dict`."""
+
     def close(self) -> None:
         """Stop the workers. The next iteration starts after the batch last trained on."""
-        self._iterator = self._given = self._trained_batch = None
+        self._running = self._given = self._trained_batch = None
 
     def __iter__(self) -> Iterator[Batch]:
         interrupted = self._trained_batch is not None and _name(self._trained_batch) != _name(self._given)
-        if self._iterator is None or interrupted:  # a batch was given out and not trained on
+        if self._running is None or interrupted:  # a batch was given out and not trained on
             self.close()
-            self._iterator = iter(self._start())
+            self._running = iter(self._start())
         while True:
-            batch = next(self._iterator)
+            batch = next(self._running)
             self._given = batch.state
             yield batch
 
@@ -90,7 +97,8 @@ class ValBatches:
         if self.num_batches == 0:
             raise ConfigError(
                 f"data.val_batch_size: {batch_size} on {world_size} rank(s) needs {at_once} rows of "
-                f"{packing.row_length} tokens, the validation split has {num_rows}; give more validation text or lower it"
+                f"{packing.row_length} tokens, the validation split has {num_rows}; "
+                "give more validation text or lower it"
             )
         self._tokens = tokens
         self._packing = packing

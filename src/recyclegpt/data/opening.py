@@ -12,7 +12,7 @@ from recyclegpt.data.corpus import build_shards, build_tokenizer
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.shards import TokenShards, open_shards
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import Source, Split
+from recyclegpt.data.sources import Source, Split, take
 from recyclegpt.data.stream import Tokens
 from recyclegpt.data.tokenized import Tokenized
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
@@ -94,8 +94,7 @@ def read_stream(
     pieces: list[NDArray[np.int64]] = []
     length = 0
     for record in source.records(split):
-        if record.problem is not None:
-            skipped.add(record.problem)
+        if not take(record, skipped, ""):
             continue
         pieces.append(np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int64))
         length += len(pieces[-1])

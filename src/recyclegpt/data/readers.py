@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.data.sources import Record
+from recyclegpt.data.sources import EMPTY, Record
 
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -37,7 +37,7 @@ def read_text(file: Path, start: int = 0, stop: int | None = None) -> Iterator[R
     if waiting is not None:
         yield Record(waiting)
     elif file.is_file() and file.stat().st_size == 0:
-        yield Record("", f"{file}: empty")
+        yield Record("", f"{EMPTY}{file}")
 
 
 def _pieces(file: Path, start: int, stop: int | None) -> Iterator[str | Record]:
@@ -111,7 +111,7 @@ def read_jsonl(file: Path, field: str) -> Iterator[Record]:
                     num_lines += 1
                     yield _json_record(line, field, f"{file}:{number}")
         if num_lines == 0:
-            yield Record("", f"{file}: empty")
+            yield Record("", f"{EMPTY}{file}")
     except OSError as error:
         yield Record("", f"{file}: {error.strerror or error}")
 
@@ -144,7 +144,7 @@ def read_parquet(file: Path, field: str) -> Iterator[Record]:
                 )
                 return
             if table.metadata.num_rows == 0:
-                yield Record("", f"{file}: empty")
+                yield Record("", f"{EMPTY}{file}")
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0):
                     number += 1
@@ -164,7 +164,7 @@ def _text_record(value: object, field: str, where: str) -> Record:
     if not isinstance(value, str):
         return Record("", f"{where}: {field!r} is {type(value).__name__}, not text")
     if not value:
-        return Record("", f"{where}: empty")
+        return Record("", f"{EMPTY}{where}")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer takes

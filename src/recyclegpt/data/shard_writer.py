@@ -64,6 +64,7 @@ def write_shards(
             "dtype": dtype,
             "splits": splits,
             "skipped": len(skipped) if skipped is not None else 0,
+            "empty": skipped.num_empty if skipped is not None else 0,
             **(facts or {}),
         }
         tokenizer.save(partial / "tokenizer.json")

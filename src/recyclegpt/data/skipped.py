@@ -1,4 +1,8 @@
-"""Counts what could not be read, names it once, and stops the run past a limit: text is never lost in silence."""
+"""Counts what could not be read, names it once, and stops the run past a limit: text is never lost in silence.
+
+Empty documents are counted and named too, but never stop a run: nothing is lost with them, and some public datasets
+hold one for every blank line.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ class Skipped:
     """The documents left out of one reading of a corpus.
 
     Args:
-        limit: most documents that may be left out.
+        limit: most documents that may be unreadable.
         corpus: how messages call the corpus.
     """
 
@@ -22,12 +26,15 @@ class Skipped:
         self.limit = limit
         self.corpus = corpus
         self.problems: list[str] = []
+        self.num_empty = 0
+        self._empty: list[str] = []
 
     def __len__(self) -> int:
+        """Unreadable documents so far."""
         return len(self.problems)
 
     def add(self, problem: str) -> None:
-        """Count one document; `problem` says where it stands and why it was left out.
+        """Count one unreadable document; `problem` says where it stands and why it was left out.
 
         Raises:
             ConfigError: naming every document left out, when they are more than `limit`.
@@ -42,13 +49,17 @@ class Skipped:
                 ]
             )
 
+    def add_empty(self, where: str) -> None:
+        """Count one document without text."""
+        self.num_empty += 1
+        if len(self._empty) < _NUM_SHOWN:
+            self._empty.append(where)
+
     def report(self) -> None:
-        """Name everything left out in one warning; says nothing when nothing was."""
-        if not self.problems:
-            return
-        shown = "".join(f"\n  {problem}" for problem in self.problems[:_NUM_SHOWN])
-        more = len(self.problems) - _NUM_SHOWN
-        rest = f"\n  and {more} more" if more > 0 else ""
-        _log.warning(
-            "%s: left out %d documents that could not be read:%s%s", self.corpus, len(self.problems), shown, rest
-        )
+        """Name what was left out in one warning of each kind; says nothing when nothing was."""
+        kinds = [(self._empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]
+        for names, total, why in kinds:
+            if total:
+                more = f"\n  and {total - _NUM_SHOWN} more" if total > _NUM_SHOWN else ""
+                shown = "".join(f"\n  {name}" for name in names[:_NUM_SHOWN])
+                _log.warning("%s: left out documents that %s: %d%s%s", self.corpus, why, total, shown, more)

@@ -11,12 +11,16 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 
+EMPTY = "empty: "
+"""How the problem of a document without text begins."""
+
+
 class Record(NamedTuple):
     """One document or a piece of it, or the reason why there is none."""
 
     text: str
     problem: str | None = None
-    """Where the document stands (file:line) and why it cannot be read; None for a good one."""
+    """Where the document stands (file:line) and why it cannot be read, or `EMPTY` and where; None for a good one."""
     ends: bool = True
     """False for a piece that another piece of the same document follows."""
 
@@ -46,12 +50,25 @@ def documents(source: Source, split: Split, skipped: Skipped) -> Iterator[Record
     stream = datasets.IterableDataset.from_generator(_rows, gen_kwargs={"source": source, "split": split})
     for number, row in enumerate(stream, start=1):
         record = Record(**row)
-        if record.problem is not None:
-            skipped.add(record.problem)
-        elif not record.text and record.ends:
-            skipped.add(f"{source.kind}, {split} document {number}: empty")
-        else:
+        if take(record, skipped, f"{source.kind}, {split} document {number}"):
             yield record
+
+
+def take(record: Record, skipped: Skipped, where: str) -> bool:
+    """Whether a record holds text; if not, it is counted, by `where` if it does not say itself where it stands.
+
+    Raises:
+        ConfigError: if too many cannot be read.
+    """
+    if record.problem is not None and record.problem.startswith(EMPTY):
+        skipped.add_empty(record.problem.removeprefix(EMPTY))
+    elif record.problem is not None:
+        skipped.add(record.problem)
+    elif not record.text and record.ends:
+        skipped.add_empty(where)
+    else:
+        return True
+    return False
 
 
 def _rows(source: Source, split: Split) -> Iterator[dict[str, object]]:

@@ -13,6 +13,7 @@ from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, HFStream
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.skipped import Skipped
+from recyclegpt.data.sources import take
 from recyclegpt.data.stream import State
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
@@ -140,8 +141,7 @@ class _Rows:
             reader = DocumentReader(stream._source, "train", self._part, self._num_parts, self._position)
             for record, position in reader:
                 self._position = position
-                if record.problem is not None:
-                    skipped.add(record.problem)
+                if not take(record, skipped, ""):
                     continue
                 found = True
                 yield np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)

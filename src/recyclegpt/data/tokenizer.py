@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,12 @@ class TextTokenizer:
             raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
         return cls(tokenizer, end_token)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """V, one more than the largest id, so that every id fits an embedding of this many rows."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON, and of which token ends a document."""
         canonical = json.dumps([self._content, self.eos_token], sort_keys=True, separators=(",", ":"))

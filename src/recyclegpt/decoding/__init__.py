@@ -1,6 +1,6 @@
 """How text is generated: sampling, the three strategies, and the loop they share."""
 
-from recyclegpt.decoding.decoder import Decoder
+from recyclegpt.decoding.decoder import Decoder, generate
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig, processed_probabilities
 from recyclegpt.decoding.strategies import Alternating, Autoregressive, Strategy, Verified, make_strategy
@@ -16,6 +16,7 @@ __all__ = [
     "SamplingConfig",
     "Strategy",
     "Verified",
+    "generate",
     "make_strategy",
     "processed_probabilities",
 ]

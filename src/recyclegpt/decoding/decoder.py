@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
-from recyclegpt.decoding.strategies import Strategy
+from recyclegpt.decoding.strategies import Strategy, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache
 
@@ -128,6 +128,38 @@ class Decoder:
             )
         if problems:
             raise ConfigError(problems)
+
+
+def generate(
+    model: RecycleGPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    strategy: str | Strategy = "verified",
+    num_recycled: int = 1,
+    sampling: SamplingConfig | None = None,
+    stop_tokens: Sequence[int] = (),
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Generation:
+    """Continue prompts with a strategy, given by name or as an object. For repeated calls keep a `Decoder`.
+
+    Args:
+        model: on its device.
+        prompts: token ids, one list a row; rows may differ in length.
+        max_new_tokens: most tokens to add to each.
+        strategy: `autoregressive`, `alternating` (the paper's) or `verified` (lossless).
+        num_recycled: tokens recycled per backbone pass, where the strategy is a name.
+        sampling: greedy if None.
+        stop_tokens: a row ends with the first of these.
+        seed: row b draws from a generator seeded `seed + b`.
+        dtype: of the weights while decoding; None for the model's own.
+
+    Raises:
+        ConfigError: naming everything that cannot work.
+    """
+    if isinstance(strategy, str):
+        strategy = make_strategy(strategy, num_recycled)
+    return Decoder(model, dtype).generate(prompts, strategy, max_new_tokens, sampling, stop_tokens, seed)
 
 
 class _Batch:

@@ -141,6 +141,18 @@ class LitRecycleGPT(LightningModule):
                 )
         self.log("train/skipped_steps", float(self.num_skipped_steps))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip here where gradients are never scaled: Lightning refuses to clip for fused optimizers in any mixed precision."""
+        if gradient_clip_algorithm in (None, "norm") and gradient_clip_val and "16-mixed" != self.trainer.precision:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         """One optimizer over all trainable parameters, its schedule stepped after every optimizer step."""
         optimizer = self.optimizer_factory(self.model.named_parameters())

@@ -26,6 +26,9 @@ hydra:
   sweep:
     dir: ${oc.env:RUNS}/sweep
     subdir: ${folder_name:${hydra.job.override_dirname}}
+  job:
+    config:
+      override_dirname: {kv_sep: "-", item_sep: _, exclude_keys: [sweep]}
 """,
     "data/stdlib.yaml": "rows: 1\n",
     "data/text_files.yaml": "rows: 2\npaths: ???\n",

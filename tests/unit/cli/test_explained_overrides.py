@@ -159,3 +159,13 @@ def test_folder_names_are_one_safe_and_short_name():
     long_names = {folder_name("x" * 300 + end) for end in "ab"}
     assert len(long_names) == 2
     assert all(len(name) <= 120 for name in long_names)
+
+
+def test_a_sweep_may_choose_for_a_group_without_a_choice(conf_dir):
+    text = (conf_dir / "train.yaml").read_text()
+    (conf_dir / "train.yaml").write_text(text.replace("data: stdlib", "data: ???"))
+    (conf_dir / "sweep" / "data.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      data: tiny,stdlib\n"
+    )
+    assert compose_or_explain("train", ["sweep=data"], conf_dir=conf_dir).data.rows == 3
+    assert "You must specify 'data'" in problems(conf_dir)[0]

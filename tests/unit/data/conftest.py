@@ -1,6 +1,7 @@
 """Keeps what `datasets` writes inside the test's own folder, and keeps it off the network.
 
-It reports every `load_dataset`, of local files too, to the hub's counter, and waits five seconds where there is no network.
+It reports every `load_dataset`, of local files too, to the hub's counter, and waits five seconds where there is no
+network.
 """
 
 from __future__ import annotations

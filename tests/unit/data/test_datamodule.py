@@ -124,7 +124,7 @@ def test_checkpointed_state_loads_with_weights_only(text: Path, tmp_path: Path) 
     assert torch.equal(expected.views_NBT, found.views_NBT)
 
 
-def test_state_of_another_run_is_refused_with_every_difference(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_of_another_run_is_refused_with_every_difference(text: Path) -> None:
     state = make(text).state_dict()
     make(text).load_state_dict(state)
     make(text, num_workers=2, num_val_batches=2).load_state_dict(state)  # neither changes the order

@@ -14,6 +14,7 @@ from recyclegpt.data import HFStream, Packing, TextTokenizer
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, is_transient
 from recyclegpt.data.loaders import TrainLoader
+from recyclegpt.data.sources import EMPTY
 from recyclegpt.data.stream_rows import StreamRows
 from recyclegpt.errors import ConfigError
 
@@ -99,7 +100,8 @@ def test_bad_documents_are_named(folder: Path) -> None:
     found = [record.problem for record in source(folder).records("train") if record.problem]
     assert len(found) == 2
     assert "NoneType" in found[0]
-    assert "empty" in found[1]
+    assert found[1].startswith(EMPTY)
+    assert "document 3" in found[1]
 
 
 def test_a_damaged_file_stops_with_its_dataset_named(folder: Path) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
 from recyclegpt.data.corpus import build_shards, build_tokenizer
-from recyclegpt.data.shard_writer import _BATCH_CHARS, _cut
+from recyclegpt.data.shard_writer import _BATCH_CHARS, _cut, write_shards
 from recyclegpt.data.shards import TokenShards, open_shards
 from recyclegpt.data.skipped import Skipped
 from recyclegpt.data.sources import Record, Split
@@ -80,6 +81,12 @@ def test_writing_never_replaces_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+def test_tokens_are_not_tokenized_again(tmp_path: Path) -> None:
+    tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path / "out", progress=False)
+    with pytest.raises(ConfigError, match="tokenized already"):
+        tokenize_corpus(Tokenized(str(tmp_path / "out")), None, tmp_path / "again")
+
+
 def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
     corpus = Lines(["good"], ["val"], bad=3)
     with pytest.raises(ConfigError, match="max_skipped=2") as caught:
@@ -91,10 +98,10 @@ def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = Lines(["good", ""], ["val"], bad=2)
-    meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=3, progress=False)
-    assert meta["skipped"] == 3
-    assert "lines:1: broken" in caplog.text
-    assert "train document 2: empty" in caplog.text
+    meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2, progress=False)
+    assert (meta["skipped"], meta["empty"]) == (2, 1)
+    assert "lines: left out documents that cannot be read: 2\n  lines:0: broken\n  lines:1: broken" in caplog.text
+    assert "lines: left out documents that are empty: 1\n  lines, train document 2" in caplog.text
 
 
 def test_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
@@ -116,6 +123,30 @@ def test_cache_is_built_once_and_repaired(tmp_path: Path, caplog: pytest.LogCapt
     assert build_shards(CORPUS, fingerprint, tokenizer, tmp_path, 0, progress=False) == folder
     assert "checksum" in caplog.text
     assert (folder / "train-00000.npy").read_bytes() == good
+
+
+def test_two_builders_at_once_write_one_cache(tmp_path: Path) -> None:
+    corpus = Lines(CORPUS.texts["train"], CORPUS.texts["val"])
+    tokenizer = TextTokenizer.bytes()
+    with ThreadPoolExecutor(4) as pool:
+        builds = [
+            pool.submit(build_shards, corpus, corpus.fingerprint(), tokenizer, tmp_path, 0, False) for _ in range(4)
+        ]
+        folders = {build.result() for build in builds}
+    assert len(folders) == 1
+    assert corpus.num_readings == 2  # each split once
+
+
+def test_without_the_lock_the_first_folder_stays(tmp_path: Path) -> None:
+    def records(text: str) -> Callable[[Split], list[Record]]:
+        return lambda _: [Record(text)]
+
+    tokenizer = TextTokenizer.bytes()
+    write_shards(records("first"), tokenizer, tmp_path / "out", progress=False)
+    write_shards(records("second"), tokenizer, tmp_path / "out", progress=False)
+    train, _ = open_shards(tmp_path / "out", "train", Skipped(0))
+    assert bytes(train.read(0, 5).tolist()) == b"first"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_other_content_has_another_cache(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recyclegpt.data import Record, TextFiles, readers
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import documents
+from recyclegpt.data.sources import EMPTY, documents
 from recyclegpt.errors import ConfigError
 
 
@@ -122,7 +122,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     records = list(readers.read_jsonl(file, "text"))
     assert [record.text for record in records if record.problem is None] == ["good", "last"]
     found = problems(records)
-    assert [int(problem.split(":")[1]) for problem in found] == list(range(2, 10))
+    assert [int(problem.removeprefix(EMPTY).split(":")[1]) for problem in found] == list(range(2, 10))
     for words, problem in zip(
         ("0xff", "cut off", "['other']", "int", "NoneType", "empty", "list", "surrogate"), found, strict=True
     ):
@@ -132,9 +132,9 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["good", None, ""]}), file)
-    assert [problem.split(": ", 1)[1] for problem in problems(readers.read_parquet(file, "text"))] == [
-        "row 2: 'text' is NoneType, not text",
-        "row 3: empty",
+    assert problems(readers.read_parquet(file, "text")) == [
+        f"{file}: row 2: 'text' is NoneType, not text",
+        f"{EMPTY}{file}: row 3",
     ]
     assert "['text']" in problems(readers.read_parquet(file, "body"))[0]
     file.write_bytes(b"PAR1 not really")
@@ -151,7 +151,7 @@ def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     file.write_bytes(b"ok\nPK\0\1")
     assert problems(readers.read_text(file)) == [f"{file}:2: a NUL byte, so this is not a text file"]
     file.write_bytes(b"")
-    assert problems(readers.read_text(file)) == [f"{file}: empty"]
+    assert problems(readers.read_text(file)) == [f"{EMPTY}{file}"]
     assert len(problems(readers.read_text(tmp_path / "none.txt"))) == 1
 
 

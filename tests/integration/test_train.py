@@ -1,0 +1,192 @@
+"""`recyclegpt train` as a user runs it: what it prints, writes, refuses and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from recyclegpt import generate
+from recyclegpt.training.checkpoint import load_trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Run = Callable[..., int]
+
+METRICS = """val/loss_backbone val/loss_recycle val/ppl_backbone val/ppl_recycle val/ppl_alternating val/bits_per_byte
+val/agreement decode/tokens_per_s_autoregressive decode/tokens_per_s_alternating decode/tokens_per_s_verified
+decode/speedup_alternating decode/speedup_verified decode/ceiling_alternating decode/agreement decode/acceptance
+decode/nll_autoregressive decode/nll_alternating""".split()
+
+
+def result(folder: Path | str) -> dict:
+    return json.loads((Path(folder) / "result.json").read_text())
+
+
+def test_a_run_leaves_the_whole_run_folder(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *small, "name=first") == 0
+    (folder,) = Path("outputs/train/first").iterdir()
+    found = result(folder)
+    assert found["status"] == "completed"
+    assert (found["format"], found["seed"]) == (1, 1)
+    for name in METRICS:
+        assert isinstance(found["metrics"][name], float), name
+    metrics = found["metrics"]
+    assert metrics["val/ppl_alternating"] == pytest.approx(math.sqrt(metrics["val/ppl_backbone"] * metrics["val/ppl_recycle"]))
+    model = found["model"]
+    assert model["num_parameters"] == model["num_parameters_backbone"] + model["num_parameters_recycle"]
+    assert model["recycle_overhead"] == pytest.approx(model["num_parameters_recycle"] / model["num_parameters_backbone"])
+    assert found["train"]["steps"] == 6
+    assert found["train"]["tokens"] == 6 * 2 * 64
+    assert found["train"]["tokens_per_s"] == pytest.approx(found["train"]["tokens"] / found["train"]["seconds"])
+    assert set(found["hardware"]) >= {"device", "dtype", "threads"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["config_hash"] == found["config_hash"]
+    assert len((folder / "decoding.jsonl").read_text().splitlines()) == 2
+    for part in (".hydra/config.yaml", "checkpoints/step_0000006.ckpt", "checkpoints/tokenizer.json", "tensorboard"):
+        assert (folder / part).exists(), part
+    printed = capsys.readouterr().out
+    for word in ("held-out quality", "unigram model", "alternating", "verified", "ceiling", str(folder)):
+        assert word in printed
+    assert "ppl backbone" in printed
+
+
+def test_tensorboard_has_the_tags_the_samples_and_the_hyperparameters(run: Run, small: list[str]) -> None:
+    assert run("train", *small, "hydra.run.dir=one") == 0
+    files = list(Path("one/tensorboard").glob("events*"))
+    assert len(files) == 1
+    events = EventAccumulator(str(files[0]), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {*METRICS, "train/loss", "train/loss_backbone", "train/loss_recycle", "train/tokens_per_s"}
+    assert [event.step for event in events.Scalars("val/ppl_backbone")] == [2, 5]
+    text = {tag for tag in events.Tags()["tensors"] if tag.startswith("samples/")}
+    assert text == {f"samples/{name}/text_summary" for name in ("autoregressive", "alternating", "verified")}
+    assert b"<pre>" in events.Tensors("samples/alternating/text_summary")[0].tensor_proto.string_val[0]
+    assert "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+
+
+def test_without_a_module_what_does_not_apply_is_null(run: Run, small: list[str]) -> None:
+    assert run("train", *small, "recycle=none", "recycle.num_layers=0", "hydra.run.dir=plain") == 0
+    metrics = result("plain")["metrics"]
+    null = {name for name in METRICS if metrics[name] is None}
+    assert null == {name for name in METRICS if "recycle" in name or "alternating" in name or "verified" in name} | {
+        "val/agreement",
+        "decode/agreement",
+        "decode/acceptance",
+    }
+
+
+def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str]) -> None:
+    settings = [*small, "trainer.max_epochs=2", "checkpoint.every_n_steps=2", "checkpoint.keep=9", "data.num_workers=0"]
+    assert run("train", *settings, "hydra.run.dir=whole") == 0
+    assert run("train", *settings, "hydra.run.dir=parts", "resume=whole/checkpoints/step_0000004.ckpt") == 0
+    whole, parts = load_trained("whole"), load_trained("parts")
+    assert whole.step == parts.step == 6
+    for (name, mine), other in zip(parts.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *small, "hydra.run.dir=here") == 0
+    before = (Path("here") / "result.json").read_bytes()
+    assert run("train", *small, "hydra.run.dir=here") == 2
+    assert "holds a completed run of this config" in capsys.readouterr().err
+    assert run("train", *small, "seed=2", "hydra.run.dir=here") == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+    assert (Path("here") / "result.json").read_bytes() == before
+
+
+def test_a_failed_run_says_so(run: Run, small: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="not finite 1 steps in a row"):
+        run("train", *small, "optimizer=adamw", "optimizer.lr=1e30", "max_skipped_steps=0", "hydra.run.dir=bad")
+    found = result("bad")
+    assert found["status"] == "failed"
+    assert "not finite" in found["error"]
+
+
+def test_multirun_runs_every_job_in_a_folder_named_by_its_overrides(run: Run, small: list[str]) -> None:
+    settings = [setting for setting in small if not setting.startswith("data")]
+    data = [setting for setting in small if setting.startswith("data")]
+    argv = ["-m", *settings, *data, "recycle.num_layers=0,1", "seed=1,2", "sweep.name=depth", "sweep.tag=a"]
+    assert run("train", *argv, "trainer.max_epochs=1") == 0
+    jobs = sorted(path.parent for path in Path("outputs/sweeps/depth/a").glob("*/result.json"))
+    assert len(jobs) == 4
+    assert all("=" not in job.name and "," not in job.name for job in jobs)
+    assert {(result(job)["seed"], result(job)["model"]["num_parameters_recycle"] > 0) for job in jobs} == {
+        (1, False),
+        (1, True),
+        (2, False),
+        (2, True),
+    }
+
+
+def test_jobs_of_a_multirun_equal_single_runs(run: Run, small: list[str]) -> None:
+    common = [*small, "trainer.max_epochs=1", "callbacks=no_monitor"]
+    assert run("train", "-m", *common, "seed=1,2", "hydra.sweep.dir=many") == 0
+    assert run("train", *common, "seed=2", "hydra.run.dir=alone") == 0
+    (second,) = [path.parent for path in Path("many").glob("*/result.json") if result(path.parent)["seed"] == 2]
+    for mine, other in zip(
+        load_trained(second).model.parameters(), load_trained("alone").model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, other)
+
+
+def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "data=text_file", "loss.recycle_wieght=1", "model.num_layers=abc") == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for word in ("data=text_file", "text_files", "loss.recycle_weight", "model.num_layers"):
+        assert word in message, word
+
+    wrong = ["model.num_heads=5", "decoding.strategy=fast", "loss.beta=2", "trainer.max_epochs=0", "data.batch_size=0"]
+    assert run("train", *small, *wrong, "hydra.run.dir=never") == 2
+    message = capsys.readouterr().err
+    for word in ("model.num_heads: 5", "decoding.strategy: 'fast'", "beta: 2", "trainer.max_epochs: 0", "data.batch_size: 0"):
+        assert word in message, word
+    assert not Path("never").exists(), "a run that does not start leaves no folder"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.row_length=128"], ["data.row_length: rows of 128 do not fit model.context_length=64"]),
+        (["data.row_length=32"], ["positions 32 to 64 would never be trained"]),
+        (["callbacks.decoding_monitor.new_tokens=99"], ["prompt_tokens + new_tokens = 107 exceed"]),
+        (["data.paths=[missing.txt]"], ["missing.txt"]),
+        (["resume=nowhere"], ["resume: nowhere does not exist"]),
+        (["trainer.precision=int8"], ["trainer.precision: 'int8' is unknown", "bf16-mixed"]),
+        (["decoding.num_recycled=9"], ["decoding.num_recycled: 9 is not between 1 and 8"]),
+        (["scheduler.num_warmup_steps=7"], ["num_warmup_steps: 7"]),
+        (["optimizer._target_=os.system"], ["os.system"]),
+        (["name=../up"], ["name: '../up' is not a folder's name"]),
+    ],
+)
+def test_impossible_settings_end_in_one_message(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str], overrides: list[str], words: list[str]
+) -> None:
+    assert run("train", *small, *overrides) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
+
+
+def test_overfitting_one_row_makes_decoding_agree(run: Run, tmp_path: Path) -> None:
+    """One forward for training and decoding: what the module has learnt by heart it must also say while decoding."""
+    text = "the quick brown fox jumps over the lazy dog, twice on a very cold day in may."
+    (tmp_path / "row.txt").write_text(text[:66], encoding="utf-8")
+    (tmp_path / "val.txt").write_text(f"{text}\n" * 9, encoding="utf-8")
+    settings = ["debug=smoke", "data=text_files", "data.paths=[row.txt]", "data.val_paths=[val.txt]"]
+    settings += ["data.tokenizer.kind=byte", "data.batch_size=1", "trainer.max_epochs=1", "trainer.limit_train_batches=150"]
+    settings += ["optimizer=adamw", "optimizer.lr=1e-2", "loss.recycle_weight=1.0", "trainer.precision=32-true"]
+    assert run("train", *settings, "callbacks=no_monitor", "hydra.run.dir=one") == 0
+    trained = load_trained("one")
+    row = trained.tokenizer.encode(text)
+    alternating = generate(trained.model, [row[:8]], 50, "alternating")
+    assert alternating.tokens[0] == row[8:58]
+    assert alternating.counts.agreement == 1
+    verified = generate(trained.model, [row[:8]], 50, "verified")
+    assert verified.counts.acceptance == 1
+    assert verified.counts.num_backbone_passes == 26

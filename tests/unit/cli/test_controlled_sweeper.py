@@ -1,0 +1,71 @@
+"""The grid times the seeds, and every control once a seed."""
+
+import itertools
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper import ControlledSweeper, ControlledSweeperConf
+
+GRID = {"recycle.num_layers": "1,2", "loss.recycle_weight": "0.1,0.3", "seed": "1,2"}
+CONTROLS = {"no_module": ["recycle=none"], "deeper_backbone": ["recycle=none", "model.num_layers=10"]}
+
+
+def jobs(params, controls, command_line=(), max_batch_size=None):
+    sweeper = ControlledSweeper(max_batch_size=max_batch_size, params=params, controls=controls)
+    lines = [f"{key}={value}" for key, value in params.items()] + list(command_line)
+    batches = sweeper.split_arguments(OverridesParser.create().parse_overrides(lines), max_batch_size)
+    return batches if max_batch_size else batches[0]
+
+
+def test_two_by_two_grid_two_seeds_two_controls():
+    grid = [
+        [f"recycle.num_layers={depth}", f"loss.recycle_weight={weight}", f"seed={seed}"]
+        for depth, weight, seed in itertools.product((1, 2), (0.1, 0.3), (1, 2))
+    ]
+    controls = [["seed=1", "recycle=none"], ["seed=2", "recycle=none"]] + [
+        [f"seed={seed}", "recycle=none", "model.num_layers=10"] for seed in (1, 2)
+    ]
+    assert jobs(GRID, CONTROLS) == grid + controls
+
+
+def test_what_is_not_swept_holds_for_controls_and_they_win():
+    found = jobs(GRID, CONTROLS, ["sweep=depth", "model.num_layers=4", "trainer.max_epochs=1"])
+    assert found[-1] == ["seed=2", "sweep=depth", "model.num_layers=10", "trainer.max_epochs=1", "recycle=none"]
+    assert all("trainer.max_epochs=1" in job for job in found)
+    assert len(found) == 12
+
+
+def test_seeds_come_from_the_command_line_or_not_at_all():
+    assert len(jobs(GRID, CONTROLS, ["seed=7"])) == 4 + 2
+    assert len(jobs(GRID, CONTROLS, ["seed=range(0,3)"])) == 12 + 6
+    assert jobs({"depth": "1,2"}, {"plain": ["recycle=none"]}) == [["depth=1"], ["depth=2"], ["recycle=none"]]
+
+
+def test_a_control_that_is_in_the_grid_runs_once():
+    found = jobs({"recycle": "none,shallow", "seed": "1,2"}, {"no_module": ["recycle=none"]})
+    assert len(found) == 4
+
+
+def test_an_axis_within_a_control():
+    assert jobs({"depth": "1"}, {"wide": ["width=3,4"]}) == [
+        ["depth=1"],
+        ["depth=1", "width=3"],
+        ["depth=1", "width=4"],
+    ]
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 5, 100])
+def test_batches_hold_all_jobs_in_order(max_batch_size):
+    batches = jobs(GRID, CONTROLS, max_batch_size=max_batch_size)
+    assert [job for batch in batches for job in batch] == jobs(GRID, CONTROLS)
+    assert all(len(batch) <= max_batch_size for batch in batches)
+
+
+def test_its_settings_are_typed():
+    settings = OmegaConf.structured(ControlledSweeperConf)
+    settings.controls = CONTROLS
+    settings.params = GRID
+    with pytest.raises(ValueError, match="Invalid value"):
+        settings.controls = {"no_module": "recycle=none"}

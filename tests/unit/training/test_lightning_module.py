@@ -1,0 +1,182 @@
+"""Steps, guard, accumulation, compilation and checkpoints of the LightningModule."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from recyclegpt.data import Batch, TextTokenizer
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training import LitRecycleGPT, LossConfig, MuonAdamW, NonFiniteError, adamw, constant
+from recyclegpt.training.checkpoint import find_checkpoint, hyper_parameters, load_trained
+from torch.utils.data import DataLoader
+
+TEXT = torch.randint(29, (16, 26), generator=torch.Generator().manual_seed(0))
+
+
+class Data(LightningDataModule):
+    """Rows of one fixed text in batches of a given size; remembers which it was told have been trained on."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.seen: list[int] = []
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        batches = [
+            Batch(torch.stack([rows[:, n : n + 24] for n in range(3)]), None, {"batch": number + 1})
+            for number, rows in enumerate(TEXT.split(self.batch_size))
+        ]
+        return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+    def trained_on(self, state: dict[str, Any]) -> None:
+        self.seen.append(state["batch"])
+
+
+def build(max_skipped_steps: int = 2, optimizer: Any = None, compiled: bool = False) -> LitRecycleGPT:
+    seed_everything(3, verbose=False)
+    model = RecycleGPT(ModelConfig(29, 24, num_layers=1, hidden_size=16, num_heads=2), RecycleConfig(num_layers=1))
+    return LitRecycleGPT(
+        model,
+        LossConfig(),
+        optimizer or functools.partial(adamw, lr=1e-2),
+        functools.partial(constant),
+        8,
+        torch.ones(29),
+        hyper_parameters(model, {"seed": 3}),
+        max_skipped_steps,
+        compiled,
+    )
+
+
+def fit(module: LitRecycleGPT, data: Data, tmp_path: Path, **settings: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        limit_train_batches=16 // data.batch_size,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=tmp_path,
+        **settings,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_accumulating_two_half_batches_equals_one_batch(tmp_path: Path) -> None:
+    whole, halves = build(), build()
+    fit(whole, Data(8), tmp_path, gradient_clip_val=1.0, precision="64-true")
+    fit(halves, Data(4), tmp_path, gradient_clip_val=1.0, precision="64-true", accumulate_grad_batches=2)
+    for mine, other in zip(halves.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_data_module_is_told_each_batch_trained_on(tmp_path: Path) -> None:
+    data = Data(4)
+    fit(build(), data, tmp_path)
+    assert data.seen == [1, 2, 3, 4]
+
+
+class Poisoned(LitRecycleGPT):
+    """Its loss is not finite in the steps named."""
+
+    poison: tuple[int, ...] = ()
+    value = torch.nan
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * self.value if batch_idx in self.poison else loss
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("optimizer", [adamw, MuonAdamW])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float, optimizer: Any) -> None:
+    module = build(optimizer=functools.partial(optimizer, lr=1e-2))
+    module.__class__ = Poisoned
+    module.poison, module.value = (1, 2), value
+    trainer = fit(module, Data(4), tmp_path, gradient_clip_val=1.0)
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+    assert module.num_skipped_steps == 2
+    assert trainer.callback_metrics["train/skipped_steps"] == 2
+
+    other = build(optimizer=functools.partial(optimizer, lr=1e-2))
+    other.__class__ = Poisoned
+    other.poison = (1, 2, 3)
+    with pytest.raises(NonFiniteError, match="3 steps in a row, last at step 3; lower optimizer.lr"):
+        fit(other, Data(4), tmp_path)
+    assert all(torch.isfinite(parameter).all() for parameter in other.parameters())
+
+
+def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:
+    plain, compiled = build(), build(compiled=True)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    assert compiled.model.backbone._compiled_call_impl is not None
+
+
+def test_checkpoint_gives_the_model_back_and_loads_weights_only(tmp_path: Path) -> None:
+    module = build()
+    trainer = fit(module, Data(8), tmp_path)
+    folder = tmp_path / "run" / "checkpoints"
+    trainer.save_checkpoint(folder / "step_0000002.ckpt")
+    TextTokenizer.bytes().save(folder / "tokenizer.json")
+    torch.load(folder / "step_0000002.ckpt", weights_only=True)
+    trained = load_trained(tmp_path)
+    assert trained.path == folder / "step_0000002.ckpt"
+    assert (trained.step, trained.config) == (2, {"seed": 3})
+    tokens = TEXT[:2]
+    with torch.no_grad():
+        expected = module.model.eval().recycle(tokens[:, 1:], module.model.read(tokens[:, :-1]))
+        got = trained.model.recycle(tokens[:, 1:], trained.model.read(tokens[:, :-1]))
+    assert torch.equal(got, expected)
+    assert trained.model.lm_head.weight is trained.model.backbone.embed_tokens.weight
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_most_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("step_9.ckpt", "step_10.ckpt", "step_10.ckpt.tmp", "other.ckpt"):
+        (folder / name).touch()
+    assert find_checkpoint(tmp_path).name == "step_10.ckpt"
+
+
+def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist; give a run folder"):
+        load_trained(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="holds no step_"):
+        load_trained(tmp_path)
+    broken = tmp_path / "step_1.ckpt"
+    broken.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(ConfigError, match="damaged or not a checkpoint"):
+        load_trained(broken)
+    torch.save({"hyper_parameters": {"format": 99}, "state_dict": {}}, tmp_path / "step_2.ckpt")
+    with pytest.raises(ConfigError, match="not a recyclegpt checkpoint of format 1"):
+        load_trained(tmp_path)
+
+
+class Evil:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_malicious_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    torch.save({"hyper_parameters": Evil(tmp_path / "ran")}, tmp_path / "step_1.ckpt")
+    with pytest.raises(ConfigError):
+        load_trained(tmp_path)
+    assert not (tmp_path / "ran").exists()
