@@ -88,6 +88,22 @@ def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str]) ->
         assert torch.equal(mine, other), name
 
 
+def test_resume_auto_goes_on_in_the_newest_unfinished_folder(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*small, "name=cut", "checkpoint.every_n_steps=2", "callbacks=no_monitor"]
+    assert run("train", *settings) == 0
+    (folder,) = Path("outputs/train/cut").iterdir()
+    (folder / "result.json").unlink()  # as if it had been killed after step 4
+    (folder / "checkpoints/step_0000006.ckpt").unlink()
+    assert run("train", *settings, "resume=auto") == 0
+    assert "step_0000004.ckpt" in capsys.readouterr().err
+    assert list(Path("outputs/train/cut").iterdir()) == [folder]
+    assert result(folder)["status"] == "completed"
+    assert run("train", *settings, "resume=auto") == 0, "nothing is unfinished now: a new run"
+    assert len(list(Path("outputs/train/cut").iterdir())) == 2
+
+
 def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *small, "hydra.run.dir=here") == 0
     before = (Path("here") / "result.json").read_bytes()

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
-LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:src|srcset|href)=\"([^\"]+)\"")
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|(?:src|srcset|href)=\"([^\"]+)\"", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
@@ -27,7 +27,7 @@ def pages(root: Path) -> list[Path]:
 def links(text: str) -> Iterator[str]:
     prose = CODE.sub("", FENCE.sub("", text))
     for match in LINK.finditer(prose):
-        yield match[1] or match[2]
+        yield match[1] or match[2] or match[3]
 
 
 def anchors(text: str) -> set[str]:
@@ -95,6 +95,7 @@ def test_linked_files_are_not_ignored_by_git() -> None:
         ("![a](docs/missing.svg)", "no such file"),
         ('<img src="docs/missing.svg">', "no such file"),
         ("[![a](docs/gone.svg)](docs/page.md)", "no such file"),
+        ("[a]\n\n[a]: docs/gone.md", "no such file"),
         ("[a](docs/page.md#nothing)", "no such heading"),
         ("[a](#nothing)", "no such heading"),
         ("[a](../)", "outside the repository"),
@@ -113,7 +114,8 @@ def test_good_links_pass(tmp_path: Path) -> None:
         "# Two *words*, `code`\n## Same\n## Same\n[up](../README.md)\n[top](/README.md)"
     )
     (tmp_path / "README.md").write_text(
-        "# Top\n[a](docs/page.md#two-words-code) [b](docs/page.md#same-1) [c](#top) [d](https://example.org/x) [e](docs)\n"
+        "# Top\n[a](docs/page.md#two-words-code) [b](docs/page.md#same-1) [c](#top)\n"
+        "[d](https://example.org/x) [e](docs)\n"
         "`[not](a-link)`\n```\n[nor](this)\n```\n"
     )
     assert broken_links(tmp_path) == []

@@ -22,10 +22,12 @@ from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.callbacks.provenance import cpu_model, write_provenance
 from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.combinations import check_combinations, sweep_problems, warn_of_settings_without_effect
-from recyclegpt.cli.hydra_entry import hydra_run
+from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.hydra_entry import hydra_run, parse_flags
 from recyclegpt.cli.instantiate import build, build_all, check
 from recyclegpt.cli.result import make_result, model_facts, result_table
-from recyclegpt.cli.run_folder import RESULT, claim, config_hash, to_plain, write_json
+from recyclegpt.cli.run_folder import RESULT, claim, config_hash, read_hash, to_plain, write_json
+from recyclegpt.cli.unset_values import is_multirun
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
@@ -42,8 +44,26 @@ VOCABULARY_MULTIPLE = 64
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    hydra_run(train_job, "train", argv, also_check=find_problems)
+    hydra_run(train_job, "train", [*argv, *_folder_to_continue(argv)], also_check=find_problems)
     return 0
+
+
+def _folder_to_continue(argv: Sequence[str]) -> list[str]:
+    """With `resume=auto` and no folder given: the newest unfinished run of the same name and config, as an override."""
+    flags = parse_flags(argv)
+    wanted = "resume=auto" in flags.overrides and flags.runs and not flags.multirun
+    if not wanted or any(override.startswith("hydra.run.dir=") for override in flags.overrides):
+        return []
+    cfg = compose_or_explain("train", flags.overrides, with_hydra=True)
+    if is_multirun(cfg):
+        return []
+    digest = config_hash(cfg)
+    found = [
+        folder
+        for folder in Path("outputs/train", cfg.name).glob("*/")
+        if read_hash(folder) == digest and newest_checkpoint(folder) and not _is_complete(folder)
+    ]
+    return [f"hydra.run.dir='{max(found)}'"] if found else []
 
 
 def train_job(cfg: DictConfig) -> float | None:

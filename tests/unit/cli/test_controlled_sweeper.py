@@ -4,9 +4,14 @@ import itertools
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper import ControlledSweeper, ControlledSweeperConf
+# Hydra executes plugin modules, its own sweeper too, once more when it first looks for plugins; a class imported before
+# would then derive from a class that no longer is the one its module names.
+Plugins.instance()
+
+from hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper import ControlledSweeper, ControlledSweeperConf  # noqa: E402 - see above
 
 GRID = {"recycle.num_layers": "1,2", "loss.recycle_weight": "0.1,0.3", "seed": "1,2"}
 CONTROLS = {"no_module": ["recycle=none"], "deeper_backbone": ["recycle=none", "model.num_layers=10"]}
