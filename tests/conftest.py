@@ -17,7 +17,8 @@ from types import ModuleType
 
 import pytest
 
-MAX_THREADS = 2
+# The models are so small that a second thread only waits, and on a busy machine spins.
+MAX_THREADS = 1
 SEED = 0
 
 # Read when the libraries are imported, so set before any test module is: a fixture would come too late.
@@ -34,6 +35,17 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+# A fixture of a wider scope may train, and leave these behind before the first test that uses it begins.
+LEFT_BY_LIGHTNING = {
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
+LEFT_BY_LIGHTNING -= os.environ.keys()
 
 
 def pytest_unconfigure() -> None:
@@ -43,6 +55,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def _restored_environment() -> Iterator[None]:
     """Lightning leaves its seed and ranks in the environment; the next test would read them."""
+    for name in LEFT_BY_LIGHTNING & os.environ.keys():
+        del os.environ[name]
     before = dict(os.environ)
     folder = Path.cwd()
     yield
@@ -77,39 +91,25 @@ def _clear_hydra() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _restored_torch() -> Iterator[None]:
+def _torch_as_imported() -> Iterator[None]:
+    """Set before a test as well as after it: fixtures of a wider scope leave settings behind too."""
     random.seed(SEED)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
-        torch.manual_seed(SEED)
-    before = None if torch is None else _torch_settings(torch)
+    if (torch := sys.modules.get("torch")) is not None:
+        _reset(torch)
     yield
-    if before is not None:
-        _restore_torch(sys.modules["torch"], before)
+    if (torch := sys.modules.get("torch")) is not None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        _reset(torch)
 
 
-def _torch_settings(torch: ModuleType) -> dict[str, object]:
-    return {
-        "dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "fill": torch.utils.deterministic.fill_uninitialized_memory,
-        "matmul": torch.get_float32_matmul_precision(),
-        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
-        "grad": torch.is_grad_enabled(),
-    }
-
-
-def _restore_torch(torch: ModuleType, before: dict[str, object]) -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    torch.set_default_dtype(before["dtype"])
-    torch.set_num_threads(before["threads"])
-    torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warn_only"])
-    torch.utils.deterministic.fill_uninitialized_memory = before["fill"]
-    if torch.get_float32_matmul_precision() != before["matmul"]:
-        torch.set_float32_matmul_precision(before["matmul"])
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before["cudnn"]
-    torch.set_grad_enabled(before["grad"])
+def _reset(torch: ModuleType) -> None:
+    torch.manual_seed(SEED)
+    torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    if torch.get_float32_matmul_precision() != "highest":
+        torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False

@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
@@ -39,6 +40,20 @@ def test_state_restored() -> None:
     assert all(type(handler) is not logging.StreamHandler for handler in logging.getLogger().handlers)
     assert logging.getLogger().level != logging.CRITICAL
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.fixture(scope="module")
+def _spoils_before_the_first_test() -> None:
+    os.environ["PL_GLOBAL_SEED"] = "7"
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.usefixtures("_spoils_before_the_first_test")
+def test_what_a_wider_fixture_leaves_is_put_right() -> None:
+    assert "PL_GLOBAL_SEED" not in os.environ
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_random_numbers_drawn() -> None:

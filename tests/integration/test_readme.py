@@ -1,0 +1,87 @@
+"""Every command and every Python example of the README and of docs/ runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from recyclegpt import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.train import find_problems
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE_TRAIN = "recyclegpt train experiment=tiny_cpu"
+COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "data=hf_stream")
+"""What needs a GPU or a network is checked as far as the configuration goes."""
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if match.group(1) == language:
+            yield match.group(2)
+
+
+def readme_commands() -> list[str]:
+    lines = [line.strip() for block in blocks(ROOT / "README.md", "") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("recyclegpt ", "make "))]
+
+
+@pytest.fixture(scope="module")
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the README's reader stands: one folder, the commands one after another."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    return folder
+
+
+def test_the_readme_has_the_commands_it_promises() -> None:
+    found = readme_commands()
+    assert "make train" in found
+    assert "make test" in found
+    assert {command.split()[1] for command in found if command.startswith("recyclegpt")} == {
+        "train",
+        "generate",
+        "evaluate",
+        "tokenize",
+    }
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"@$(BIN)/{MAKE_TRAIN}" in makefile
+    for command in found:
+        if command.startswith("make "):
+            assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE), command
+
+
+@pytest.mark.parametrize(
+    "line", [MAKE_TRAIN, *[command for command in readme_commands() if command.startswith("recyclegpt ")]]
+)
+def test_readme_command(
+    line: str, user_folder: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(user_folder)
+    command, *arguments = shlex.split(line)[1:]
+    if any(word in arguments for word in COMPOSED_ONLY):
+        problems = find_problems(compose_or_explain(command, arguments, check_values=False))
+        assert all("torch sees no CUDA device" in problem for problem in problems)
+        return
+    if command == "train":
+        arguments += ["debug=smoke", *(["trainer.max_epochs=1"] if "-m" in arguments else [])]
+    if command == "generate":
+        arguments += ["decoding.max_new_tokens=8"]
+    assert run(command, *arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [pytest.param(page, code, id=page.name) for page in PAGES for code in blocks(page, "python")],
+)
+def test_python_example(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = RecycleGPT(ModelConfig(64, num_layers=1, hidden_size=16, num_heads=2), RecycleConfig(num_layers=1))
+    exec(compile(code, page.name, "exec"), {"model": model, "torch": torch})  # the examples are ours
