@@ -17,8 +17,9 @@ from types import ModuleType
 
 import pytest
 
-# The models are so small that a second thread only waits, and on a busy machine spins.
-MAX_THREADS = 1
+# The models are so small that a second thread only waits, and on a busy machine spins: on two busy cores one test took
+# 10 s with one thread and 90 s with two; on idle ones there was no difference.
+NUM_THREADS = 1
 SEED = 0
 
 # Read when the libraries are imported, so set before any test module is: a fixture would come too late.
@@ -31,7 +32,7 @@ os.environ.update(
     HF_DATASETS_CACHE=str(CACHE / "datasets"),
     HF_HUB_DISABLE_TELEMETRY="1",
     RECYCLEGPT_CACHE=str(CACHE / "recyclegpt"),
-    OMP_NUM_THREADS=str(min(MAX_THREADS, os.cpu_count() or 1)),
+    OMP_NUM_THREADS=str(NUM_THREADS),
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
@@ -105,7 +106,7 @@ def _torch_as_imported() -> Iterator[None]:
 
 def _reset(torch: ModuleType) -> None:
     torch.manual_seed(SEED)
-    torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(NUM_THREADS)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     torch.use_deterministic_algorithms(False)
