@@ -16,5 +16,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("recyclegpt.decoding" if name == "generate" else "recyclegpt.models"), name)
+        return getattr(
+            importlib.import_module("recyclegpt.decoding" if name == "generate" else "recyclegpt.models"), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 class ConfigError(ValueError):
     """A setting, file or combination that cannot work.
 
-    Holds every problem found, each a sentence naming the key or file and the remedy; the command line prints them and exits 2.
+    Holds every problem found, each a sentence naming the key or file and the remedy. The command line prints them
+    and exits 2.
     """
 
     def __init__(self, problems: Sequence[str] | str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+
 from recyclegpt.cli.compose import compose_or_explain, find_conf
 from recyclegpt.cli.instantiate import build
 from recyclegpt.cli.main import main
@@ -50,9 +51,7 @@ def test_every_option_is_sound_and_can_be_built(option: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_runs(
-    path: Path, stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_experiment_runs(path: Path, stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     argv = [f"experiment={path.stem}", "debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300"]
     assert main(["train", *argv]) == 0

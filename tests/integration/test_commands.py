@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+
 from recyclegpt.cli.main import main
 
 Run = Callable[..., int]
@@ -79,10 +80,18 @@ def test_evaluate_finds_what_training_found(run: Run, trained: Path, capsys: pyt
     assert any("ppl_alternating" in line for line in lines)
 
 
-def test_evaluate_on_another_corpus(run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_on_another_corpus(
+    run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "other.txt"
     other.write_text("Something else entirely, said in English.\n" * 400, encoding="utf-8")
-    argv = ["data=text_files", f"data.paths=[{other}]", "data.val_fraction=0.5", "data.num_val_batches=1", "data.batch_size=2"]
+    argv = [
+        "data=text_files",
+        f"data.paths=[{other}]",
+        "data.val_fraction=0.5",
+        "data.num_val_batches=1",
+        "data.batch_size=2",
+    ]
     assert run("evaluate", f"checkpoint={trained}", *argv) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["metrics"]["val/loss_backbone"] > 4
@@ -104,8 +113,6 @@ def test_tokenized_corpus_trains_like_its_text(
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "tokenize", "train"])
 def test_help(run: Run, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        assert run(command, "--help") == 0
-    except SystemExit as leaving:
-        assert leaving.code == 0
-    assert "checkpoint" in (text := capsys.readouterr().out) or "output=" in text or "Config" in text
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert command in text or "Hydra" in text

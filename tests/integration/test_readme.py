@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from recyclegpt import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.train import find_problems
@@ -60,9 +61,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
 @pytest.mark.parametrize(
     "line", [MAKE_TRAIN, *[command for command in readme_commands() if command.startswith("recyclegpt ")]]
 )
-def test_readme_command(
-    line: str, user_folder: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(user_folder)
     command, *arguments = shlex.split(line)[1:]
     if any(word in arguments for word in COMPOSED_ONLY):

@@ -9,16 +9,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from recyclegpt import generate
 from recyclegpt.training.checkpoint import load_trained
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Run = Callable[..., int]
 
-METRICS = """val/loss_backbone val/loss_recycle val/ppl_backbone val/ppl_recycle val/ppl_alternating val/bits_per_byte
-val/agreement decode/tokens_per_s_autoregressive decode/tokens_per_s_alternating decode/tokens_per_s_verified
-decode/speedup_alternating decode/speedup_verified decode/ceiling_alternating decode/agreement decode/acceptance
-decode/nll_autoregressive decode/nll_alternating""".split()
+METRICS = [
+    "val/loss_backbone",
+    "val/loss_recycle",
+    "val/ppl_backbone",
+    "val/ppl_recycle",
+    "val/ppl_alternating",
+    "val/bits_per_byte",
+    "val/agreement",
+    "decode/tokens_per_s_autoregressive",
+    "decode/tokens_per_s_alternating",
+    "decode/tokens_per_s_verified",
+    "decode/speedup_alternating",
+    "decode/speedup_verified",
+    "decode/ceiling_alternating",
+    "decode/agreement",
+    "decode/acceptance",
+    "decode/nll_autoregressive",
+    "decode/nll_alternating",
+]
 
 
 def result(folder: Path | str) -> dict:
@@ -34,10 +50,14 @@ def test_a_run_leaves_the_whole_run_folder(run: Run, small: list[str], capsys: p
     for name in METRICS:
         assert isinstance(found["metrics"][name], float), name
     metrics = found["metrics"]
-    assert metrics["val/ppl_alternating"] == pytest.approx(math.sqrt(metrics["val/ppl_backbone"] * metrics["val/ppl_recycle"]))
+    assert metrics["val/ppl_alternating"] == pytest.approx(
+        math.sqrt(metrics["val/ppl_backbone"] * metrics["val/ppl_recycle"])
+    )
     model = found["model"]
     assert model["num_parameters"] == model["num_parameters_backbone"] + model["num_parameters_recycle"]
-    assert model["recycle_overhead"] == pytest.approx(model["num_parameters_recycle"] / model["num_parameters_backbone"])
+    assert model["recycle_overhead"] == pytest.approx(
+        model["num_parameters_recycle"] / model["num_parameters_backbone"]
+    )
     assert found["train"]["steps"] == 6
     assert found["train"]["tokens"] == 6 * 2 * 64
     assert found["train"]["tokens_per_s"] == pytest.approx(found["train"]["tokens"] / found["train"]["seconds"])
@@ -159,7 +179,13 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
     wrong = ["model.num_heads=5", "decoding.strategy=fast", "loss.beta=2", "trainer.max_epochs=0", "data.batch_size=0"]
     assert run("train", *small, *wrong, "hydra.run.dir=never") == 2
     message = capsys.readouterr().err
-    for word in ("model.num_heads: 5", "decoding.strategy: 'fast'", "beta: 2", "trainer.max_epochs: 0", "data.batch_size: 0"):
+    for word in (
+        "model.num_heads: 5",
+        "decoding.strategy: 'fast'",
+        "beta: 2",
+        "trainer.max_epochs: 0",
+        "data.batch_size: 0",
+    ):
         assert word in message, word
     assert not Path("never").exists(), "a run that does not start leaves no folder"
 
@@ -195,7 +221,12 @@ def test_overfitting_one_row_makes_decoding_agree(run: Run, tmp_path: Path) -> N
     (tmp_path / "row.txt").write_text(text[:66], encoding="utf-8")
     (tmp_path / "val.txt").write_text(f"{text}\n" * 9, encoding="utf-8")
     settings = ["debug=smoke", "data=text_files", "data.paths=[row.txt]", "data.val_paths=[val.txt]"]
-    settings += ["data.tokenizer.kind=byte", "data.batch_size=1", "trainer.max_epochs=1", "trainer.limit_train_batches=150"]
+    settings += [
+        "data.tokenizer.kind=byte",
+        "data.batch_size=1",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=150",
+    ]
     settings += ["optimizer=adamw", "optimizer.lr=1e-2", "loss.recycle_weight=1.0", "trainer.precision=32-true"]
     assert run("train", *settings, "callbacks=no_monitor", "hydra.run.dir=one") == 0
     trained = load_trained("one")

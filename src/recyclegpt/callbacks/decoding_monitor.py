@@ -219,7 +219,7 @@ def marked_text(
 ) -> str:
     """HTML of a prompt's end and its continuation, the tokens that the module wrote in bold italics.
 
-    Runs of one writer are decoded together, so that characters of several tokens stay whole where one writer wrote them.
+    Runs of one writer are decoded together, so that a character of several tokens stays whole where one wrote it.
     """
     pieces = [f"<em>...{html.escape(decode(prompt)[-prompt_tail:])}</em><br/>"]
     begin = 0

@@ -45,11 +45,13 @@ def _check_lengths(cfg: DictConfig) -> list[str]:
     if _positive(row) and _positive(context):
         if row > context:
             problems.append(
-                f"data.row_length: rows of {row} do not fit model.context_length={context}; lower one or raise the other"
+                f"data.row_length: rows of {row} do not fit model.context_length={context}; "
+                "lower one or raise the other"
             )
         if row < context:
             problems.append(
-                f"model.context_length: positions {row} to {context} would never be trained, rows have data.row_length={row}; "
+                f"model.context_length: positions {row} to {context} would never be trained, "
+                f"rows have data.row_length={row}; "
                 "set both to the same number"
             )
     monitor = OmegaConf.select(cfg, "callbacks.decoding_monitor")
@@ -57,7 +59,8 @@ def _check_lengths(cfg: DictConfig) -> list[str]:
         needed = monitor.prompt_tokens + monitor.new_tokens
         if needed > context:
             problems.append(
-                f"callbacks.decoding_monitor: prompt_tokens + new_tokens = {needed} exceed model.context_length={context}; lower them"
+                f"callbacks.decoding_monitor: prompt_tokens + new_tokens = {needed} exceed "
+                f"model.context_length={context}; lower them"
             )
     return problems
 
@@ -84,7 +87,7 @@ def sweep_problems(cfg: DictConfig) -> list[str]:
     if trainer.devices in (1, "1", [0]) and trainer.get("num_nodes", 1) == 1:
         return []
     return [
-        f"trainer.devices: {trainer.devices} in a multirun; Lightning's child processes would start the whole sweep again. "
+        f"trainer.devices: {trainer.devices} in a multirun; Lightning's child processes would start the sweep again. "
         "Use one device a job (trainer.devices=1), or a launcher that gives each job its own process"
     ]
 

@@ -20,8 +20,9 @@ from recyclegpt.training.checkpoint import TOKENIZER, load_trained
 
 HELP = """usage: recyclegpt evaluate [KEY=VALUE ...]
 
-Held-out quality of a checkpoint. Settings: checkpoint (a run folder or .ckpt file; default: the newest under
-outputs/train), device, dtype; another corpus by data=text_files data.paths=[...]. The last line is one JSON document."""
+Held-out quality of a checkpoint. Settings: checkpoint (a run folder or .ckpt file; default: the newest
+under outputs/train), device, dtype; another corpus by data=text_files data.paths=[...].
+The last line is one JSON document."""
 
 
 def run(argv: Sequence[str]) -> int:

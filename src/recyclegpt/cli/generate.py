@@ -62,7 +62,8 @@ def run(argv: Sequence[str]) -> int:
         share = counts.acceptance if strategy.lossless else counts.agreement
         word = "accepted" if strategy.lossless else "agreed with the backbone"
         print(
-            f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, {counts.num_backbone_passes} backbone passes"
+            f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, "
+            f"{counts.num_backbone_passes} backbone passes"
             + ("" if share is None else f", {share:.0%} of the recycled tokens {word}"),
             file=sys.stderr,
         )
@@ -73,10 +74,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     """Options of this command, told from Hydra overrides: a prompt never goes through Hydra's grammar."""
     parser = argparse.ArgumentParser(
         prog="recyclegpt generate",
-        description="Continue a prompt from a checkpoint. Without --prompt and --prompt-file the prompt is read from stdin.",
-        epilog="Settings, as KEY=VALUE: checkpoint (a run folder or .ckpt file; default: the newest under outputs/train), "
-        "device, decoding.strategy (autoregressive, alternating, verified), decoding.num_recycled, decoding.temperature, "
-        "decoding.top_k, decoding.top_p, decoding.max_new_tokens, decoding.seed, decoding.dtype; decoding=sampled samples.",
+        description="Continue a prompt from a checkpoint. Without --prompt and --prompt-file it is read from stdin.",
+        epilog="Settings, as KEY=VALUE: checkpoint (a run folder or .ckpt file; default: the newest under "
+        "outputs/train), device, decoding.strategy (autoregressive, alternating, verified), decoding.num_recycled, "
+        "decoding.temperature, decoding.top_k, decoding.top_p, decoding.max_new_tokens, decoding.seed, "
+        "decoding.dtype; decoding=sampled samples.",
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group()

@@ -109,7 +109,8 @@ def result_table(result: dict[str, Any], num_recycled: int) -> str:
         f"ceiling: measured cost of the passes (rho {metrics['decode/rho']:.2f}, c {metrics['decode/c']:.2f}); "
         f"by bytes read {metrics['decode/ceiling_bytes']:.2f} for alternating",
         f"{model['num_parameters']:,} parameters, {model['num_parameters_recycle']:,} of them the module; "
-        f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training at {train['tokens_per_s']:.0f} tokens/s",
+        f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training "
+        f"at {train['tokens_per_s']:.0f} tokens/s",
     ]
     return f"\n{quality}\n\n{speed}\n\n" + "\n".join(notes)
 

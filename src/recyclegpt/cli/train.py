@@ -200,7 +200,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
-    print(f"\nrun folder: {folder}")
+    print(f"\nrun folder: {_shown(folder)}")
     return metrics["val/ppl_backbone"]
 
 
@@ -246,6 +246,11 @@ def _hardware(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _shown(folder: Path) -> Path:
+    """As a user would type it from where they stand."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def _announce(
     cfg: DictConfig,
     folder: Path,
@@ -256,14 +261,16 @@ def _announce(
 ) -> None:
     facts = model_facts(model)
     tokens = datamodule.train_num_tokens
+    size = "an endless stream" if tokens is None else f"{tokens:,} training tokens"
+    device = trainer.strategy.root_device.type
     batch = datamodule.batch_size * datamodule.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {datamodule.vocab_size:,}",
-        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {trainer.strategy.root_device.type}, "
+        f"data    {size}, vocabulary {datamodule.vocab_size:,}",
+        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device}, "
         f"{torch.get_num_threads()} threads",
-        f"folder  {folder}",
+        f"folder  {_shown(folder)}",
     ]
     if checkpoint is not None:
         lines.append(f"resumed {checkpoint}")

@@ -42,7 +42,7 @@ class Decoder:
         stop_tokens: Sequence[int] = (),
         counts: Counts | None = None,
     ) -> Iterator[Emitted]:
-        """Yield tokens as they become final. Alternating decoding emits the first recycled tokens with the prompt's pass.
+        """Yield tokens as they become final; alternating decoding emits recycled ones with the prompt's pass already.
 
         Rows may differ in prompt length, stop and acceptance; a row that has ended waits without disturbing the others.
         A row ends at a stop token, after `max_new_tokens`, or where prompt and text fill the context.
@@ -79,7 +79,7 @@ class Decoder:
         seed: int = 0,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Generation:
-        """Decode until every row has ended; see `stream`. Row b draws with `generators[b]`, or one seeded `seed + b`."""
+        """Decode until every row has ended (`stream`). Row b draws with `generators[b]`, or one seeded `seed + b`."""
         sampling = SamplingConfig() if sampling is None else sampling
         device = self.model.lm_head.weight.device
         if generators is None:
@@ -112,8 +112,8 @@ class Decoder:
             if not len(prompt)
         ]
         problems += [
-            f"prompt {row}: token {max(prompt) if max(prompt) >= vocabulary else min(prompt)} is outside the vocabulary "
-            f"of {vocabulary}; use the tokenizer the model was trained with"
+            f"prompt {row}: token {max(prompt) if max(prompt) >= vocabulary else min(prompt)} is outside the "
+            f"vocabulary of {vocabulary}; use the tokenizer the model was trained with"
             for row, prompt in enumerate(prompts)
             if len(prompt) and not 0 <= min(prompt) <= max(prompt) < vocabulary
         ]
@@ -203,7 +203,7 @@ class _Batch:
         return all(self.done)
 
     def prefill(self) -> None:
-        """Read the prompts, padded on the right to one length; padding lies beyond every later query until overwritten."""
+        """Read the prompts, padded on the right to one length. Padding lies beyond every query until overwritten."""
         width = self.furthest
         positions_BT = torch.arange(width, device=self.tokens_BS.device).expand(len(self.tokens_BS), width)
         last_B = self.start_B - 1

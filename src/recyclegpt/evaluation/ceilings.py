@@ -44,9 +44,10 @@ class PassCosts:
 
 
 def byte_ceiling(model: RecycleGPT, num_recycled: int, acceptance: float = 1.0) -> float:
-    """Largest speedup if a pass cost what its weights take to read: rho = 1, c = bytes of module and head over backbone and head.
+    """Largest speedup if a pass cost what its weights take to read.
 
-    It binds only where decoding is bound by memory; where fixed overheads dominate, a measurement may pass it.
+    Then rho is 1, and c the bytes of module and head over those of backbone and head. It binds only where decoding is
+    bound by memory; where fixed overheads dominate, a measurement may pass it.
     """
     head = model.lm_head.weight.numel()
     embedding = model.backbone.embed_tokens.weight.numel()

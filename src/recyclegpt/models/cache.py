@@ -34,7 +34,7 @@ class StaticCache:
         return self.slots_S.numel()
 
     def seek(self, positions_BT: Tensor, num_read: int | None = None) -> Tensor:
-        """Aim the next pass at these positions and return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
+        """Aim the next pass at these positions. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
 
         `num_read` bounds the slots that attention reads; it must exceed every position given.
         """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from recyclegpt.errors import ConfigError
 
 MAX_RECYCLED = 8
-"""Most tokens recycled per backbone pass. Twice as many positions are kept beyond the context, for proposals that are cut off."""
+"""Most tokens recycled per backbone pass. Twice as many positions lie beyond the context, for proposals cut off."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RecycleConfig:
-    """Shape of the recyclable module. `num_layers` is the recycle depth d of the paper (which uses 6); 0 means no module.
+    """Shape of the recyclable module. `num_layers` is the recycle depth d (the paper's is 6); 0 means no module.
 
     The default is tensor for tensor what vLLM loads as `EagleMistralForCausalLM`; `final_norm=False` and
     `first_input_norm=False` together are the EAGLE-1 module (github.com/SafeAILab/EAGLE, `cnets1.py`);

@@ -140,7 +140,7 @@ class TransformerLayer(nn.Module):
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights; the projections that write into the residual stream start at zero, so each layer starts as the identity."""
+    """Normal weights, but zero where a layer writes into the residual stream: each layer starts as the identity."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
             if name.endswith(("o_proj", "down_proj")):

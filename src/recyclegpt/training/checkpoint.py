@@ -89,7 +89,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     stored = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ConfigError(
-            f"checkpoint: {found} is not a recyclegpt checkpoint of format {FORMAT}; train again, or use the version that wrote it"
+            f"checkpoint: {found} is not a recyclegpt checkpoint of format {FORMAT}; "
+            "train again, or use the version that wrote it"
         )
     known = {field.name for field in fields(ModelConfig)}
     with torch.device("meta"):

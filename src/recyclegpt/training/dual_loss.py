@@ -34,7 +34,7 @@ class LossConfig:
     backbone_weight: float = 1.0
     recycle_weight: float = 0.3
     recycle_schedule: Literal["constant", "two_step", "ramp"] = "constant"
-    """`constant`; `two_step`: `recycle_weight_late` after `recycle_switch`; `ramp`: from 0 up to the weight at `recycle_switch`."""
+    """`constant`; `two_step`: `recycle_weight_late` from `recycle_switch` on; `ramp`: rises from 0 up to there."""
     recycle_weight_late: float = 0.1
     recycle_switch: float = 0.67
     """Share of the training steps at which the schedule switches, or has risen to the full weight."""

@@ -147,8 +147,8 @@ class LitRecycleGPT(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip here where gradients are never scaled: Lightning refuses to clip for fused optimizers in any mixed precision."""
-        if gradient_clip_algorithm in (None, "norm") and gradient_clip_val and "16-mixed" != self.trainer.precision:
+        """Clip where gradients are not scaled: Lightning refuses it for fused optimizers in any mixed precision."""
+        if gradient_clip_algorithm in (None, "norm") and gradient_clip_val and self.trainer.precision != "16-mixed":
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader, Dataset
+
 from recyclegpt.callbacks import DecodingMonitor, RandomState
 from recyclegpt.callbacks.decoding_monitor import TAGS, marked_text
 from recyclegpt.data import Batch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import LitRecycleGPT, LossConfig, adamw, constant
-from torch.utils.data import DataLoader, Dataset
 
 
 class Rows(Dataset[Batch]):

@@ -1,4 +1,4 @@
-"""One forward for training and decoding: cached equals uncached, nothing leaks, shapes and gradients are as documented."""
+"""One forward for training and decoding: cached equals uncached, nothing leaks, gradients are as documented."""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
+
 from recyclegpt.data import Batch, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import LitRecycleGPT, LossConfig, MuonAdamW, NonFiniteError, adamw, constant
 from recyclegpt.training.checkpoint import find_checkpoint, hyper_parameters, load_trained
-from torch.utils.data import DataLoader
 
 TEXT = torch.randint(29, (16, 26), generator=torch.Generator().manual_seed(0))
 
@@ -114,7 +115,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float,
     other = build(optimizer=functools.partial(optimizer, lr=1e-2))
     other.__class__ = Poisoned
     other.poison = (1, 2, 3)
-    with pytest.raises(NonFiniteError, match="3 steps in a row, last at step 3; lower optimizer.lr"):
+    with pytest.raises(NonFiniteError, match=r"3 steps in a row, last at step 3; lower optimizer\.lr"):
         fit(other, Data(4), tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in other.parameters())
 
