@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from recyclegpt.cli.main import main
 from recyclegpt.training.checkpoint import load_trained
 

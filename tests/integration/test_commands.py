@@ -111,7 +111,41 @@ def test_tokenized_corpus_trains_like_its_text(
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "tokenize", "train"])
+@pytest.mark.parametrize("source", ["shape", "checkpoint"])
+def test_bench_prints_a_table_and_one_json_line(
+    run: Run, trained: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench.prompt_tokens=8", "bench.new_tokens=12", "bench.repetitions=2", "bench.num_recycled=[1,2]"]
+    shape = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "bench.vocab_size=64"]
+    assert run("bench", *argv, *([f"checkpoint={trained}"] if source == "checkpoint" else shape)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    document = json.loads(printed[-1])
+    rows = document["rows"]
+    assert [(row["strategy"], row["num_recycled"]) for row in rows] == [
+        ("autoregressive", 0),
+        ("alternating", 1),
+        ("verified", 1),
+        ("alternating", 2),
+        ("verified", 2),
+    ]
+    assert rows[0]["speedup"] == 1
+    for row in rows[1:]:
+        assert row["spread"][0] <= row["tokens_per_s"] <= row["spread"][1]
+        kept, cycle = row["acceptance"], row["num_recycled"] * document["costs"]["bytes_ratio"]
+        assert row["ceiling_bytes"] == pytest.approx((1 + row["num_recycled"] * kept) / (1 + cycle))
+    assert any("random weights" in line for line in printed) == (source == "shape")
+
+
+def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "bench.new_tokens=0", "bench.strategies=[fast]", "bench.dtype=int3", "device=tpu9") == 2
+    message = capsys.readouterr().err
+    for word in ("bench.new_tokens: 0", "'fast' is unknown", "bench.dtype: 'int3'", "device: 'tpu9'"):
+        assert word in message
+    assert run("bench", "bench.new_tokens=999") == 2
+    assert "exceed the context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "evaluate", "tokenize", "train"])
 def test_help(run: Run, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out

@@ -50,6 +50,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
         "generate",
         "evaluate",
         "tokenize",
+        "bench",
     }
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"@$(BIN)/{MAKE_TRAIN}" in makefile
@@ -70,6 +71,8 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
         return
     if command == "train":
         arguments += ["debug=smoke", *(["trainer.max_epochs=1"] if "-m" in arguments else [])]
+    if command == "bench":
+        arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1"]
     if command == "generate":
         arguments += ["decoding.max_new_tokens=8"]
     assert run(command, *arguments) == 0
