@@ -217,11 +217,11 @@ class DecodingMonitor(Callback):
 def marked_text(
     decode: Callable[[list[int]], str], prompt: list[int], text: list[int], recycled: list[bool], prompt_tail: int = 200
 ) -> str:
-    """HTML of a prompt's end and its continuation, the tokens that the module wrote in bold italics.
+    """HTML of a prompt's end and its continuation, the prompt in italics, the module's tokens in bold.
 
     Runs of one writer are decoded together, so that a character of several tokens stays whole where one wrote it.
     """
-    pieces = [f"<em>...{html.escape(decode(prompt)[-prompt_tail:])}</em><br/>"]
+    pieces = [f"<em>...{html.escape(decode(prompt)[-prompt_tail:])}</em>"]
     begin = 0
     for end in range(1, len(text) + 1):
         if end == len(text) or recycled[end] != recycled[begin]:

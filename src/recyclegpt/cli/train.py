@@ -92,6 +92,8 @@ def train_job(cfg: DictConfig) -> float | None:
     try:
         return _train(cfg, folder, digest)
     except BaseException as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning answers Ctrl-C with sys.exit
+            error = KeyboardInterrupt("stopped by Ctrl-C; the same command with resume=auto goes on")
         if not isinstance(error, ConfigError):
             write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
         raise
@@ -206,7 +208,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
 
 def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
-    callbacks += [HyperParameters({key: value for key, value in plain.items() if key not in ("paths", "sweep")})]
+    callbacks += [HyperParameters(_compared(plain))]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
@@ -218,6 +220,16 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
         precision = "bf16-mixed" if native else "32-true"
     trainer: Trainer = build(cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision)
     return trainer
+
+
+def _compared(plain: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which runs are compared: what is learnt from what, and how; not how it is watched or kept."""
+    left_out = ("callbacks", "logger", "paths", "sweep", "checkpoint", "resume")
+    return {
+        key: _compared(value) if isinstance(value, dict) else value
+        for key, value in plain.items()
+        if key not in left_out and not key.startswith("_")
+    }
 
 
 def _checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:

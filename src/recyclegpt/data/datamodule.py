@@ -271,7 +271,9 @@ class TextDataModule(LightningDataModule):
         train = self.corpus.train
         if isinstance(train, TokenShards):
             rows, dropped = packing.num_rows(train.num_tokens), packing.num_dropped(train.num_tokens)
-            _log.info("%d training tokens make %d rows; %d at the end fill none", train.num_tokens, rows, dropped)
+            _log.info(
+                "%d training tokens make %d rows, %d tokens at the end are left over", train.num_tokens, rows, dropped
+            )
             return PackedRows(train, packing, self.batch_size, self.seed, rank, world_size)
         train.val_digests()  # once here, not in every worker
         tokenizer, skipped = self.tokenizer, self.max_skipped

@@ -156,4 +156,4 @@ def test_too_long_prompts_are_told(tmp_path: Path) -> None:
 
 def test_marked_text_shows_who_wrote_what_and_is_escaped() -> None:
     text = marked_text(lambda ids: "".join("<abc>"[i] for i in ids), [1, 2], [0, 1, 2, 3], [False, True, True, False])
-    assert text == "<pre><em>...ab</em><br/>&lt;<strong>ab</strong>c</pre>"
+    assert text == "<pre><em>...ab</em>&lt;<strong>ab</strong>c</pre>"
