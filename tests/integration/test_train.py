@@ -104,6 +104,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str]) ->
     assert run("train", *settings, "hydra.run.dir=parts", "resume=whole/checkpoints/step_0000004.ckpt") == 0
     whole, parts = load_trained("whole"), load_trained("parts")
     assert whole.step == parts.step == 6
+    assert result("parts")["train"]["tokens"] == result("whole")["train"]["tokens"]
     for (name, mine), other in zip(parts.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(mine, other), name
 
@@ -122,6 +123,19 @@ def test_resume_auto_goes_on_in_the_newest_unfinished_folder(
     assert result(folder)["status"] == "completed"
     assert run("train", *settings, "resume=auto") == 0, "nothing is unfinished now: a new run"
     assert len(list(Path("outputs/train/cut").iterdir())) == 2
+
+
+def test_a_run_killed_after_its_last_step_is_finished(run: Run, small: list[str]) -> None:
+    settings = [*small, "checkpoint.every_n_steps=3", "hydra.run.dir=late"]
+    assert run("train", *settings) == 0
+    whole = result("late")
+    (Path("late") / "result.json").unlink()
+    assert run("train", *settings, "resume=auto") == 0
+    resumed = result("late")
+    assert resumed["status"] == "completed"
+    assert resumed["train"]["tokens"] == whole["train"]["tokens"]
+    assert resumed["metrics"]["val/ppl_backbone"] == whole["metrics"]["val/ppl_backbone"]
+    assert resumed["metrics"]["decode/tokens_per_s_verified"] > 0
 
 
 def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +208,7 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
     ("overrides", "words"),
     [
         (["data.row_length=128"], ["data.row_length: rows of 128 do not fit model.context_length=64"]),
+        (["decoding.num_recycled=7"], ["new_tokens: 8 are written by the prompt's pass already"]),
         (["data.row_length=32"], ["positions 32 to 64 would never be trained"]),
         (["callbacks.decoding_monitor.new_tokens=99"], ["prompt_tokens + new_tokens = 107 exceed"]),
         (["data.paths=[missing.txt]"], ["missing.txt"]),

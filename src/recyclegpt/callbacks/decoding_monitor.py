@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from recyclegpt.callbacks.rng import isolated_rng
@@ -78,7 +79,7 @@ class DecodingMonitor(Callback):
         new_tokens: length of each continuation.
         repetitions: rounds over prompts and decoders, after a warm-up.
         budget_s: seconds after which no further round is begun.
-        every_n_epochs: decode in every n-th validation epoch, never if 0; in the others the tags are NaN.
+        every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
         seed: of the sampler.
         clock: seconds, for tests.
         """
@@ -89,6 +90,18 @@ class DecodingMonitor(Callback):
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
         self.repetitions, self.budget_s = repetitions, budget_s
         self.every_n_epochs, self.seed, self.clock = every_n_epochs, seed, clock
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a row an epoch: those written after the checkpoint that a run goes on from will be written again."""
+        file = None if self.folder is None else self.folder / "decoding.jsonl"
+        if file is None or not trainer.is_global_zero or not file.exists():
+            return
+        rows = file.read_text(encoding="utf-8").splitlines()
+        kept = [row for row in rows if json.loads(row)["step"] <= trainer.global_step]
+        if len(kept) < len(rows):
+            temporary = file.with_name(".decoding.jsonl.tmp")
+            temporary.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+            temporary.replace(file)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode, log every tag, append a row to `decoding.jsonl`, show samples in TensorBoard."""
@@ -114,7 +127,9 @@ class DecodingMonitor(Callback):
             pl_module.log(tag, value, sync_dist=False)
 
     def _reason_to_skip(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        if not self.every_n_epochs or trainer.current_epoch % self.every_n_epochs:
+        every_n = trainer.check_val_every_n_epoch or 1
+        last = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch + every_n >= (trainer.max_epochs or 0)
+        if not self.every_n_epochs or (trainer.current_epoch // every_n % self.every_n_epochs and not last):
             return "not this epoch"
         assert isinstance(pl_module.model, RecycleGPT), "the monitor decodes a RecycleGPT"
         context = pl_module.model.config.context_length
@@ -157,6 +172,8 @@ class DecodingMonitor(Callback):
     def _metrics(
         self, model: RecycleGPT, speeds: dict[str, Speed], costs: PassCosts | None, prompts: list[list[int]]
     ) -> dict[str, float]:
+        # A copy is never compiled: scoring texts of other lengths would trace the training graph once more.
+        model = copy.deepcopy(model).eval()
         plain = speeds["autoregressive"]
         metrics = {f"decode/tokens_per_s_{name}": speed.tokens_per_s for name, speed in speeds.items()}
         metrics["decode/nll_autoregressive"] = continuation_nll(model, prompts, plain.texts)

@@ -54,11 +54,13 @@ class Throughput(Callback):
         seconds: time training took.
         tokens_per_s: their ratio; NaN before the first batch has ended.
         num_steps: optimizer steps.
+        total_tokens, total_seconds: the same of the whole run, what was done before a restart included.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """`clock`: seconds from any origin, never going back."""
         self.clock = clock
+        self._before = (0, 0.0)
         self._reset()
 
     def _reset(self) -> None:
@@ -76,6 +78,24 @@ class Throughput(Callback):
     def seconds(self) -> float:
         """Seconds of training so far."""
         return self._seconds if self._started_at is None else self._seconds + self.clock() - self._started_at
+
+    @property
+    def total_tokens(self) -> int:
+        """Positions trained on, also before a restart."""
+        return self._before[0] + self.num_tokens
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of training, also before a restart."""
+        return self._before[1] + self.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restarted run goes on counting from."""
+        return {"tokens": self.total_tokens, "seconds": self.total_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from a checkpoint."""
+        self._before = (state_dict["tokens"], state_dict["seconds"])
 
     @property
     def tokens_per_s(self) -> float:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true")
 
 log = logging.getLogger("recyclegpt")
 
@@ -56,6 +56,12 @@ def _check_lengths(cfg: DictConfig) -> list[str]:
             )
     monitor = OmegaConf.select(cfg, "callbacks.decoding_monitor")
     if monitor is not None and _positive(context):
+        recycled = cfg.decoding.num_recycled
+        if _positive(recycled) and 0 < monitor.new_tokens <= recycled + 1:
+            problems.append(
+                f"callbacks.decoding_monitor.new_tokens: {monitor.new_tokens} are written by the prompt's pass already "
+                f"when decoding.num_recycled={recycled}, so nothing is left to time; give {recycled + 2} or more"
+            )
         needed = monitor.prompt_tokens + monitor.new_tokens
         if needed > context:
             problems.append(

@@ -54,18 +54,20 @@ def run(argv: Sequence[str]) -> int:
         )
     num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    if cfg.dtype == "auto" and trained.config["trainer"]["precision"] in ("32-true", "64-true"):
+        dtype = torch.float32
     autocast = None if dtype == torch.float32 else dtype
-    metrics = held_out_metrics(trained.model, datamodule.val_dataloader(), num_bytes, autocast)
+    batches = datamodule.val_dataloader()
+    metrics = held_out_metrics(trained.model, batches, num_bytes, autocast)
     metrics["val/loss_unigram"] = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     print_table(
         [(name.removeprefix("val/"), value) for name, value in metrics.items()], header=("held-out quality", "value")
     )
-    batch = datamodule.batch_size if datamodule.val_batch_size is None else datamodule.val_batch_size
     document = {
         "checkpoint": str(trained.path),
         "step": trained.step,
         "dtype": str(dtype).removeprefix("torch."),
-        "rows": datamodule.num_val_batches * batch,
+        "rows": len(batches) * datamodule.val_batch_size,
         "row_length": datamodule.row_length,
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
     }

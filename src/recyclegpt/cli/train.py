@@ -179,6 +179,10 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     if trainer.interrupted:
         raise KeyboardInterrupt
 
+    if "val/loss_backbone" not in trainer.callback_metrics:
+        # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+
     final = folder / FOLDER / f"step_{trainer.global_step:07d}.ckpt"
     if not final.exists():
         trainer.save_checkpoint(final)
@@ -194,9 +198,9 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         metrics=metrics,
         train={
             "steps": trainer.global_step,
-            "tokens": throughput.num_tokens,
-            "seconds": throughput.seconds,
-            "tokens_per_s": throughput.tokens_per_s,
+            "tokens": throughput.total_tokens,
+            "seconds": throughput.total_seconds,
+            "tokens_per_s": throughput.total_tokens / throughput.total_seconds,
         },
         hardware=_hardware(cfg, trainer),
     )

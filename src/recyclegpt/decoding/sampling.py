@@ -13,6 +13,9 @@ from torch import Tensor
 
 from recyclegpt.errors import ConfigError
 
+MIN_TEMPERATURE = 1e-4
+"""Below it, logits divided by the temperature overflow; what is sampled there is greedy anyway."""
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -31,8 +34,10 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: {self.temperature} is not a finite number of at least 0 (0 is greedy)")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < float("inf"):
+            problems.append(
+                f"temperature: {self.temperature} is neither 0 (greedy) nor a number from {MIN_TEMPERATURE} on"
+            )
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"top_k: {self.top_k} keeps no token; use null to keep all")
         if not 0 < self.top_p <= 1:

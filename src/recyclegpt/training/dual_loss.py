@@ -122,7 +122,7 @@ class DualLoss(nn.Module):
         hidden_MC = states.hidden_BTC.flatten(0, 1)
         head = model.lm_head.weight
         num_rows = views_NBT[0].numel()
-        ones_BT = torch.ones(views_NBT.shape[1:], device=views_NBT.device)
+        ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
 
         backbone = chunked_cross_entropy(
             hidden_MC, head, views_NBT[1].flatten(), ones_BT.flatten() / num_rows, chunk_size=config.chunk_size

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from recyclegpt.data import Batch
+from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
@@ -147,11 +148,11 @@ class LitRecycleGPT(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip where gradients are not scaled: Lightning refuses it for fused optimizers in any mixed precision."""
-        if gradient_clip_algorithm in (None, "norm") and gradient_clip_val and self.trainer.precision != "16-mixed":
+        """Clip by the norm of all gradients: Lightning's own clipping refuses fused optimizers in mixed precision."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ConfigError(f"trainer.gradient_clip_algorithm: {gradient_clip_algorithm} is not supported; use norm")
+        if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all trainable parameters, its schedule stepped after every optimizer step."""

@@ -53,7 +53,9 @@ class Dropping(LitRecycleGPT):
         return super().training_step(batch, batch_idx) * torch.rand(()).add(0.5)
 
 
-def fit(tmp_path: Path, *callbacks: object, depth: int = 1, sanity: int = 0) -> tuple[Trainer, LitRecycleGPT]:
+def fit(
+    tmp_path: Path, *callbacks: object, depth: int = 1, sanity: int = 0, epochs: int = 2
+) -> tuple[Trainer, LitRecycleGPT]:
     seed_everything(3, verbose=False)
     model = RecycleGPT(ModelConfig(29, 24, num_layers=1, hidden_size=16, num_heads=2), RecycleConfig(num_layers=depth))
     module = Dropping(
@@ -67,7 +69,7 @@ def fit(tmp_path: Path, *callbacks: object, depth: int = 1, sanity: int = 0) -> 
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=2,
+        max_epochs=epochs,
         limit_train_batches=4,
         num_sanity_val_steps=sanity,
         inference_mode=False,
@@ -116,10 +118,40 @@ def test_without_a_module_only_the_baseline_is_measured(tmp_path: Path) -> None:
     assert measured == {"decode/tokens_per_s_autoregressive", "decode/nll_autoregressive", "decode/seconds"}
 
 
-def test_tags_are_logged_as_nan_in_the_epochs_left_out(tmp_path: Path) -> None:
-    trainer, _ = fit(tmp_path, monitor(tmp_path, every_n_epochs=2))
+def test_epochs_left_out_and_the_last_one(tmp_path: Path) -> None:
+    trainer, _ = fit(tmp_path, monitor(tmp_path, every_n_epochs=3), epochs=5)
+    rows = [json.loads(line) for line in (tmp_path / "decoding.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 3, 4], "the last epoch is always decoded"
+    assert math.isfinite(trainer.callback_metrics["decode/agreement"])
+
+
+def test_tags_are_logged_as_nan_where_decoding_is_off(tmp_path: Path) -> None:
+    trainer, _ = fit(tmp_path, monitor(tmp_path, every_n_epochs=0))
     assert all(math.isnan(trainer.callback_metrics[tag]) for tag in TAGS)
-    assert len((tmp_path / "decoding.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "decoding.jsonl").exists()
+
+
+def test_rows_after_the_point_of_resumption_are_written_again(tmp_path: Path) -> None:
+    rows = [{"epoch": 0, "step": 0, "old": True}, {"epoch": 1, "step": 4, "old": True}]
+    (tmp_path / "decoding.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fit(tmp_path, monitor(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "decoding.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    assert [row.get("old", False) for row in rows] == [True, False, False]
+
+
+def test_the_monitor_alone_leaves_the_random_state(tmp_path: Path) -> None:
+    class Checked(DecodingMonitor):
+        def _measure(self, trainer: Trainer, pl_module: LitRecycleGPT) -> object:
+            torch.rand(100)
+            return super()._measure(trainer, pl_module)
+
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LitRecycleGPT) -> None:
+            before = torch.get_rng_state()
+            super().on_validation_epoch_end(trainer, pl_module)
+            assert torch.equal(torch.get_rng_state(), before)
+
+    fit(tmp_path, Checked(prompt_tokens=6, new_tokens=8, num_prompts=1, repetitions=1, dtype="float32"))
 
 
 def test_nothing_runs_in_the_sanity_check(tmp_path: Path) -> None:

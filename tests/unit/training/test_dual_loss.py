@@ -80,6 +80,19 @@ def test_module_is_not_trained_across_documents() -> None:
     torch.testing.assert_close(parts.loss, kept.sum() / 9)
 
 
+def test_each_unrolled_step_has_its_own_document_mask() -> None:
+    text = torch.randint(19, (1, 12), generator=torch.Generator().manual_seed(2))
+    owner = torch.tensor([[0] * 5 + [1] * 7])
+    views = torch.stack([text[:, n : n + 9] for n in range(4)])
+    documents = torch.stack([owner[:, n : n + 9] for n in range(4)])
+    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, num_unrolled=2, beta=0.5)
+    parts = DualLoss(config)(build(), views, documents)
+    first = torch.tensor([True] * 3 + [False] * 2 + [True] * 4)
+    second = torch.tensor([True] * 2 + [False] * 3 + [True] * 4)
+    sums = [rows.nll_M[mask].sum() for rows, mask in zip(parts.recycle_K, (first, second), strict=True)]
+    torch.testing.assert_close(parts.loss, (sums[0] + 0.5 * sums[1]) / 1.5 / 9)
+
+
 @pytest.mark.parametrize("target", ["backbone", "mixed"])
 def test_target_from_the_backbone(target: str) -> None:
     views = rows(4)

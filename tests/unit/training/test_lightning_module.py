@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from recyclegpt.data import Batch, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training import LitRecycleGPT, LossConfig, MuonAdamW, NonFiniteError, adamw, constant
+from recyclegpt.training import DualLoss, LitRecycleGPT, LossConfig, MuonAdamW, NonFiniteError, adamw, constant
 from recyclegpt.training.checkpoint import find_checkpoint, hyper_parameters, load_trained
 
 TEXT = torch.randint(29, (16, 26), generator=torch.Generator().manual_seed(0))
@@ -88,6 +88,38 @@ def test_the_data_module_is_told_each_batch_trained_on(tmp_path: Path) -> None:
     data = Data(4)
     fit(build(), data, tmp_path)
     assert data.seen == [1, 2, 3, 4]
+
+
+def sgd(named_parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD([parameter for _, parameter in named_parameters], lr=1.0)
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
+    module = build(optimizer=sgd)
+    before = torch.nn.utils.parameters_to_vector(module.parameters()).clone()
+    fit(module, Data(16), tmp_path, gradient_clip_val=0.01)  # one step
+    moved = float((torch.nn.utils.parameters_to_vector(module.parameters()) - before).detach().norm())
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_fused_adamw_is_clipped_in_mixed_precision(tmp_path: Path) -> None:
+    module = build(optimizer=functools.partial(adamw, lr=1e-2, fused=True))
+    fit(module, Data(8), tmp_path, gradient_clip_val=1.0, precision="bf16-mixed")
+
+
+def test_the_recycle_weight_follows_the_steps(tmp_path: Path) -> None:
+    module = build()
+    module.dual_loss = DualLoss(LossConfig(recycle_weight=0.8, recycle_schedule="ramp", recycle_switch=1.0))
+    seen = []
+    plain = DualLoss.forward
+
+    def recording(self: DualLoss, *args: Any) -> Any:
+        seen.append(self.config.recycle_weight_at(args[3]))
+        return plain(self, *args)
+
+    module.dual_loss.forward = recording.__get__(module.dual_loss)  # type: ignore[method-assign]
+    fit(module, Data(4), tmp_path)
+    assert seen == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 class Poisoned(LitRecycleGPT):
