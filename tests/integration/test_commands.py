@@ -54,6 +54,15 @@ def test_an_empty_prompt_begins_a_document(run: Run, trained: Path, capsys: pyte
     assert capsys.readouterr().out.strip()
 
 
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_printed(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", f"checkpoint={trained}", "--prompt", "def alpha " * 90) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "the context holds 64" in printed.err
+
+
 def test_sampling_repeats_with_its_seed(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def sample(seed: int) -> str:
         argv = ["decoding=sampled", "decoding.temperature=1.5", "decoding.top_p=1.0", f"decoding.seed={seed}"]

@@ -138,6 +138,16 @@ def test_a_run_killed_after_its_last_step_is_finished(run: Run, small: list[str]
     assert resumed["metrics"]["decode/tokens_per_s_verified"] > 0
 
 
+def test_a_checkpoint_with_nothing_left_to_train_is_refused(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *small, "hydra.run.dir=done") == 0
+    assert run("train", *small, "resume=done", "hydra.run.dir=more") == 2
+    assert "nothing is left to train; raise trainer.max_epochs" in capsys.readouterr().err
+    assert run("train", *small, "resume=done", "trainer.max_epochs=3", "hydra.run.dir=more") == 0
+    assert result("more")["train"]["steps"] == 9
+
+
 def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *small, "hydra.run.dir=here") == 0
     before = (Path("here") / "result.json").read_bytes()
@@ -213,6 +223,11 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
         (["callbacks.decoding_monitor.new_tokens=99"], ["prompt_tokens + new_tokens = 107 exceed"]),
         (["data.paths=[missing.txt]"], ["missing.txt"]),
         (["resume=nowhere"], ["resume: nowhere does not exist"]),
+        (["resume=README.md"], ["README.md"]),
+        (["callbacks.decoding_monitor.dtype=float3"], ["dtype: 'float3' is unknown"]),
+        (["max_skipped_steps=-1", "optimizer.lr=-1"], ["max_skipped_steps: -1", "optimizer.lr: -1"]),
+        (["loss.backbone_weight=-1", "model.num_layers=abc"], ["backbone_weight: -1", "model.num_layers"]),
+        (["data.tokenizer.vocab_size=10"], ["- data.tokenizer.vocab_size: 10 is too small"]),
         (["trainer.precision=int8"], ["trainer.precision: 'int8' is unknown", "bf16-mixed"]),
         (["decoding.num_recycled=9"], ["decoding.num_recycled: 9 is not between 1 and 8"]),
         (["scheduler.num_warmup_steps=7"], ["num_warmup_steps: 7"]),
@@ -223,11 +238,13 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
 def test_impossible_settings_end_in_one_message(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str], overrides: list[str], words: list[str]
 ) -> None:
-    assert run("train", *small, *overrides) == 2
+    Path("README.md").write_text("not a checkpoint")
+    assert run("train", *small, *overrides, "hydra.run.dir=never") == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
     for word in words:
         assert word in message
+    assert not Path("never/result.json").exists()
 
 
 def test_overfitting_one_row_makes_decoding_agree(run: Run, tmp_path: Path) -> None:

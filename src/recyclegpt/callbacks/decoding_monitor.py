@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
+from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
 from recyclegpt.models import RecycleGPT, fastest_dtype
 
@@ -45,6 +46,10 @@ TAGS = (
     "decode/seconds",
 )
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
+
+
+DTYPES = ("auto", "bfloat16", "float32", "float64")
+"""Formats to decode in."""
 
 
 class DecodingMonitor(Callback):
@@ -83,6 +88,8 @@ class DecodingMonitor(Callback):
         seed: of the sampler.
         clock: seconds, for tests.
         """
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
         self.folder = None if folder is None else Path(folder)
         self.num_recycled = num_recycled
         self.sampling = SamplingConfig(temperature, top_k, top_p)

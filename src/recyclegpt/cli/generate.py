@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -47,12 +48,12 @@ def run(argv: Sequence[str]) -> int:
     text = trained.tokenizer.decode_stream(skip_special_tokens=True)
     sampler = Sampler.seeded(sampling, 1, decoding.seed, device)
     counts = Counts()
+    begin = time.perf_counter()
+    stream = decoder.stream([tokens], strategy, decoding.max_new_tokens, sampler, [trained.tokenizer.eos_id], counts)
+    first = next(stream, None)  # a prompt that does not fit is refused before anything is printed
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
-    begin = time.perf_counter()
-    for emitted in decoder.stream(
-        [tokens], strategy, decoding.max_new_tokens, sampler, [trained.tokenizer.eos_id], counts
-    ):
+    for emitted in itertools.chain([] if first is None else [first], stream):
         for token, recycled in zip(emitted.tokens, emitted.recycled, strict=True):
             piece = text.step(token)
             print(paint(piece, "green") if recycled and arguments.mark else piece, end="", flush=True)

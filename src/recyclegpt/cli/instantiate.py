@@ -283,8 +283,11 @@ def _suggest(key: str, named: Iterable[str], path: str) -> str:
 
 def _prefix(path: str, problem: str) -> str:
     """A constructor knows its own arguments' names, not where its node stands."""
+    parent, _, own = path.rpartition(".")
     if path and problem.startswith(f"{path}."):
         return problem
+    if own and problem.startswith(f"{own}."):
+        return _join(parent, problem)
     return _join(path, problem) if re.match(r"[A-Za-z_][\w.\[\]]*:", problem) else _at(path, problem)
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.models import RecycleGPT, fastest_dtype, has_native_bf16
 from recyclegpt.training import LitRecycleGPT
-from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, find_checkpoint, hyper_parameters, newest_checkpoint
+from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters, load_trained, newest_checkpoint
 
 log = logging.getLogger("recyclegpt")
 GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
@@ -91,11 +92,14 @@ def train_job(cfg: DictConfig) -> float | None:
         return None
     try:
         return _train(cfg, folder, digest)
+    except ConfigError:
+        if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
+            shutil.rmtree(folder)  # Hydra has made it for a run that did not begin
+        raise
     except BaseException as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning answers Ctrl-C with sys.exit
             error = KeyboardInterrupt("stopped by Ctrl-C; the same command with resume=auto goes on")
-        if not isinstance(error, ConfigError):
-            write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
+        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
         raise
 
 
@@ -104,16 +108,28 @@ def find_problems(cfg: DictConfig) -> list[str]:
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):
         cfg.paths.output_dir = "outputs"  # known only to Hydra, once it runs
-    problems = [problem for key in GROUPS for problem in check(cfg[key], key, extra=GIVEN.get(key, ()))]
-    if problems:
-        return problems
-    problems = check_combinations(cfg)
+    mistyped = {key: check(cfg[key], key, extra=GIVEN.get(key, ())) for key in GROUPS}
+    problems = [problem for found in mistyped.values() for problem in found]
+    sound = [key for key in GROUPS if not mistyped[key]]
+    if not problems:
+        problems += check_combinations(cfg)
     try:
         # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
-        build_all(cfg, ["model", "recycle", "loss", "data"], {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
-        build(cfg.scheduler, "scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0), num_steps=num_steps(cfg))
+        wanted = [key for key in sound if key not in ("trainer", "logger")]
+        built = build_all(cfg, wanted, {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
     except ConfigError as error:
-        problems += error.problems
+        return problems + error.problems
+    # Optimizer and schedule look at their settings only when they are given something to optimise.
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    for key, arguments in (
+        ("optimizer", {"named_parameters": [("weight", weight)]}),
+        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": max(1, num_steps(cfg))}),
+    ):
+        if key in sound and "trainer" in sound:
+            try:
+                built[key](**arguments)
+            except ConfigError as error:
+                problems += error.problems
     return problems
 
 
@@ -162,6 +178,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
     trainer = _make_trainer(cfg, plain)
+    checkpoint = _checkpoint_to_resume(cfg, folder)
     write_provenance(
         folder,
         digest,
@@ -171,7 +188,6 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
-    checkpoint = _checkpoint_to_resume(cfg, folder)
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
@@ -241,7 +257,14 @@ def _checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
         return None
     if cfg.resume == "auto":
         return newest_checkpoint(folder)
-    return find_checkpoint(cfg.resume)
+    path = load_trained(cfg.resume).path  # told as a mistake if it cannot be read
+    step = int(path.stem.removeprefix("step_")) if path.stem.startswith("step_") else 0
+    if step >= num_steps(cfg) and folder.resolve() not in path.resolve().parents:
+        raise ConfigError(
+            f"resume: {path} stands after step {step} and this run has {num_steps(cfg)}, so nothing is left to train; "
+            "raise trainer.max_epochs or give an earlier checkpoint"
+        )
+    return path
 
 
 def _is_complete(folder: Path) -> bool:
