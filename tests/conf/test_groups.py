@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from recyclegpt.cli.combinations import find_problems
 from recyclegpt.cli.compose import compose_or_explain, find_conf
 from recyclegpt.cli.instantiate import build
 from recyclegpt.cli.main import main
-from recyclegpt.cli.train import find_problems
 from recyclegpt.data import TextFiles, TokenizerConfig, tokenize_corpus
 
 CONF = find_conf()

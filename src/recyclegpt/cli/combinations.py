@@ -1,20 +1,61 @@
-"""Settings that are fine alone and impossible together. Every check says all that it finds."""
+"""What is wrong with a training config: types, values, and settings that are impossible together. All of it at once."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recyclegpt.cli.instantiate import build_all, check
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
 
+GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
+"""Arguments that no config holds, or that are worked out from what it holds."""
+VOCABULARY_MULTIPLE = 64
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true")
 
 log = logging.getLogger("recyclegpt")
+
+
+def find_problems(cfg: DictConfig) -> list[str]:
+    """All that is wrong with a config, found before anything is read or written: types, values, and combinations."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.paths.output_dir = "outputs"  # known only to Hydra, once it runs
+    mistyped = {key: check(cfg[key], key, extra=GIVEN.get(key, ())) for key in GROUPS}
+    problems = [problem for found in mistyped.values() for problem in found]
+    sound = [key for key in GROUPS if not mistyped[key]]
+    if not problems:
+        problems += check_combinations(cfg)
+    try:
+        # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
+        wanted = [key for key in sound if key not in ("trainer", "logger")]
+        built = build_all(cfg, wanted, {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
+    except ConfigError as error:
+        return problems + error.problems
+    # Optimizer and schedule look at their settings only when they are given something to optimise.
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    for key, arguments in (
+        ("optimizer", {"named_parameters": [("weight", weight)]}),
+        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": max(1, num_steps(cfg))}),
+    ):
+        if key in sound and "trainer" in sound:
+            try:
+                built[key](**arguments)
+            except ConfigError as error:
+                problems += error.problems
+    return problems
+
+
+def num_steps(cfg: DictConfig) -> int:
+    """Optimizer steps of the whole run; the last window of an epoch steps even if it is not full."""
+    return int(cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches))
 
 
 def check_combinations(cfg: DictConfig) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -17,15 +16,21 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.callbacks.provenance import cpu_model, write_provenance
 from recyclegpt.callbacks.throughput import device_name
-from recyclegpt.cli.combinations import check_combinations, sweep_problems, warn_of_settings_without_effect
+from recyclegpt.cli.combinations import (
+    VOCABULARY_MULTIPLE,
+    find_problems,
+    num_steps,
+    sweep_problems,
+    warn_of_settings_without_effect,
+)
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.hydra_entry import hydra_run, parse_flags
-from recyclegpt.cli.instantiate import build, build_all, check
+from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import make_result, model_facts, result_table
 from recyclegpt.cli.run_folder import RESULT, claim, config_hash, read_hash, to_plain, write_json
 from recyclegpt.cli.unset_values import is_multirun
@@ -37,10 +42,6 @@ from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters, load_trained, newest_checkpoint
 
 log = logging.getLogger("recyclegpt")
-GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
-GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
-"""Arguments that no config holds, or that are worked out from what it holds."""
-VOCABULARY_MULTIPLE = 64
 
 
 def run(argv: Sequence[str]) -> int:
@@ -101,41 +102,6 @@ def train_job(cfg: DictConfig) -> float | None:
             error = KeyboardInterrupt("stopped by Ctrl-C; the same command with resume=auto goes on")
         write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
         raise
-
-
-def find_problems(cfg: DictConfig) -> list[str]:
-    """All that is wrong with a config, found before anything is read or written: types, values, and combinations."""
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        cfg.paths.output_dir = "outputs"  # known only to Hydra, once it runs
-    mistyped = {key: check(cfg[key], key, extra=GIVEN.get(key, ())) for key in GROUPS}
-    problems = [problem for found in mistyped.values() for problem in found]
-    sound = [key for key in GROUPS if not mistyped[key]]
-    if not problems:
-        problems += check_combinations(cfg)
-    try:
-        # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
-        wanted = [key for key in sound if key not in ("trainer", "logger")]
-        built = build_all(cfg, wanted, {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
-    except ConfigError as error:
-        return problems + error.problems
-    # Optimizer and schedule look at their settings only when they are given something to optimise.
-    weight = torch.nn.Parameter(torch.zeros(1, 1))
-    for key, arguments in (
-        ("optimizer", {"named_parameters": [("weight", weight)]}),
-        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": max(1, num_steps(cfg))}),
-    ):
-        if key in sound and "trainer" in sound:
-            try:
-                built[key](**arguments)
-            except ConfigError as error:
-                problems += error.problems
-    return problems
-
-
-def num_steps(cfg: DictConfig) -> int:
-    """Optimizer steps of the whole run; the last window of an epoch steps even if it is not full."""
-    return int(cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches))
 
 
 def start_afresh() -> None:
