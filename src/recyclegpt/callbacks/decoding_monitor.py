@@ -24,9 +24,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
-from recyclegpt.models import RecycleGPT, fastest_dtype
+from recyclegpt.models import RecycleGPT, named_dtype
 
 TAGS = (
     "decode/tokens_per_s_autoregressive",
@@ -46,10 +45,6 @@ TAGS = (
     "decode/seconds",
 )
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
-
-
-DTYPES = ("auto", "bfloat16", "float32", "float64")
-"""Formats to decode in."""
 
 
 class DecodingMonitor(Callback):
@@ -88,8 +83,7 @@ class DecodingMonitor(Callback):
         seed: of the sampler.
         clock: seconds, for tests.
         """
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+        named_dtype(dtype, torch.device("cpu"))  # a name that is unknown is told now, not after an epoch
         self.folder = None if folder is None else Path(folder)
         self.num_recycled = num_recycled
         self.sampling = SamplingConfig(temperature, top_k, top_p)
@@ -155,7 +149,7 @@ class DecodingMonitor(Callback):
         assert isinstance(model, RecycleGPT), "the monitor decodes a RecycleGPT"
         prompts_PT = trainer.datamodule.val_prompts(self.num_prompts, self.prompt_tokens)  # type: ignore[attr-defined]
         prompts: list[list[int]] = prompts_PT.tolist()
-        dtype = fastest_dtype(pl_module.device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = named_dtype(self.dtype, pl_module.device)
         # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
         copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         strategies: list[Strategy] = [Autoregressive()]

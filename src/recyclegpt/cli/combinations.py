@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recyclegpt.cli.instantiate import build_all, check
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
+from recyclegpt.models import named_dtype
 
 GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
@@ -148,10 +149,10 @@ def _check_decoding(cfg: DictConfig) -> list[str]:
         make_strategy(decoding.strategy, decoding.num_recycled)
     except ConfigError as error:
         problems += [f"decoding.{problem}" for problem in error.problems]
-    if decoding.dtype not in ("auto", "bfloat16", "float32", "float16", "float64"):
-        problems.append(
-            f"decoding.dtype: {decoding.dtype!r} is unknown; choose from auto, bfloat16, float32, float16, float64"
-        )
+    try:
+        named_dtype(decoding.dtype, torch.device("cpu"))
+    except ConfigError as error:
+        problems += [f"decoding.{problem}" for problem in error.problems]
     return problems
 
 

@@ -15,15 +15,8 @@ from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import paint
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import fastest_dtype
+from recyclegpt.models import named_dtype
 from recyclegpt.training.checkpoint import load_trained
-
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -122,8 +115,8 @@ def choose_device(device: str, dtype: str, problems: list[str], key: str) -> tup
     if chosen.type == "cuda" and not torch.cuda.is_available():
         problems.append(f"device: {device}, but torch sees no CUDA device here; use cpu")
         chosen = torch.device("cpu")
-    if dtype == "auto":
-        return chosen, fastest_dtype(chosen)
-    if dtype not in DTYPES:
-        problems.append(f"{key}: {dtype!r} is unknown; choose from auto, {', '.join(DTYPES)}")
-    return chosen, DTYPES.get(dtype, torch.float32)
+    try:
+        return chosen, named_dtype(dtype, chosen)
+    except ConfigError as error:
+        problems += [f"{key.removesuffix('dtype')}{problem}" for problem in error.problems]
+    return chosen, torch.float32

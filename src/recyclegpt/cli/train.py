@@ -37,7 +37,7 @@ from recyclegpt.cli.unset_values import is_multirun
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
-from recyclegpt.models import RecycleGPT, fastest_dtype, has_native_bf16
+from recyclegpt.models import RecycleGPT, has_native_bf16, named_dtype
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters, load_trained, newest_checkpoint
 
@@ -242,7 +242,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _hardware(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
-    decode = fastest_dtype(device) if cfg.decoding.dtype == "auto" else getattr(torch, cfg.decoding.dtype)
+    decode = named_dtype(cfg.decoding.dtype, device)
     return {
         "device": cpu_model() if device.type == "cpu" else device_name(device),
         "dtype": str(trainer.precision),

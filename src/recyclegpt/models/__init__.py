@@ -2,7 +2,7 @@
 
 from recyclegpt.models.cache import StaticCache
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.precision import fastest_dtype, has_native_bf16
+from recyclegpt.models.precision import fastest_dtype, has_native_bf16, named_dtype
 from recyclegpt.models.recyclegpt import RecycleGPT, States
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "StaticCache",
     "fastest_dtype",
     "has_native_bf16",
+    "named_dtype",
 ]

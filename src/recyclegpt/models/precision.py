@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from recyclegpt.errors import ConfigError
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+"""Number formats by the names that settings use."""
+
 
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic runs in hardware there: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA.
@@ -21,3 +31,16 @@ def has_native_bf16(device: torch.device) -> bool:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device has it natively, else fp32."""
     return torch.bfloat16 if has_native_bf16(device) else torch.float32
+
+
+def named_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format a setting names; `auto` is the fastest of the device.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name == "auto":
+        return fastest_dtype(device)
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: {name!r} is unknown; choose from auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
