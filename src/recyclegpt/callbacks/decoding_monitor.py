@@ -57,6 +57,9 @@ class DecodingMonitor(Callback):
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        confidence: float = 0.0,
         dtype: str = "auto",
         num_prompts: int = 4,
         prompt_tokens: int = 64,
@@ -73,6 +76,9 @@ class DecodingMonitor(Callback):
         temperature: 0 decodes greedily.
         top_k: as in `SamplingConfig`.
         top_p: as in `SamplingConfig`.
+        min_p: as in `SamplingConfig`.
+        repetition_penalty: as in `SamplingConfig`.
+        confidence: recycle only while the module's largest probability is above this; 0 always recycles.
         dtype: of the decoding copy; `auto` is bf16 where the device has it natively, else fp32.
         num_prompts: held-out prompts, from different documents where there are enough.
         prompt_tokens: length of each.
@@ -83,10 +89,11 @@ class DecodingMonitor(Callback):
         seed: of the sampler.
         clock: seconds, for tests.
         """
-        named_dtype(dtype, torch.device("cpu"))  # a name that is unknown is told now, not after an epoch
+        named_dtype(dtype, torch.device("cpu"), decoding=True)  # a name that is unknown is told now, not after an epoch
         self.folder = None if folder is None else Path(folder)
         self.num_recycled = num_recycled
-        self.sampling = SamplingConfig(temperature, top_k, top_p)
+        self.sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+        self.confidence = confidence
         self.dtype = dtype
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
         self.repetitions, self.budget_s = repetitions, budget_s
@@ -149,16 +156,19 @@ class DecodingMonitor(Callback):
         assert isinstance(model, RecycleGPT), "the monitor decodes a RecycleGPT"
         prompts_PT = trainer.datamodule.val_prompts(self.num_prompts, self.prompt_tokens)  # type: ignore[attr-defined]
         prompts: list[list[int]] = prompts_PT.tolist()
-        dtype = named_dtype(self.dtype, pl_module.device)
+        dtype = named_dtype(self.dtype, pl_module.device, decoding=True)
         # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
-        copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        decoder = Decoder.optimised(model, dtype)
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
-        if copied.recyclable is not None:
-            strategies += [Alternating(self.num_recycled), Verified(self.num_recycled)]
-            costs = measure_pass_costs(copied, self.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+        if model.recyclable is not None:
+            strategies += [
+                Alternating(self.num_recycled, self.confidence),
+                Verified(self.num_recycled, self.confidence),
+            ]
+            costs = measure_pass_costs(decoder, self.num_recycled, self.prompt_tokens + self.new_tokens // 2)
         speeds = measure_speed(
-            Decoder(copied),
+            decoder,
             prompts,
             strategies,
             self.new_tokens,

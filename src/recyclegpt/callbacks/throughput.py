@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from recyclegpt.evaluation.flops import flops_per_token
+from recyclegpt.evaluation.memory import peak_memory_bytes
 
 PEAK_FLOPS_BF16 = {
     r"B200": 2.25e15,
@@ -176,18 +176,6 @@ def peak_flops(name: str) -> float:
     if re.search(OTHER_DEVICES, name):
         return math.nan
     return next((peak for key, peak in PEAK_FLOPS_BF16.items() if re.search(rf"\b{key}\b", name)), math.nan)
-
-
-def peak_memory_bytes(device: torch.device) -> float:
-    """Most memory held at once: by tensors on a CUDA device, elsewhere by the whole process; NaN where unknown."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # not a Unix system
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from recyclegpt.callbacks.provenance import cpu_model
-from recyclegpt.callbacks.throughput import device_name, peak_memory_bytes
+from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import print_table
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import model_facts
+from recyclegpt.cli.run_folder import write_json
 from recyclegpt.data import TextDataModule
-from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
+from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, measure_pass_costs, measure_speed
-from recyclegpt.models import RecycleGPT
+from recyclegpt.evaluation import VerifiedAt, bytes_ratio, copy_bandwidth, stage_seconds
+from recyclegpt.evaluation.bench import BenchConfig, Row, bench
+from recyclegpt.evaluation.stages import STAGES
+from recyclegpt.models import RecycleGPT, named_dtype
+from recyclegpt.reporting.bench_figure import draw_bench
 from recyclegpt.training.checkpoint import load_trained
 
 HELP = """usage: recyclegpt bench [KEY=VALUE ...]
 
-Speed of the decoders at batch size 1. Settings: model=..., recycle=... (random weights: speed does not depend on them,
-acceptance does) or checkpoint=RUN_FOLDER; bench.strategies, bench.num_recycled=[1,2], bench.prompt_tokens,
-bench.new_tokens, bench.num_prompts, bench.repetitions, bench.dtype; device. The last line is one JSON document."""
-COUNTS = ("prompt_tokens", "new_tokens", "num_prompts", "repetitions", "vocab_size")
+Speed of the decoders beside their ceilings. model=... and recycle=... (random weights: speed does not depend on them,
+acceptance does) or checkpoint=RUN_FOLDER; lists of bench.strategies, bench.num_recycled, bench.batch,
+bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype, bench.compile, bench.acceptance;
+bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages, bench.output; device.
+Prints a table, writes bench.json and bench.png; the last line is one JSON document."""
+
+COLUMNS = {
+    "strategy": "strategy",
+    "recycle_num_layers": "depth",
+    "num_recycled": "m",
+    "batch": "batch",
+    "prompt_tokens": "prompt",
+    "new_tokens": "new",
+    "dtype": "dtype",
+    "tokens_per_s": "tokens/s",
+    "speedup": "speedup",
+    "ceiling_measured": "ceiling",
+    "ceiling_bytes": "by bytes",
+    "acceptance": "kept",
+    "rho": "rho",
+    "c": "c",
+    "bandwidth_utilisation": "bandwidth",
+    "time_to_first_token_s": "first s",
+}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,112 +67,228 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("bench", list(argv))
-    problems = [
-        f"bench.{key}: {cfg.bench[key]} is not a positive whole number"
-        for key in COUNTS
-        if not isinstance(cfg.bench[key], int) or cfg.bench[key] < 1
-    ]
-    device, dtype = choose_device(cfg.device, cfg.bench.dtype, problems, "bench.dtype")
-    for name in cfg.bench.strategies:
-        for num_recycled in cfg.bench.num_recycled:
-            try:
-                make_strategy(name, num_recycled)
-            except ConfigError as error:
-                problems += [f"bench.{problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    model, prompts = _model_and_prompts(cfg, device)
-    model = model.to(dtype)
-    context, wanted = model.config.context_length, cfg.bench.prompt_tokens + cfg.bench.new_tokens
-    if wanted > context:
-        raise ConfigError(
-            f"bench: prompt_tokens + new_tokens = {wanted} exceed the context of {context}; lower them or raise "
-            "model.context_length"
-        )
-    rows = [row for num_recycled in cfg.bench.num_recycled for row in _measure(cfg, model, prompts, num_recycled)]
-    rows = [row for index, row in enumerate(rows) if index == 0 or row["strategy"] != "autoregressive"]
-    print_table(
-        [
-            tuple(row[key] for key in ("strategy", "num_recycled", "tokens_per_s", "speedup", "acceptance"))
-            + tuple(row[key] for key in ("ceiling_measured", "ceiling_bytes", "rho", "c"))
-            for row in rows
-        ],
-        header=("strategy", "recycled", "tokens/s", "speedup", "kept", "ceiling", "by bytes", "rho", "c"),
-    )
-    hardware = {
-        "device": cpu_model() if device.type == "cpu" else device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    bench = cfg.bench
-    print(
-        f"\n{model_facts(model)['num_parameters']:,} parameters in {rows[0]['dtype']} on {hardware['device']}, "
-        f"{hardware['threads']} threads; {bench.num_prompts} prompts of {bench.prompt_tokens} tokens, "
-        f"{bench.new_tokens} new ones, median of {bench.repetitions} interleaved rounds"
-    )
-    if cfg.checkpoint is None:
-        print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
-    first = next((row for row in rows if row["rho"] is not None), rows[0])
-    costs = {key: first[key] for key in ("rho", "c")} | {"bytes_ratio": _bytes_ratio(model)}
-    print(json.dumps({"hardware": hardware, "model": model_facts(model), "costs": costs, "rows": rows}))
+    device, configs = _read_settings(cfg)
+    bandwidth = copy_bandwidth(device)
+    rows: list[Row] = []
+    facts: dict[str, Any] = {}
+    stages: dict[str, dict[str, float]] = {}
+    for config, decoder, plain, prompts, made in _models(cfg, device, configs):
+        for group in bench(decoder, config, prompts, bandwidth, plain):
+            rows += group
+            print_progress(group)
+        if not facts:
+            facts = made | {"bytes_ratio": bytes_ratio(decoder.model)}
+            if cfg.bench.stages:
+                stages = _stages(decoder, config, prompts)
+    document = _document(device, bandwidth, facts, rows, stages)
+    _print_tables(cfg, document)
+    folder = _write(cfg, document)
+    print(f"\nwritten to {folder}")
+    print(json.dumps(document))
     return 0
 
 
-def _model_and_prompts(cfg: DictConfig, device: torch.device) -> tuple[RecycleGPT, list[list[int]]]:
-    num, length = cfg.bench.num_prompts, cfg.bench.prompt_tokens
+def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
+    """Device and one grid for each number format, after a look at every setting.
+
+    Raises:
+        ConfigError: naming all that cannot be measured.
+    """
+    given, problems = cfg.bench, []
+    for key in ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size"):
+        for value in _many(given[key]):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                problems.append(f"bench.{key}: {value} is not a positive whole number")
+    depths = [] if given.recycle_num_layers is None else _many(given.recycle_num_layers)
+    if depths and cfg.checkpoint is not None:
+        problems.append("bench.recycle_num_layers: a checkpoint has one depth, its own; leave it out")
+    if any(not isinstance(depth, int) or depth < 1 for depth in depths):
+        problems.append(f"bench.recycle_num_layers: {depths} holds something that is not a positive whole number")
+    shares = None if given.acceptance is None else _many(given.acceptance)
+    for share in shares or []:
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            problems.append(f"bench.acceptance: {share} is not between 0 and 1")
+    for value in _many(given.compile):
+        if value not in (True, False, "auto"):
+            problems.append(f"bench.compile: {value} is neither true, false nor auto")
+    for name in given.baselines:
+        if name != "transformers":
+            problems.append(f"bench.baselines: {name!r} is unknown; there is transformers")
+    device = torch.device("cpu")
+    dtypes = []
+    for name in _many(given.dtype):
+        device, dtype = choose_device(cfg.device, str(name), problems, "bench.dtype", decoding=True)
+        dtypes.append(str(dtype).removeprefix("torch."))
+    for name, num_recycled in itertools.product(given.strategies, _many(given.num_recycled)):
+        try:
+            make_strategy(name, num_recycled)
+        except ConfigError as error:
+            problems += [f"bench.{problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if cfg.checkpoint is None and shares is None:
+        shares = [0.7, 1.0]
+    return device, [
+        BenchConfig(
+            strategies=list(given.strategies),
+            num_recycled=_many(given.num_recycled),
+            batch=_many(given.batch),
+            prompt_tokens=_many(given.prompt_tokens),
+            new_tokens=_many(given.new_tokens),
+            acceptance=shares,
+            num_prompts=given.num_prompts,
+            repetitions=given.repetitions,
+            baselines=list(given.baselines),
+            seed=cfg.seed,
+            dtype_name=dtype,
+        )
+        for dtype in dict.fromkeys(dtypes)
+    ]
+
+
+Prompts = Callable[[int, int], list[list[int]]]
+
+
+def _models(
+    cfg: DictConfig, device: torch.device, configs: list[BenchConfig]
+) -> Iterator[tuple[BenchConfig, Decoder, RecycleGPT | None, Prompts, dict[str, Any]]]:
+    """Every depth, number format and way to compile, one after another, so that one model lies in memory at a time."""
+    depths = [None] if cfg.bench.recycle_num_layers is None else _many(cfg.bench.recycle_num_layers)
+    compiles = dict.fromkeys(device.type == "cuda" if value == "auto" else value for value in _many(cfg.bench.compile))
+    for depth, config, compiled in itertools.product(depths, configs, compiles):
+        dtype = named_dtype(config.dtype_name, device, decoding=True)
+        model, prompts = _model_and_prompts(cfg, device, dtype, depth)
+        context = model.config.context_length
+        wanted = max(config.prompt_tokens) + max(config.new_tokens)
+        if wanted > context:
+            raise ConfigError(
+                f"bench: prompt_tokens + new_tokens = {wanted} exceed the context of {context}; lower them or raise "
+                "model.context_length"
+            )
+        keep = bool(config.baselines) and config.dtype_name != "int8"
+        if config.baselines and not keep:
+            config = dataclasses.replace(config, baselines=())
+        facts = model_facts(model)
+        decoder = Decoder.optimised(model, dtype, bool(compiled), cfg.bench.kernels, release=not keep)
+        yield config, decoder, model if keep else None, prompts, facts
+
+
+def _model_and_prompts(
+    cfg: DictConfig, device: torch.device, dtype: torch.dtype, depth: int | None
+) -> tuple[RecycleGPT, Prompts]:
+    state_dtype = torch.float32 if dtype == torch.int8 else dtype
     if cfg.checkpoint is not None:
         trained = load_trained(cfg.checkpoint, device)
         datamodule: TextDataModule = build(trained.config["data"], "data")
-        return trained.model, datamodule.val_prompts(num, length).tolist()
+        return trained.model.to(state_dtype), lambda num, length: datamodule.val_prompts(num, length).tolist()
     built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": cfg.bench.vocab_size}})
+    recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)
     torch.manual_seed(cfg.seed)
-    with device:
-        model = RecycleGPT(built["model"], built["recycle"]).eval()
-    return model, torch.randint(model.config.vocab_size, (num, length)).tolist()
+    default = torch.get_default_dtype()
+    # Made in the format it is measured in: a large shape would not fit in fp32 first.
+    torch.set_default_dtype(state_dtype)
+    try:
+        with device:
+            model = RecycleGPT(built["model"], recycle).eval()
+    finally:
+        torch.set_default_dtype(default)
+    model.rotary.float().fill()
+    generator = torch.Generator().manual_seed(cfg.seed)
+    vocab_size = model.config.vocab_size
+    return model, lambda num, length: torch.randint(vocab_size, (num, length), generator=generator).tolist()
 
 
-def _measure(cfg: DictConfig, model: RecycleGPT, prompts: list[list[int]], num_recycled: int) -> list[dict[str, Any]]:
-    """The rows of one number of recycled tokens, the baseline's measured anew among them."""
-    bench = cfg.bench
-    others = [name for name in bench.strategies if name != "autoregressive" and model.recyclable is not None]
-    strategies: list[Strategy] = [Autoregressive(), *(make_strategy(name, num_recycled) for name in others)]
-    middle = bench.prompt_tokens + bench.new_tokens // 2
-    costs = None if model.recyclable is None else measure_pass_costs(model, num_recycled, middle)
-    speeds = measure_speed(
-        Decoder(model), prompts, strategies, bench.new_tokens, repetitions=bench.repetitions, seed=cfg.seed
-    )
-    baseline = speeds["autoregressive"]
-    return [_row(cfg, model, strategy, speeds[strategy.name], baseline, costs) for strategy in strategies]
-
-
-def _row(
-    cfg: DictConfig, model: RecycleGPT, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None
-) -> dict[str, Any]:
-    kept = speed.counts.acceptance if strategy.num_recycled else None
-    share = 0.0 if kept is None else kept
-    recycles = costs is not None and strategy.num_recycled > 0
+def _stages(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str, dict[str, float]]:
+    """A cycle's parts, of the first combination of every decoder asked for."""
+    batch, length, new_tokens = config.batch[0], config.prompt_tokens[0], config.new_tokens[0]
+    rows, m = prompts(batch, length), config.num_recycled[0]
+    names = dict.fromkeys(["autoregressive", *config.strategies])
+    if decoder.model.recyclable is None:
+        names = {"autoregressive": None}
+    strategies = {
+        name: VerifiedAt(m, probability=config.acceptance[-1])
+        if name == "verified" and config.acceptance
+        else make_strategy(name, m)
+        for name in names
+    }
     return {
-        "strategy": strategy.name,
-        "num_recycled": strategy.num_recycled,
-        "batch": 1,
-        "tokens_per_s": speed.tokens_per_s,
-        "recycle_num_layers": model.recycle_config.num_layers,
-        "prompt_tokens": cfg.bench.prompt_tokens,
-        "new_tokens": cfg.bench.new_tokens,
-        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        "compile": False,
-        "rho": costs.rho if costs is not None and recycles else None,
-        "c": costs.c if costs is not None and recycles else None,
-        "spread": [min(speed.repetitions), max(speed.repetitions)],
-        "speedup": speed.speedup_over(baseline),
-        "acceptance": kept,
-        "ceiling_measured": costs.ceiling(share) if costs is not None and recycles else None,
-        "ceiling_bytes": byte_ceiling(model, strategy.num_recycled, share) if recycles else None,
-        "time_to_first_token_s": min(speed.first_token_s),
-        "peak_memory_bytes": peak_memory_bytes(model.lm_head.weight.device),
+        name: stage_seconds(decoder, rows, strategy, new_tokens, config.sampling)
+        for name, strategy in strategies.items()
     }
 
 
-def _bytes_ratio(model: RecycleGPT) -> float:
-    """Bytes of module and classifier over those of a backbone pass."""
-    return 2 / byte_ceiling(model, 1) - 1
+def _document(
+    device: torch.device, bandwidth: float, facts: dict[str, Any], rows: list[Row], stages: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    first = next((row for row in rows if row["rho"] is not None), rows[0])
+    return {
+        "hardware": {
+            "device": cpu_model() if device.type == "cpu" else device_name(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "copy_bytes_per_s": bandwidth,
+        },
+        "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
+        "costs": {"rho": first["rho"], "c": first["c"], "bytes_ratio": facts["bytes_ratio"]},
+        "rows": rows,
+        "stages": stages,
+    }
+
+
+def print_progress(group: list[Row]) -> None:
+    """One line a group to stderr: a grid may take long."""
+    row = group[0]
+    others = ", ".join(f"{other['strategy']} {other['speedup']:.2f}x" for other in group[1:])
+    print(
+        f"depth {row['recycle_num_layers']}, {row['dtype']}, batch {row['batch']}, {row['prompt_tokens']} + "
+        f"{row['new_tokens']} tokens: {row['tokens_per_s']:.1f} tokens/s; {others}",
+        file=sys.stderr,
+    )
+
+
+def _print_tables(cfg: DictConfig, document: dict[str, Any]) -> None:
+    rows = document["rows"]
+    varied = {"strategy", "num_recycled"} | {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
+    columns = [key for key in COLUMNS if key in varied or key == "tokens_per_s"]
+    print_table([tuple(row.get(key) for key in columns) for row in rows], header=[COLUMNS[key] for key in columns])
+    hardware, first = document["hardware"], rows[0]
+    same = ", ".join(
+        f"{COLUMNS[key]} {first[key]}"
+        for key in ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
+        if key not in varied
+    )
+    print(
+        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads"
+        + (f"; {same}" if same else "")
+        + f"; median of {cfg.bench.repetitions} interleaved repetitions after a warm-up;"
+        f"\nbandwidth is the share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves here"
+    )
+    if any(row.get("acceptance_given") for row in rows):
+        print("verified: every pass is computed, then the given share of recycled tokens is kept")
+    elif cfg.checkpoint is None:
+        print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
+    if document["stages"]:
+        print()
+        print_table(
+            [(name, *(seconds[stage] * 1e3 for stage in STAGES)) for name, seconds in document["stages"].items()],
+            header=("ms of a cycle", *STAGES),
+        )
+
+
+def _write(cfg: DictConfig, document: dict[str, Any]) -> Path:
+    now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path("outputs/bench") / now if cfg.bench.output is None else Path(str(cfg.bench.output)).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "bench.json", document)
+    except OSError as error:
+        raise ConfigError(f"bench.output: {folder} cannot be written ({error})") from error
+    try:
+        draw_bench(document, folder / "bench.png")
+    except ImportError:
+        warnings.warn("bench.png was not drawn: pip install 'recyclegpt[report]'", stacklevel=2)
+    return folder
+
+
+def _many(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]

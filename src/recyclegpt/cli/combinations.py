@@ -146,11 +146,11 @@ def _check_decoding(cfg: DictConfig) -> list[str]:
     decoding = cfg.decoding
     problems = []
     try:
-        make_strategy(decoding.strategy, decoding.num_recycled)
+        make_strategy(decoding.strategy, decoding.num_recycled, decoding.confidence)
     except ConfigError as error:
         problems += [f"decoding.{problem}" for problem in error.problems]
     try:
-        named_dtype(decoding.dtype, torch.device("cpu"))
+        named_dtype(decoding.dtype, torch.device("cpu"), decoding=True)
     except ConfigError as error:
         problems += [f"decoding.{problem}" for problem in error.problems]
     return problems

@@ -13,7 +13,16 @@ import torch
 
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import paint
-from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, make_strategy
+from recyclegpt.decoding import (
+    Counts,
+    Decoder,
+    PrintedText,
+    Sampler,
+    SamplingConfig,
+    StopStrings,
+    Strategy,
+    make_strategy,
+)
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import named_dtype
 from recyclegpt.training.checkpoint import load_trained
@@ -23,45 +32,67 @@ def run(argv: Sequence[str]) -> int:
     """The command."""
     arguments, overrides = parse_arguments(argv)
     cfg = compose_or_explain("generate", overrides)
-    problems = [] if isinstance(cfg.decoding.max_new_tokens, int) else ["decoding.max_new_tokens: not a whole number"]
-    device, dtype = choose_device(cfg.device, cfg.decoding.dtype, problems, "decoding.dtype")
+    decoding = cfg.decoding
+    problems = [] if isinstance(decoding.max_new_tokens, int) else ["decoding.max_new_tokens: not a whole number"]
+    if not isinstance(decoding.compile, bool):
+        problems.append(f"decoding.compile: {decoding.compile} is neither true nor false")
+    stop = [decoding.stop] if isinstance(decoding.stop, str) else list(decoding.stop)
+    if not all(isinstance(string, str) and string for string in stop):
+        problems.append(f"decoding.stop: {stop} holds something that is not a string with characters in it")
+    device, dtype = choose_device(cfg.device, decoding.dtype, problems, "decoding.dtype", decoding=True)
+    try:
+        strategy = make_strategy(decoding.strategy, decoding.num_recycled, decoding.confidence)
+    except ConfigError as error:
+        problems += [f"decoding.{problem}" for problem in error.problems]
+    try:
+        sampling = SamplingConfig(
+            decoding.temperature, decoding.top_k, decoding.top_p, decoding.min_p, decoding.repetition_penalty
+        )
+    except ConfigError as error:
+        problems += [f"decoding.{problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
-    decoding = cfg.decoding
-    try:
-        strategy = make_strategy(decoding.strategy, decoding.num_recycled)
-        sampling = SamplingConfig(decoding.temperature, decoding.top_k, decoding.top_p)
-    except ConfigError as error:
-        raise ConfigError([f"decoding.{problem}" for problem in error.problems]) from error
     prompt = read_prompt(arguments)
     trained = load_trained(cfg.checkpoint, device)
-    decoder = Decoder(trained.model, dtype)
+    tokenizer = trained.tokenizer
+    decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
     # An empty prompt begins where a document begins: after an end token.
-    tokens = trained.tokenizer.encode(prompt) or [trained.tokenizer.eos_id]
-    text = trained.tokenizer.decode_stream(skip_special_tokens=True)
+    tokens = tokenizer.encode(prompt) or [tokenizer.eos_id]
     sampler = Sampler.seeded(sampling, 1, decoding.seed, device)
     counts = Counts()
+    pieces = tokenizer.decode_stream(skip_special_tokens=True)
+    text = PrintedText(stop, pieces.step, pieces.finish)
+    stop_strings = StopStrings(stop, tokenizer.decode) if stop else None
     begin = time.perf_counter()
-    stream = decoder.stream([tokens], strategy, decoding.max_new_tokens, sampler, [trained.tokenizer.eos_id], counts)
+    stream = decoder.stream(
+        [tokens], strategy, decoding.max_new_tokens, sampler, [tokenizer.eos_id], counts, stop_strings
+    )
     first = next(stream, None)  # a prompt that does not fit is refused before anything is printed
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
     for emitted in itertools.chain([] if first is None else [first], stream):
         for token, recycled in zip(emitted.tokens, emitted.recycled, strict=True):
-            piece = text.step(token)
-            print(paint(piece, "green") if recycled and arguments.mark else piece, end="", flush=True)
-    print(text.finish(), flush=True)
+            _show(text.add(token, recycled), arguments.mark)
+    _show(text.end(), arguments.mark)
+    print(flush=True)
     if arguments.stats:
-        seconds = time.perf_counter() - begin
-        share = counts.acceptance if strategy.lossless else counts.agreement
-        word = "accepted" if strategy.lossless else "agreed with the backbone"
-        print(
-            f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, "
-            f"{counts.num_backbone_passes} backbone passes"
-            + ("" if share is None else f", {share:.0%} of the recycled tokens {word}"),
-            file=sys.stderr,
-        )
+        _print_stats(strategy, counts, time.perf_counter() - begin)
     return 0
+
+
+def _show(pieces: list[tuple[str, bool]], mark: bool) -> None:
+    for piece, recycled in pieces:
+        print(paint(piece, "green") if recycled and mark else piece, end="", flush=True)
+
+
+def _print_stats(strategy: Strategy, counts: Counts, seconds: float) -> None:
+    share = counts.acceptance if strategy.lossless else counts.agreement
+    word = "accepted" if strategy.lossless else "agreed with the backbone"
+    print(
+        f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, {counts.num_backbone_passes} backbone passes"
+        + ("" if share is None else f", {share:.0%} of the recycled tokens {word}"),
+        file=sys.stderr,
+    )
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -71,8 +102,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         description="Continue a prompt from a checkpoint. Without --prompt and --prompt-file it is read from stdin.",
         epilog="Settings, as KEY=VALUE: checkpoint (a run folder or .ckpt file; default: the newest under "
         "outputs/train), device, decoding.strategy (autoregressive, alternating, verified), decoding.num_recycled, "
-        "decoding.temperature, decoding.top_k, decoding.top_p, decoding.max_new_tokens, decoding.seed, "
-        "decoding.dtype; decoding=sampled samples.",
+        "decoding.confidence, decoding.temperature, decoding.top_k, decoding.top_p, decoding.min_p, "
+        "decoding.repetition_penalty, decoding.max_new_tokens, decoding.stop=[...] (strings that end the text), "
+        "decoding.seed, decoding.dtype, decoding.compile; decoding=sampled samples.",
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group()
@@ -105,8 +137,10 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"--prompt-file: {path} cannot be read as UTF-8 text ({error})") from error
 
 
-def choose_device(device: str, dtype: str, problems: list[str], key: str) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a command; what cannot be had is added to `problems`."""
+def choose_device(
+    device: str, dtype: str, problems: list[str], key: str, decoding: bool = False
+) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a command; what cannot be had is added to `problems`. `decoding` allows int8 weights."""
     chosen = torch.device("cpu")
     try:
         chosen = torch.device(device)
@@ -116,7 +150,7 @@ def choose_device(device: str, dtype: str, problems: list[str], key: str) -> tup
         problems.append(f"device: {device}, but torch sees no CUDA device here; use cpu")
         chosen = torch.device("cpu")
     try:
-        return chosen, named_dtype(dtype, chosen)
+        return chosen, named_dtype(dtype, chosen, decoding)
     except ConfigError as error:
         problems += [f"{key.removesuffix('dtype')}{problem}" for problem in error.problems]
     return chosen, torch.float32

@@ -242,7 +242,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _hardware(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
-    decode = named_dtype(cfg.decoding.dtype, device)
+    decode = named_dtype(cfg.decoding.dtype, device, decoding=True)
     return {
         "device": cpu_model() if device.type == "cpu" else device_name(device),
         "dtype": str(trainer.precision),

@@ -1,9 +1,19 @@
-"""How text is generated: sampling, the three strategies, and the loop they share."""
+"""How text is generated: sampling, the three strategies, and the engine they share."""
 
 from recyclegpt.decoding.decoder import Decoder, generate
+from recyclegpt.decoding.fused import fuse
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig, processed_probabilities
-from recyclegpt.decoding.strategies import Alternating, Autoregressive, Strategy, Verified, make_strategy
+from recyclegpt.decoding.stopping import PrintedText, StopStrings
+from recyclegpt.decoding.strategies import (
+    Alternating,
+    Autoregressive,
+    Proposals,
+    Reading,
+    Strategy,
+    Verified,
+    make_strategy,
+)
 
 __all__ = [
     "Alternating",
@@ -12,10 +22,15 @@ __all__ = [
     "Decoder",
     "Emitted",
     "Generation",
+    "PrintedText",
+    "Proposals",
+    "Reading",
     "Sampler",
     "SamplingConfig",
+    "StopStrings",
     "Strategy",
     "Verified",
+    "fuse",
     "generate",
     "make_strategy",
     "processed_probabilities",

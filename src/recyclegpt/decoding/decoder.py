@@ -1,36 +1,55 @@
-"""The loop that all strategies share: prefill, then one backbone pass and one module pass a cycle.
-
-Both caches hold at every moment exactly the rows that training has seen: the backbone reads each token once, and the
-module re-reads every pair (h_t, x_{t+1}) as soon as the true state h_t exists, over the provisional rows it made while
-recycling. B batch, T tokens of a block, S positions, C model width, m recycled tokens.
-"""
+"""Generate: the loop around a session that all strategies share."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
+from recyclegpt.decoding.emission import Emission
+from recyclegpt.decoding.fused import fuse
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
+from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
+from recyclegpt.decoding.session import Session
+from recyclegpt.decoding.stopping import StopStrings
 from recyclegpt.decoding.strategies import Strategy, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import RecycleGPT, StaticCache
+from recyclegpt.models import MAX_RECYCLED, RecycleGPT
 
-READ_BUCKET = 64
-"""Attention reads a multiple of this many slots, so that few shapes occur."""
+READ_BUCKETS = {"cpu": 64, "cuda": 256}
+"""Attention reads a multiple of this many slots, so that few shapes (and few CUDA graphs) occur."""
+CHECK_EVERY = {"cpu": 1, "cuda": 8}
+"""Cycles between two looks at what was written. Looking makes the host wait for the device; a CPU is its own host."""
 
 
 class Decoder:
-    """A model made ready to decode: a copy with weights cast once, in evaluation mode."""
+    """Decodes with a model as it is given; `Decoder.optimised` makes the model ready first."""
 
-    def __init__(self, model: RecycleGPT, dtype: torch.dtype | None = None) -> None:
-        """Share the model's weights if it already has this dtype (or None is given); else hold a cast copy."""
-        if dtype is not None and model.lm_head.weight.dtype != dtype:
-            model = copy.deepcopy(model).to(dtype)
-        self.model = model
+    def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
+        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs."""
+        self.model, self.compiled = model, compile
+        self.read: Callable[..., torch.Tensor] = model.read
+        self.recycle: Callable[..., torch.Tensor] = model.recycle
+        if compile:
+            self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
+        self._graphed: tuple[object, Session, GraphedCycle] | None = None
+
+    @classmethod
+    def optimised(
+        cls,
+        model: RecycleGPT,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,  # noqa: A002
+        use_kernels: bool = True,
+        release: bool = False,
+    ) -> Decoder:
+        """A decoder of a fused copy of the model (`fuse`), in this dtype; int8 means int8 weights.
+
+        Raises:
+            ConfigError: int8 where the CPU kernels cannot be used.
+        """
+        return cls(fuse(model, dtype, use_kernels, release), compile)
 
     @torch.no_grad()
     def stream(
@@ -41,11 +60,13 @@ class Decoder:
         sampler: Sampler,
         stop_tokens: Sequence[int] = (),
         counts: Counts | None = None,
+        stop_strings: StopStrings | None = None,
     ) -> Iterator[Emitted]:
         """Yield tokens as they become final; alternating decoding emits recycled ones with the prompt's pass already.
 
         Rows may differ in prompt length, stop and acceptance; a row that has ended waits without disturbing the others.
-        A row ends at a stop token, after `max_new_tokens`, or where prompt and text fill the context.
+        A row ends at a stop token, with the token that completes a stop string, after `max_new_tokens`, or where prompt
+        and text fill the context.
 
         Raises:
             ConfigError: a prompt is empty or longer than the context, or the strategy needs a module the model lacks.
@@ -54,20 +75,9 @@ class Decoder:
         counts = Counts() if counts is None else counts
         if max_new_tokens == 0:
             return
-        stops = frozenset(stop_tokens)
-        batch = _Batch(self.model, prompts, strategy, max_new_tokens, sampler)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            batch.prefill()
-            counts.num_backbone_passes += 1
-            yield from batch.emit(stops, counts)
-            while not batch.all_done:
-                batch.cycle(counts)
-                counts.num_backbone_passes += 1
-                yield from batch.emit(stops, counts)
-        finally:
-            self.model.train(was_training)
+        limits = [min(len(prompt) + max_new_tokens, self.model.config.context_length) for prompt in prompts]
+        emission = Emission(prompts, limits, strategy, counts, stop_tokens, stop_strings)
+        yield from self._run(prompts, strategy, sampler, emission)
 
     def generate(
         self,
@@ -78,26 +88,100 @@ class Decoder:
         stop_tokens: Sequence[int] = (),
         seed: int = 0,
         generators: Sequence[torch.Generator] | None = None,
+        stop_strings: StopStrings | None = None,
     ) -> Generation:
         """Decode until every row has ended (`stream`). Row b draws with `generators[b]`, or one seeded `seed + b`."""
         sampling = SamplingConfig() if sampling is None else sampling
-        device = self.model.lm_head.weight.device
         if generators is None:
-            sampler = Sampler.seeded(sampling, len(prompts), seed, device)
+            sampler = Sampler.seeded(sampling, len(prompts), seed, self.model.device)
         else:
             sampler = Sampler(sampling, generators)
         result = Generation([[] for _ in prompts], [[] for _ in prompts], ["length"] * len(prompts))
         for row, tokens, recycled in self.stream(
-            prompts, strategy, max_new_tokens, sampler, stop_tokens, counts=result.counts
+            prompts, strategy, max_new_tokens, sampler, stop_tokens, result.counts, stop_strings
         ):
             result.tokens[row] += tokens
             result.recycled[row] += recycled
         for row, tokens in enumerate(result.tokens):
             if tokens and tokens[-1] in set(stop_tokens):
                 result.finish[row] = "stop"
+            elif stop_strings is not None and stop_strings.end(tokens, len(tokens)) is not None:
+                result.finish[row] = "stop"
             elif len(tokens) < max_new_tokens:
                 result.finish[row] = "context"
         return result
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], strategy: Strategy, sampler: Sampler, emission: Emission
+    ) -> Iterator[Emitted]:
+        """Alternate between cycles on the device and a look at what they wrote."""
+        m, limits = strategy.num_recycled, emission.limits
+        check_every = CHECK_EVERY[self.model.device.type]
+        # A row may stand at its limit, propose m tokens there, and the module's rows look one token further.
+        session, cycle = self._session(strategy, sampler, len(prompts), max(limits) + m + 2)
+        furthest = max(len(prompt) for prompt in prompts)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            session.begin(prompts, limits, self._num_read(session, furthest))
+            emission.counts.num_backbone_passes += 1
+            records = [session.record_B4]
+            while True:
+                # The one place where the host waits for the device.
+                rows = [record.tolist() for record in records]
+                furthest = max(start for start, *_ in rows[-1])
+                yield from self._hand_out(session, rows, furthest, emission)
+                if emission.all_done:
+                    return
+                for row in emission.newly_stopped():
+                    session.last_B[row] = session.start_B[row]
+                records = []
+                for _ in range(check_every):
+                    session.sampler.refill()
+                    cycle(self._num_read(session, furthest))
+                    emission.counts.num_backbone_passes += 1
+                    records.append(session.record_B4 if check_every == 1 else session.record_B4.clone())
+                    furthest += m + 1
+        finally:
+            self.model.train(was_training)
+
+    def _hand_out(
+        self, session: Session, records: list[list[list[int]]], furthest: int, emission: Emission
+    ) -> Iterator[Emitted]:
+        going = [slot for slot, done in zip(emission.emitted, emission.done, strict=True) if not done]
+        if not going:
+            return
+        first = min(going)
+        tokens_BS = session.tokens_BS[:, first : furthest + session.m + 1].tolist()
+        for record in records[:-1]:
+            yield from emission.take(record, tokens_BS, first)
+        offered = None if session.strategy.lossless else session.offered_B.tolist()
+        yield from emission.take(records[-1], tokens_BS, first, offered)
+
+    def _session(
+        self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
+    ) -> tuple[Session, Callable[[int], None]]:
+        """A session and its cycle; on CUDA the one used last is used again where it fits, since its graphs are made."""
+        on_cuda = self.model.device.type == "cuda"
+        if self.compiled or on_cuda:
+            num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
+        key = (strategy, sampler.config, batch, num_slots)
+        if self._graphed is not None and self._graphed[0] == key:
+            _, session, graphed = self._graphed
+            session.sampler.generators = sampler.generators
+            return session, graphed
+        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
+        if not on_cuda:
+            return session, session.cycle
+        graphed = GraphedCycle(session.cycle)
+        self._graphed = (key, session, graphed)
+        return session, graphed
+
+    def _num_read(self, session: Session, furthest: int) -> int:
+        """Slots that any pass of this cycle can reach, as a multiple of the bucket."""
+        bucket = READ_BUCKETS[self.model.device.type]
+        num_slots = furthest + 2 * session.m + 2
+        return min(-(-num_slots // bucket) * bucket, session.tokens_BS.shape[1])
 
     def _check(self, prompts: Sequence[Sequence[int]], strategy: Strategy, max_new_tokens: int) -> None:
         context, vocabulary = self.model.config.context_length, self.model.config.vocab_size
@@ -140,8 +224,10 @@ def generate(
     stop_tokens: Sequence[int] = (),
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    confidence: float = 0.0,
+    stop_strings: StopStrings | None = None,
 ) -> Generation:
-    """Continue prompts with a strategy, given by name or as an object. For repeated calls keep a `Decoder`.
+    """Continue prompts with a strategy, given by name or as an object. For repeated calls keep a `Decoder.optimised`.
 
     Args:
         model: on its device.
@@ -152,150 +238,16 @@ def generate(
         sampling: greedy if None.
         stop_tokens: a row ends with the first of these.
         seed: row b draws from a generator seeded `seed + b`.
-        dtype: of the weights while decoding; None for the model's own.
+        dtype: of the weights while decoding; None for the model's own; int8 for int8 weights, on a CPU.
+        confidence: recycle only while the module's largest probability is above this, where the strategy is a name.
+        stop_strings: a row also ends with the token that completes one of these.
 
     Raises:
         ConfigError: naming everything that cannot work.
     """
     if isinstance(strategy, str):
-        strategy = make_strategy(strategy, num_recycled)
-    return Decoder(model, dtype).generate(prompts, strategy, max_new_tokens, sampling, stop_tokens, seed)
-
-
-class _Batch:
-    """The state of one batch while it is decoded.
-
-    `tokens_BS` is the text at its positions. `start_B` is the position of the backbone's last token: the next block is
-    that token and the m recycled after it. `final_B` counts the positions that will not change any more.
-    """
-
-    def __init__(
-        self,
-        model: RecycleGPT,
-        prompts: Sequence[Sequence[int]],
-        strategy: Strategy,
-        max_new_tokens: int,
-        sampler: Sampler,
-    ) -> None:
-        self.model, self.strategy, self.sampler = model, strategy, sampler
-        self.m = strategy.num_recycled
-        weight = model.lm_head.weight
-        lengths = [len(prompt) for prompt in prompts]
-        self.limits = [min(length + max_new_tokens, model.config.context_length) for length in lengths]
-        # The last cycle may write m tokens beyond the limit and propose m more.
-        num_slots = max(self.limits) + 2 * self.m + 1
-        self.tokens_BS = torch.zeros(len(prompts), num_slots, dtype=torch.long, device=weight.device)
-        for row, prompt in enumerate(prompts):
-            self.tokens_BS[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
-        self.cache = StaticCache(model.config, model.config.num_layers, len(prompts), num_slots, like=weight)
-        self.recycle_cache = StaticCache(
-            model.config, model.recycle_config.num_layers if self.m else 0, len(prompts), num_slots, like=weight
-        )
-        self.start_B = torch.tensor(lengths, device=weight.device)
-        self.block_T = torch.arange(self.m + 1, device=weight.device)
-        self.proposed: list[Tensor | None] = []
-        self.emitted = list(lengths)
-        self.done = [length >= limit for length, limit in zip(lengths, self.limits, strict=True)]
-        self.furthest = max(lengths)
-
-    @property
-    def all_done(self) -> bool:
-        return all(self.done)
-
-    def prefill(self) -> None:
-        """Read the prompts, padded on the right to one length. Padding lies beyond every query until overwritten."""
-        width = self.furthest
-        positions_BT = torch.arange(width, device=self.tokens_BS.device).expand(len(self.tokens_BS), width)
-        last_B = self.start_B - 1
-        hidden_BTC = self.model.read(
-            self.tokens_BS[:, :width], positions_BT, cache=self.cache, num_read=self._num_read()
-        )
-        token_B, _ = self.sampler.choose(self.model.classify(_at(hidden_BTC, last_B)))
-        self._write(self.start_B, token_B)
-        self._recycle(hidden_BTC, positions_BT, last_B)
-
-    def cycle(self, counts: Counts) -> None:
-        """One backbone pass over the newest m + 1 tokens, one module pass over the pairs it completes, m proposals."""
-        positions_BT = self.start_B[:, None] + self.block_T
-        block_BT = self.tokens_BS.gather(1, positions_BT)
-        hidden_BTC = self.model.read(block_BT, positions_BT, cache=self.cache, num_read=self._num_read())
-        logits_BTV = self.model.classify(hidden_BTC)
-        kept_B, token_B = self.strategy.judge(logits_BTV, block_BT[:, 1:], self.proposed, self.sampler)
-        if self.m:
-            self._count(counts, logits_BTV, block_BT, kept_B)
-        # A row that has ended stays where it is.
-        active_B = ~torch.tensor(self.done, device=kept_B.device)
-        next_B = torch.where(active_B, self.start_B + kept_B + 1, self.start_B)
-        self._write(next_B, token_B)
-        self.start_B = next_B
-        self._recycle(hidden_BTC, positions_BT, kept_B)
-
-    def emit(self, stops: frozenset[int], counts: Counts) -> Iterator[Emitted]:
-        """Hand out what became final, cut at stop tokens and limits, and mark the rows that ended."""
-        start = self.start_B.tolist()
-        self.furthest = max(start) + 1
-        unchecked = 0 if self.strategy.lossless else self.m
-        for row, done in enumerate(self.done):
-            if done:
-                continue
-            begin, end = self.emitted[row], min(start[row] + 1 + unchecked, self.limits[row])
-            tokens = self.tokens_BS[row, begin:end].tolist()
-            # In a cycle's run of final tokens all are the module's but the backbone's own, at `start`.
-            recycled = [position != start[row] for position in range(begin, end)]
-            stop = next((index for index, token in enumerate(tokens) if token in stops), None)
-            if stop is not None:
-                tokens, recycled = tokens[: stop + 1], recycled[: stop + 1]
-            self.emitted[row] += len(tokens)
-            self.done[row] = stop is not None or self.emitted[row] >= self.limits[row]
-            counts.num_tokens += len(tokens)
-            if tokens:
-                yield Emitted(row, tokens, recycled)
-
-    def _recycle(self, hidden_BTC: Tensor, positions_BT: Tensor, last_B: Tensor) -> None:
-        """Let the module read the true pairs of this block, then propose m tokens after row `last_B`."""
-        self.proposed = []
-        if not self.m:
-            return
-        following_BT = self.tokens_BS.gather(1, positions_BT + 1)
-        recycled_BTC = self.model.recycle(
-            following_BT, hidden_BTC, positions_BT, cache=self.recycle_cache, num_read=self._num_read()
-        )
-        state_BC = _at(recycled_BTC, last_B)
-        for step in range(1, self.m + 1):
-            token_B, distribution_BV = self.sampler.choose(self.model.classify(state_BC))
-            self._write(self.start_B + step, token_B)
-            self.proposed.append(distribution_BV)
-            if step < self.m:
-                # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
-                positions_B1 = (self.start_B + step - 1)[:, None]
-                state_BC = self.model.recycle(
-                    token_B[:, None],
-                    state_BC[:, None],
-                    positions_B1,
-                    cache=self.recycle_cache,
-                    num_read=self._num_read(),
-                ).squeeze(1)
-
-    def _write(self, positions_B: Tensor, token_B: Tensor) -> None:
-        """Put a token at a position of every row that has not ended."""
-        kept_B = self.tokens_BS.gather(1, positions_B[:, None]).squeeze(1)
-        done_B = torch.tensor(self.done, device=token_B.device)
-        self.tokens_BS.scatter_(1, positions_B[:, None], torch.where(done_B, kept_B, token_B)[:, None])
-
-    def _count(self, counts: Counts, logits_BTV: Tensor, block_BT: Tensor, kept_B: Tensor) -> None:
-        agreed_B = (logits_BTV[:, :-1].argmax(dim=-1) == block_BT[:, 1:]).sum(dim=1)
-        for done, agreed, kept in zip(self.done, agreed_B.tolist(), kept_B.tolist(), strict=True):
-            if not done:
-                counts.num_checked += self.m
-                counts.num_agreed += agreed
-                counts.num_kept += kept
-
-    def _num_read(self) -> int:
-        """Slots that any pass of this cycle can reach, as a multiple of the bucket."""
-        num_slots = self.furthest + 2 * self.m + 1
-        return min(-(-num_slots // READ_BUCKET) * READ_BUCKET, self.tokens_BS.shape[1])
-
-
-def _at(states_BTC: Tensor, index_B: Tensor) -> Tensor:
-    """Row `index_B[b]` of each batch entry, `(B, C)`."""
-    return states_BTC[torch.arange(len(index_B), device=index_B.device), index_B]
+        strategy = make_strategy(strategy, num_recycled, confidence)
+    decoder = Decoder.optimised(model, dtype)
+    return decoder.generate(
+        prompts, strategy, max_new_tokens, sampling, stop_tokens, seed, stop_strings=stop_strings
+    )

@@ -1,13 +1,13 @@
 """The three decoders. A strategy says how many tokens to recycle and which of them to keep; the loop is shared.
 
 B batch, m recycled tokens, V vocabulary. A backbone pass reads its own last token and the m recycled after it, so
-`logits_BmV` holds m + 1 rows: row j is the backbone's distribution of the token after recycled token j.
+a `Reading` holds m + 1 rows: row j is the backbone's opinion of the token after recycled token j.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,27 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED
 
 
+class Proposals(NamedTuple):
+    """What the module proposed in the last cycle. Row b stands behind its first `count_B[b]` tokens only."""
+
+    tokens_Bm: Tensor
+    count_B: Tensor
+    distributions_BmV: Tensor | None
+    """What each was drawn from; None when greedy."""
+
+
+class Reading(NamedTuple):
+    """What the backbone says after each of the T = m + 1 newest tokens."""
+
+    logits_BTV: Tensor
+    best_BT: Tensor
+    """The most likely token after each, repetition penalty applied: what greedy decoding writes."""
+    seen_BTV: Tensor | None
+    """Which tokens the text holds up to each row, for the repetition penalty; None without one."""
+
+
 class Strategy(Protocol):
-    """What a decoder decides; implement these four members to add one."""
+    """What a decoder decides; implement these five members to add one."""
 
     @property
     def name(self) -> str:
@@ -31,16 +50,19 @@ class Strategy(Protocol):
         ...
 
     @property
+    def confidence(self) -> float:
+        """Recycle only while the largest probability of the module's distribution is above this."""
+        ...
+
+    @property
     def lossless(self) -> bool:
         """Whether a recycled token is final only after the backbone has checked it."""
         ...
 
-    def judge(
-        self, logits_BmV: Tensor, recycled_Bm: Tensor, proposed: list[Tensor | None], sampler: Sampler
-    ) -> tuple[Tensor, Tensor]:
-        """Number of recycled tokens kept `(B,)`, and the backbone's own next token after those `(B,)`.
+    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        """Number of recycled tokens kept `(B,)`, at most `count_B`, and the backbone's next token after those `(B,)`.
 
-        `proposed[j]` is the distribution recycled token j was drawn from, None when greedy.
+        It may not wait for the device: no `.item()`, no branch on a value.
         """
         ...
 
@@ -51,39 +73,30 @@ class Autoregressive:
 
     name = "autoregressive"
     num_recycled = 0
+    confidence = 0.0
     lossless = True
 
-    def judge(
-        self,
-        logits_BmV: Tensor,
-        recycled_Bm: Tensor,
-        proposed: list[Tensor | None],
-        sampler: Sampler,
-    ) -> tuple[Tensor, Tensor]:
-        token_B, _ = sampler.choose(logits_BmV[:, 0])
-        return recycled_Bm.new_zeros(len(recycled_Bm)), token_B
+    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        return proposals.count_B, _choose(reading, proposals.count_B, sampler)
 
 
 @dataclass(frozen=True)
 class Alternating:
-    """The paper's decoder: recycled tokens are kept without a check. m + 1 tokens a backbone pass, not exact."""
+    """The paper's decoder: recycled tokens are kept without a check. m + 1 tokens a backbone pass, not exact.
+
+    `confidence` is the dial between exact and fast: at 0 every recycled token is kept, at 1 none is.
+    """
 
     num_recycled: int = 1
+    confidence: float = 0.0
     name = "alternating"
     lossless = False
 
     def __post_init__(self) -> None:
-        _check_num_recycled(self.num_recycled)
+        _check(self.num_recycled, self.confidence)
 
-    def judge(
-        self,
-        logits_BmV: Tensor,
-        recycled_Bm: Tensor,
-        proposed: list[Tensor | None],
-        sampler: Sampler,
-    ) -> tuple[Tensor, Tensor]:
-        token_B, _ = sampler.choose(logits_BmV[:, -1])
-        return recycled_Bm.new_full((len(recycled_Bm),), self.num_recycled), token_B
+    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        return proposals.count_B, _choose(reading, proposals.count_B, sampler)
 
 
 @dataclass(frozen=True)
@@ -93,50 +106,64 @@ class Verified:
     Greedy keeps a token that is the argmax. Sampling keeps it with probability min(1, p / q) and draws the next from
     what is left of p, so the text has exactly the backbone's distribution (Leviathan et al., arXiv 2211.17192;
     Chen et al., arXiv 2302.01318).
+
+    `confidence` saves module calls that would likely be in vain. It looks at the largest probability of the module's
+    distribution, never at that of the token drawn: a token that is dropped because it was unlikely biases the text.
     """
 
     num_recycled: int = 1
+    confidence: float = 0.0
     name = "verified"
     lossless = True
 
     def __post_init__(self) -> None:
-        _check_num_recycled(self.num_recycled)
+        _check(self.num_recycled, self.confidence)
 
-    def judge(
-        self, logits_BmV: Tensor, recycled_Bm: Tensor, proposed: list[Tensor | None], sampler: Sampler
-    ) -> tuple[Tensor, Tensor]:
-        if sampler.config.greedy:
-            best_Bm = logits_BmV.argmax(dim=-1)
-            kept_B = _leading(best_Bm[:, :-1] == recycled_Bm)
-            return kept_B, best_Bm.gather(1, kept_B[:, None]).squeeze(1)
-        p_BmV = processed_probabilities(logits_BmV, sampler.config)
-        q_BmV = torch.stack([q for q in proposed if q is not None], dim=1)
-        p_Bm = p_BmV[:, :-1].gather(2, recycled_Bm[..., None]).squeeze(2)
-        q_Bm = q_BmV.gather(2, recycled_Bm[..., None]).squeeze(2)
-        kept_B = _leading(sampler.uniform(q_Bm) * q_Bm < p_Bm)
-        # Behind the last recycled token nothing was proposed: with q = 0 there, all of p is left.
-        q_BmV = torch.cat([q_BmV, torch.zeros_like(q_BmV[:, :1])], dim=1)
-        row_B1V = kept_B[:, None, None].expand(-1, 1, p_BmV.shape[-1])
-        p_BV = p_BmV.gather(1, row_B1V).squeeze(1)
-        rest_BV = (p_BV - q_BmV.gather(1, row_B1V).squeeze(1)).clamp(min=0)
+    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        tokens_Bm, count_B, q_BmV = proposals
+        offered_Bm = torch.arange(self.num_recycled, device=count_B.device) < count_B[:, None]
+        if q_BmV is None:
+            kept_B = _leading(offered_Bm & (reading.best_BT[:, :-1] == tokens_Bm))
+            return kept_B, _choose(reading, kept_B, sampler)
+        p_BTV = processed_probabilities(reading.logits_BTV, sampler.config, reading.seen_BTV)
+        p_Bm = p_BTV[:, :-1].gather(2, tokens_Bm[..., None]).squeeze(2)
+        q_Bm = q_BmV.gather(2, tokens_Bm[..., None]).squeeze(2)
+        kept_B = _leading(offered_Bm & (sampler.uniform_Bm * q_Bm < p_Bm))
+        # Where nothing was proposed nothing was rejected: with q = 0 there, all of p is left.
+        q_BTV = torch.cat([q_BmV * offered_Bm[..., None], torch.zeros_like(q_BmV[:, :1])], dim=1)
+        p_BV = _row(p_BTV, kept_B)
+        rest_BV = (p_BV - _row(q_BTV, kept_B)).clamp(min=0)
         # Where p and q agree to the last bit a rejection is a rounding accident and p itself is the right distribution.
         rest_BV = torch.where(rest_BV.sum(dim=-1, keepdim=True) > 0, rest_BV, p_BV)
-        return kept_B, sampler.draw(rest_BV)
+        return kept_B, sampler.pick(rest_BV, 0)
 
 
-def make_strategy(name: str, num_recycled: int = 1) -> Strategy:
+def make_strategy(name: str, num_recycled: int = 1, confidence: float = 0.0) -> Strategy:
     """The strategy of this name.
 
     Raises:
-        ConfigError: the name is unknown, or `num_recycled` out of range.
+        ConfigError: the name is unknown, or a number out of range.
     """
     if name == "autoregressive":
         return Autoregressive()
     if name == "alternating":
-        return Alternating(num_recycled)
+        return Alternating(num_recycled, confidence)
     if name == "verified":
-        return Verified(num_recycled)
+        return Verified(num_recycled, confidence)
     raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, alternating, verified")
+
+
+def _choose(reading: Reading, kept_B: Tensor, sampler: Sampler) -> Tensor:
+    """The backbone's own token after the `kept_B` first recycled ones, `(B,)`."""
+    if sampler.config.greedy:
+        return reading.best_BT.gather(1, kept_B[:, None]).squeeze(1)
+    seen_BV = None if reading.seen_BTV is None else _row(reading.seen_BTV, kept_B)
+    return sampler.choose(_row(reading.logits_BTV, kept_B), 0, seen_BV)[0]
+
+
+def _row(values_BTV: Tensor, index_B: Tensor) -> Tensor:
+    """Row `index_B[b]` of each batch entry, `(B, V)`."""
+    return values_BTV.gather(1, index_B[:, None, None].expand(-1, 1, values_BTV.shape[-1])).squeeze(1)
 
 
 def _leading(accepted_Bm: Tensor) -> Tensor:
@@ -144,6 +171,11 @@ def _leading(accepted_Bm: Tensor) -> Tensor:
     return accepted_Bm.long().cumprod(dim=1).sum(dim=1)
 
 
-def _check_num_recycled(num_recycled: int) -> None:
+def _check(num_recycled: int, confidence: float) -> None:
+    problems = []
     if not 1 <= num_recycled <= MAX_RECYCLED:
-        raise ConfigError(f"num_recycled: {num_recycled} is not between 1 and {MAX_RECYCLED}")
+        problems.append(f"num_recycled: {num_recycled} is not between 1 and {MAX_RECYCLED}")
+    if not 0 <= confidence <= 1:
+        problems.append(f"confidence: {confidence} is not between 0 (always recycle) and 1 (never)")
+    if problems:
+        raise ConfigError(problems)

@@ -1,6 +1,6 @@
 """Memories of attention: the static cache of decoding, and the growing one of unrolled training.
 
-L layers, B batch, T new positions, S cache slots, G key/value heads, D head width.
+B batch, T new positions, S cache slots, G key/value heads, D head width.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ class StaticCache:
     slots of rejected tokens lie beyond every later query's position until they are overwritten.
     """
 
-    def __init__(self, config: ModelConfig, num_layers: int, batch: int, num_slots: int, like: Tensor) -> None:
-        """Allocate on the device and with the dtype of `like`, a weight of the model."""
-        shape = (num_layers, batch, num_slots, config.num_kv_heads, config.head_dim)
-        self.key_LBSGD = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.value_LBSGD = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.rows_B1 = torch.arange(batch, device=like.device).unsqueeze(1)
-        self.slots_S = torch.arange(num_slots, device=like.device)
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_layers: int,
+        batch: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        # Heads before slots: a query runs through the slots of one head, one after another in memory.
+        shape = (batch, config.num_kv_heads, num_slots, config.head_dim)
+        # A tensor a layer: a compiled pass would copy one tensor of all layers whenever it writes into it.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.rows_B1 = torch.arange(batch, device=device).unsqueeze(1)
+        self.slots_S = torch.arange(num_slots, device=device)
         self.positions_BT = self.rows_B1
         self.num_read = num_slots
 
@@ -44,7 +53,7 @@ class StaticCache:
 
     def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the rows at the positions last sought; return the `num_read` first slots."""
-        key_BSGD, value_BSGD = self.key_LBSGD[layer], self.value_LBSGD[layer]
+        key_BSGD, value_BSGD = self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
         key_BSGD[self.rows_B1, self.positions_BT] = key_BTGD.to(key_BSGD.dtype)
         value_BSGD[self.rows_B1, self.positions_BT] = value_BTGD.to(value_BSGD.dtype)
         return key_BSGD[:, : self.num_read], value_BSGD[:, : self.num_read]

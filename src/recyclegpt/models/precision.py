@@ -12,7 +12,9 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-"""Number formats by the names that settings use."""
+"""Number formats of weights and states by the names that settings use."""
+DECODING_DTYPES = DTYPES | {"int8": torch.int8}
+"""Those that decoding has: int8 stands for int8 weights with states in the device's fastest format."""
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -33,14 +35,15 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_native_bf16(device) else torch.float32
 
 
-def named_dtype(name: str, device: torch.device) -> torch.dtype:
+def named_dtype(name: str, device: torch.device, decoding: bool = False) -> torch.dtype:
     """The number format a setting names; `auto` is the fastest of the device.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or is one of `DECODING_DTYPES` alone and this is not about `decoding`.
     """
+    names = DECODING_DTYPES if decoding else DTYPES
     if name == "auto":
         return fastest_dtype(device)
-    if name not in DTYPES:
-        raise ConfigError(f"dtype: {name!r} is unknown; choose from auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in names:
+        raise ConfigError(f"dtype: {name!r} is unknown; choose from auto, {', '.join(names)}")
+    return names[name]

@@ -137,6 +137,16 @@ class RecycleGPT(
 
     # --- bookkeeping ---
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.backbone.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Format of the states."""
+        return self.backbone.embed_tokens.weight.dtype
+
     def num_parameters(self) -> int:
         """All parameters, a tied classifier counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -86,7 +86,9 @@ def test_filters_by_hand() -> None:
 def test_draw_follows_the_weights() -> None:
     weights = torch.tensor([0.1, 0.0, 0.6, 0.3])
     sampler = Sampler.seeded(SamplingConfig(temperature=1.0), 4000, seed=0, device=torch.device("cpu"))
-    share = torch.bincount(sampler.draw(weights.expand(4000, 4)), minlength=4) / 4000
+    sampler.allocate(0, 4, torch.device("cpu"))
+    sampler.refill()
+    share = torch.bincount(sampler.pick(weights.expand(4000, 4), 0), minlength=4) / 4000
     torch.testing.assert_close(share, weights, atol=0.03, rtol=0)
     assert share[1] == 0
 

@@ -20,6 +20,7 @@ class CountingModel(nn.Module):
         self.recycle_config = RecycleConfig(num_layers=1)
         self.lm_head = nn.Linear(1, vocab_size, bias=False)
         self.recyclable = nn.Identity()
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.agrees = agrees
         self.read_shapes: list[tuple[int, ...]] = []
 

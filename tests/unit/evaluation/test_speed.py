@@ -58,7 +58,7 @@ def test_budget_stops_after_whole_rounds(model: TickingModel) -> None:
 
 
 def test_pass_costs_and_ceilings(model: TickingModel) -> None:
-    costs = measure_pass_costs(model, 2, position=20, repetitions=2, clock=lambda: model.now)
+    costs = measure_pass_costs(Decoder(model), 2, position=20, repetitions=2, clock=lambda: model.now)
     assert costs.backbone_pass_s == 11
     assert (costs.rho, costs.c, costs.c_one) == (pytest.approx(13 / 11), pytest.approx(3 / 11), pytest.approx(3 / 11))
     assert costs.ceiling() == pytest.approx(3 / (13 / 11 + 6 / 11))

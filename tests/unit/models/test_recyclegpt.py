@@ -34,8 +34,8 @@ def test_cached_equals_uncached(blocks: list[int]) -> None:
     model, rows_NBT = build(), views(2)
     full = model.read(rows_NBT[0])
     full_recycled = model.recycle(rows_NBT[1], full)
-    cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, like=model.lm_head.weight)
-    recycle_cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, like=model.lm_head.weight)
+    cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
+    recycle_cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
     start = 0
     for size in blocks:
         where = slice(start, start + size)
@@ -50,7 +50,7 @@ def test_cached_equals_uncached(blocks: list[int]) -> None:
 @torch.no_grad()
 def test_rows_of_a_cache_may_stand_at_different_positions() -> None:
     model, (tokens_BT,) = build(), views(1)
-    cache = StaticCache(CONFIG, 2, batch=2, num_slots=16, like=model.lm_head.weight)
+    cache = StaticCache(CONFIG, 2, batch=2, num_slots=16, dtype=model.dtype)
     model.read(tokens_BT[:, :6], torch.arange(6).expand(2, -1), cache=cache)
     positions_BT = torch.tensor([[6, 7], [3, 4]])  # the second row is rolled back by three
     hidden = model.read(tokens_BT.gather(1, positions_BT), positions_BT, cache=cache)

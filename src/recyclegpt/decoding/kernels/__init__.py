@@ -1,0 +1,102 @@
+"""Operators of a decoding pass on a CPU, in C++. Slow twins of each stand in the tests.
+
+n rows, I and O widths of a product, C model width, B batch, T positions, S slots, H and G heads, D head width.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recyclegpt.decoding.kernels.build import KernelsUnavailableError, load
+
+LANES = 16
+DTYPES = (torch.bfloat16, torch.float32)
+"""Formats of states. Weights may be int8 as well."""
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether states of this kind can be computed here; one warning says why not where a compiler is the reason."""
+    return device.type == "cpu" and dtype in DTYPES and _loaded()
+
+
+@functools.cache
+def _loaded() -> bool:
+    try:
+        load()
+    except KernelsUnavailableError as error:
+        warnings.warn(f"decoding with torch's own kernels, at about half the speed: {error}", stacklevel=4)
+        return False
+    # What a traced graph needs to know: the shapes of the results.
+    torch.library.register_fake("recyclegpt::linear")(lambda x, weight, width, scale=None: x.new_empty(len(x), width))
+    torch.library.register_fake("recyclegpt::attend")(lambda q, key, value, positions: torch.empty_like(q))
+    torch.library.register_fake("recyclegpt::rms_norm")(lambda x, weight, eps: torch.empty_like(x))
+    torch.library.register_fake("recyclegpt::swiglu")(lambda x: x.new_empty(len(x), x.shape[1] // 2))
+    torch.library.register_fake("recyclegpt::rotate_store")(
+        lambda qkv, cos, sin, positions, key, value: qkv.new_empty(*qkv.shape[:2], *_query_shape(qkv, key))
+    )
+    return True
+
+
+def _query_shape(qkv: Tensor, key: Tensor) -> tuple[int, int]:
+    return qkv.shape[2] - 2 * key.shape[1], qkv.shape[3]
+
+
+def pack(weight_OI: Tensor) -> Tensor:
+    """The layout `linear` reads, `(O/16, I/2, 32)`: 16 outputs side by side, zeros where O is no multiple of 16.
+
+    Raises:
+        ValueError: the input width is odd.
+    """
+    outputs, inputs = weight_OI.shape
+    if inputs % 2:
+        raise ValueError(f"an input width of {inputs} is odd")
+    blocks = F.pad(weight_OI, (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs // 2, 2)
+    order = (0, 2, 1, 3) if weight_OI.dtype == torch.bfloat16 else (0, 2, 3, 1)
+    return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)
+
+
+def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 weights and the fp32 step `(16 O/16,)` of each output: its largest weight becomes 127."""
+    weight_OI = weight_OI.float()
+    step_O = weight_OI.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight_OI / step_O[:, None]).round().to(torch.int8), F.pad(step_O, (0, -len(step_O) % LANES))
+
+
+def linear(x: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None) -> Tensor:
+    """`(..., O)` = x `(..., I)` times a packed weight (`pack`), times the scale where the weight is int8."""
+    rows = x.reshape(-1, x.shape[-1])
+    result: Tensor = torch.ops.recyclegpt.linear(rows, packed, out_features, scale)
+    return result.view(*x.shape[:-1], out_features)
+
+
+def rms_norm(x: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """x `(..., C)` over its root mean square, times the weight."""
+    result: Tensor = torch.ops.recyclegpt.rms_norm(x.contiguous(), weight_C, eps)
+    return result
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up `(..., F)` of rows that hold both, `(..., 2 F)`."""
+    result: Tensor = torch.ops.recyclegpt.swiglu(gate_up.reshape(-1, gate_up.shape[-1]))
+    return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+def rotate_store(
+    qkv_BTND: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
+) -> Tensor:
+    """Rotated queries `(B, T, H, D)`; the keys, rotated, and the values go into the cache at their positions."""
+    result: Tensor = torch.ops.recyclegpt.rotate_store(
+        qkv_BTND, cos_BTD, sin_BTD, positions_BT.contiguous(), key_BGSD, value_BGSD
+    )
+    return result
+
+
+def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: Tensor) -> Tensor:
+    """Attention `(B, T, H, D)` of each query to the slots up to its own position."""
+    result: Tensor = torch.ops.recyclegpt.attend(q_BTHD, key_BGSD, value_BGSD, positions_BT.contiguous())
+    return result

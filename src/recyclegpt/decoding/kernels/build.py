@@ -1,0 +1,79 @@
+"""Compile the kernels for this processor, once, and load them: some ten seconds the first time, nothing afterwards."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp"))) + (Path(__file__).parent / "vectors.h",)
+# Strictly IEEE (no -ffast-math): a result may not depend on how many rows were given. The stable ABI of torch 2.11.
+FLAGS = ("-std=c++20", "-w", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020b000000000000")
+TIMEOUT_S = 300
+
+
+class KernelsUnavailableError(Exception):
+    """Why this machine decodes with torch's own kernels, in words for its user."""
+
+
+@functools.cache
+def load() -> None:
+    """Register the operators `torch.ops.recyclegpt.*`, compiling them if this processor has not done so yet.
+
+    Raises:
+        KernelsUnavailableError: there is no C++ compiler, it fails, or the result cannot be loaded.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise KernelsUnavailableError("no C++ compiler was found; install g++, or name one in CXX")
+    library = folder() / f"kernels-{_key(compiler)}.so"
+    if not library.exists():
+        _compile(compiler, library)
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise KernelsUnavailableError(f"{library} cannot be loaded ({error}); delete it to compile anew") from error
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: `RECYCLEGPT_CACHE` or `~/.cache/recyclegpt`, as the token caches are."""
+    return Path(os.environ.get("RECYCLEGPT_CACHE") or "~/.cache/recyclegpt").expanduser() / "kernels"
+
+
+def _compile(compiler: str, library: Path) -> None:
+    paths = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    sources = [str(path) for path in SOURCES if path.suffix == ".cpp"]
+    tuning = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+            # Several processes may build at once: each into its own file, and the last one renames it into place.
+            built = Path(temporary) / library.name
+            command = [compiler, *FLAGS, tuning, *paths, *sources, "-o", str(built), "-ltorch_cpu"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            if done.returncode:
+                errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()[-300:]]
+                raise KernelsUnavailableError(f"{compiler} failed: {errors[0]}")
+            built.replace(library)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(f"they cannot be compiled in {library.parent} ({error})") from error
+
+
+def _key(compiler: str) -> str:
+    """Names what was compiled: sources, torch, compiler and the processor's instruction set (a home may be shared)."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        digest.update(source.read_bytes())
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(encoding="utf-8", errors="replace").splitlines() if cpu.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    digest.update(repr((torch.__version__, compiler, FLAGS, platform.machine(), features)).encode())
+    return digest.hexdigest()[:16]

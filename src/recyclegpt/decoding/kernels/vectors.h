@@ -1,0 +1,106 @@
+// Vectors of 16 fp32 lanes, written with the compiler's vector types, which lower to any instruction set.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+constexpr int kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+
+struct BFloat {
+  uint16_t bits;
+};
+
+template <typename V>
+inline V read(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(BFloat value) {
+  const uint32_t word = uint32_t(value.bits) << 16;
+  return read<float>(&word);
+}
+inline void store(float* to, float value) { *to = value; }
+inline void store(BFloat* to, float value) {  // rounds to nearest, ties to even
+  const uint32_t word = read<uint32_t>(&value);
+  const bool is_nan = (word & 0x7fffffff) > 0x7f800000;  // rounding could turn one into an infinity
+  to->bits = is_nan ? uint16_t(word >> 16) | 0x40 : uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+}
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+inline void store(BFloat* to, Floats values) {
+  for (int lane = 0; lane < kLanes; ++lane) store(to + lane, values[lane]);
+}
+inline Floats load(const float* from) { return read<Floats>(from); }
+inline Floats load(const BFloat* from) {
+  return (Floats)(__builtin_convertvector(read<Halves>(from), Words) << 16);
+}
+inline Floats load(const int8_t* from) {
+#ifdef __AVX512BF16__
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+  return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Floats);
+#endif
+}
+
+inline float total(Floats values) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  const char* at = reinterpret_cast<const char*>(&values);
+  const Eight eight = read<Eight>(at) + read<Eight>(at + 32);
+  at = reinterpret_cast<const char*>(&eight);
+  const Four four = read<Four>(at) + read<Four>(at + 16);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+inline Floats exponential(Floats x) {  // of x <= 0, to about one unit in the last place of fp32
+  x = x < -87.0f ? Floats{} - 87.0f : x;
+  const Floats scaled = x * 1.44269504f;
+  const Ints whole = __builtin_convertvector(scaled - 0.5f, Ints);  // truncation of a negative number: to nearest
+  const Floats part = __builtin_convertvector(whole, Floats);
+  const Floats f = (x - part * 0.693359375f) + part * 2.12194440e-4f;
+  Floats p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  return p * (Floats)((whole + 127) << 23);
+}
+
+inline int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace

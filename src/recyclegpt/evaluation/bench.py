@@ -1,0 +1,185 @@
+"""The speed benchmark: a grid of decoders, shapes and lengths, each beside the speed that arithmetic allows it.
+
+Rates are compared inside one group of interleaved measurements alone, against autoregressive decoding of that group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
+from recyclegpt.evaluation import transformers_baseline
+from recyclegpt.evaluation.ceilings import PassCosts, backbone_bytes, byte_ceiling, measure_pass_costs, module_bytes
+from recyclegpt.evaluation.given_acceptance import VerifiedAt
+from recyclegpt.evaluation.memory import PeakMemory
+from recyclegpt.evaluation.speed import Run, Speed, decode, interleave
+from recyclegpt.models import RecycleGPT
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure for one model in one number format."""
+
+    strategies: Sequence[str] = ("autoregressive", "alternating", "verified")
+    num_recycled: Sequence[int] = (1,)
+    batch: Sequence[int] = (1,)
+    prompt_tokens: Sequence[int] = (64,)
+    new_tokens: Sequence[int] = (128,)
+    acceptance: Sequence[float] | None = None
+    """Verified decoding keeps recycled tokens with these probabilities (`VerifiedAt`); None: as the weights have it."""
+    num_prompts: int = 2
+    """Batches of prompts that a repetition decodes."""
+    repetitions: int = 5
+    baselines: Sequence[str] = ()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 1
+    dtype_name: str = "bfloat16"
+    """As rows name it: int8 weights have states in another format."""
+
+
+def bench(
+    decoder: Decoder,
+    config: BenchConfig,
+    prompts: Callable[[int, int], list[list[int]]],
+    bandwidth: float,
+    plain: RecycleGPT | None = None,
+) -> Iterator[list[Row]]:
+    """Measure every combination of batch and lengths; yield the rows of each as they are done.
+
+    Args:
+        decoder: of the model to measure.
+        config: the grid.
+        prompts: gives (number, length) prompts.
+        bandwidth: bytes a second that a copy moves on this device, for `bandwidth_utilisation`.
+        plain: the model that was not fused, for baselines.
+    """
+    for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
+        rows = prompts(batch * config.num_prompts, prompt_tokens)
+        yield _Group(decoder, config, batch, prompt_tokens, new_tokens, rows, bandwidth).measure(plain)
+
+
+@dataclass
+class _Group:
+    """One batch size and one pair of lengths: all that is interleaved and compared."""
+
+    decoder: Decoder
+    config: BenchConfig
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    prompts: list[list[int]]
+    bandwidth: float
+
+    def measure(self, plain: RecycleGPT | None) -> list[Row]:
+        costs = self._costs()
+        strategies = self._strategies()
+        runs: dict[str, Callable[[], Run]] = {
+            name: partial(
+                decode, self.decoder, self.prompts, strategy, self.new_tokens, self.config.sampling,
+                self.config.seed, self.batch,
+            )
+            for name, strategy in strategies.items()
+        }  # fmt: skip
+        outside: dict[str, Callable[[], Run]] = {}
+        if plain is not None and "transformers" in self.config.baselines:
+            outside = transformers_baseline.make_runs(plain, self.prompts, self.new_tokens, self.batch)
+        memory = {}
+        for name, run in (runs | outside).items():
+            with PeakMemory(self.decoder.model.device) as peak:
+                run()  # warm-up, whole, since every bucket of the cache may be a shape of its own
+            memory[name] = peak.bytes
+        speeds = interleave(runs | outside, self.config.repetitions)
+        baseline = speeds["autoregressive"]
+        rows = [
+            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled), memory[name])
+            for name, strategy in strategies.items()
+        ]
+        if outside:
+            rows.append(self._outside_row({name: speeds[name] for name in outside}, baseline, memory))
+        return rows
+
+    def _strategies(self) -> dict[str, Strategy]:
+        """By names that differ. The baseline is always among them; only lengths that can recycle get the others."""
+        made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
+        if self.decoder.model.recyclable is None:
+            return made
+        for name, m in itertools.product(self.config.strategies, self.config.num_recycled):
+            if name == "verified" and self.config.acceptance is not None:
+                for share in self.config.acceptance:
+                    made[f"verified {m} at {share}"] = VerifiedAt(m, probability=share)
+            elif name != "autoregressive":
+                made[f"{name} {m}"] = make_strategy(name, m)
+        return made
+
+    def _costs(self) -> dict[int, PassCosts]:
+        if self.decoder.model.recyclable is None:
+            return {}
+        middle = self.prompt_tokens + self.new_tokens // 2
+        return {m: measure_pass_costs(self.decoder, m, middle, batch=self.batch) for m in self.config.num_recycled}
+
+    def _row(
+        self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None, memory: float
+    ) -> Row:
+        model, m = self.decoder.model, strategy.num_recycled
+        kept = speed.counts.acceptance if m else None
+        share = 0.0 if kept is None else kept
+        # A cycle reads the backbone once and the module m times: once for the true pairs, then a row a token.
+        cycle_bytes = backbone_bytes(model) + m * module_bytes(model)
+        return self._shape() | {
+            "strategy": strategy.name,
+            "num_recycled": m,
+            **_rates(speed, baseline),
+            "acceptance": kept,
+            "acceptance_given": isinstance(strategy, VerifiedAt),
+            "rho": costs.rho if costs is not None else None,
+            "c": costs.c if costs is not None else None,
+            "c_one": costs.c_one if costs is not None else None,
+            "ceiling_measured": costs.ceiling(share) if costs is not None else None,
+            "ceiling_bytes": byte_ceiling(model, m, share) if costs is not None else None,
+            "bandwidth_utilisation": speed.passes_per_s * cycle_bytes / self.bandwidth,
+            "peak_memory_bytes": memory,
+        }
+
+    def _outside_row(self, speeds: dict[str, Speed], baseline: Speed, memory: dict[str, float]) -> Row:
+        """Of its settings the fastest counts; the others are named beside it."""
+        best = max(speeds, key=lambda name: speeds[name].tokens_per_s)
+        empty = dict.fromkeys(("acceptance", "rho", "c", "c_one", "ceiling_measured", "ceiling_bytes"))
+        return self._shape() | {
+            "strategy": "transformers",
+            "num_recycled": 0,
+            **_rates(speeds[best], baseline),
+            **empty,
+            "compile": best == "static compiled",
+            "cache": best,
+            "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
+            "peak_memory_bytes": memory[best],
+        }
+
+    def _shape(self) -> Row:
+        return {
+            "batch": self.batch,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "recycle_num_layers": self.decoder.model.recycle_config.num_layers,
+            "dtype": self.config.dtype_name,
+            "compile": self.decoder.compiled,
+        }
+
+
+def _rates(speed: Speed, baseline: Speed) -> Row:
+    ratios = speed.ratios_to(baseline)
+    return {
+        "tokens_per_s": speed.tokens_per_s,
+        "spread": [min(speed.repetitions), max(speed.repetitions)],
+        "speedup": speed.speedup_over(baseline),
+        "speedup_spread": [min(ratios), max(ratios)],
+        "time_to_first_token_s": torch.tensor(speed.first_token_s).median().item(),
+    }

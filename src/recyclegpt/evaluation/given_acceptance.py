@@ -1,0 +1,45 @@
+"""A verified decoder whose acceptance is given: what recycling is worth if the module agrees so often.
+
+Random weights have the latency of trained ones, but not their acceptance. Every pass is computed as usual and its
+verdict is then replaced, so the speed is real and the text means nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recyclegpt.decoding import Proposals, Reading, Sampler, Verified
+
+
+@dataclass(frozen=True)
+class VerifiedAt(Verified):
+    """Keeps each recycled token with this probability, as long as it kept the one before."""
+
+    probability: float = 1.0
+    pattern_length: int = 4096
+    """The verdicts are drawn once, with a fixed seed, and repeat after so many cycles."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        draw = random.Random(0)
+        pattern = [
+            next((place for place in range(self.num_recycled) if draw.random() >= self.probability), self.num_recycled)
+            for _ in range(self.pattern_length)
+        ]
+        object.__setattr__(self, "pattern", torch.tensor(pattern))
+        object.__setattr__(self, "turn", torch.zeros((), dtype=torch.long))
+
+    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        """Do the work of `Verified`, then keep as many tokens as this cycle's turn says."""
+        _, token_B = super().judge(reading, proposals, sampler)
+        device = token_B.device
+        if self.pattern.device != device:  # type: ignore[attr-defined]
+            object.__setattr__(self, "pattern", self.pattern.to(device))  # type: ignore[attr-defined]
+            object.__setattr__(self, "turn", self.turn.to(device))  # type: ignore[attr-defined]
+        kept_B = self.pattern[self.turn].expand_as(token_B)  # type: ignore[attr-defined]
+        self.turn.add_(1).remainder_(self.pattern_length)  # type: ignore[attr-defined]
+        return kept_B, token_B

@@ -1,0 +1,111 @@
+"""The outside baseline: `transformers`' own `generate`, on the same backbone weights. Optional; imported on request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.evaluation.ceilings import synchronise
+from recyclegpt.evaluation.speed import Run
+from recyclegpt.models import RecycleGPT
+
+SETTINGS = ("dynamic", "static", "static compiled")
+"""Caches that `generate` offers; the last one compiles the model's forward, which takes some time once."""
+
+
+def llama(model: RecycleGPT) -> Any:
+    """`LlamaForCausalLM` with the weights of this backbone, in their dtype and on their device.
+
+    Raises:
+        ConfigError: `transformers` is not installed.
+    """
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError as error:
+        raise ConfigError("bench.baselines: transformers is not installed; pip install 'recyclegpt[hf]'") from error
+    config = model.config
+    with torch.device("meta"):
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                max_position_embeddings=config.context_length,
+                rope_theta=config.rope_theta,
+                rms_norm_eps=config.norm_eps,
+                tie_word_embeddings=config.tie_embeddings,
+            )
+        ).to(model.dtype)
+    made.to_empty(device=model.device)
+    # `to_empty` leaves the rotary frequencies undefined as well; the module knows how to fill them.
+    made.model.rotary_emb = type(made.model.rotary_emb)(made.config).to(model.device)
+    weights = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    weights["lm_head.weight"] = model.lm_head.weight.detach()
+    made.load_state_dict(weights, strict=True)
+    return made.eval()
+
+
+def make_runs(
+    model: RecycleGPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch: int
+) -> dict[str, Callable[[], Run]]:
+    """One measurement of greedy `generate` for each of `SETTINGS`; call each once to warm it up."""
+    made = llama(model)
+    return {
+        setting: lambda setting=setting: _generate(made, prompts, max_new_tokens, batch, setting)
+        for setting in SETTINGS
+    }
+
+
+@torch.no_grad()
+def _generate(made: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch: int, setting: str) -> Run:
+    from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
+
+    device = made.device
+    steps: list[float] = []
+
+    class Stamp(StoppingCriteria):  # type: ignore[misc]
+        """Called once a token: the only hook that batches have too."""
+
+        def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+            if len(steps) in (0, max_new_tokens - 1):
+                synchronise(device)
+            steps.append(time.perf_counter())
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+
+    options: dict[str, Any] = {} if setting == "dynamic" else {"cache_implementation": "static"}
+    compiled = setting == "static compiled"
+    if compiled:
+        options["compile_config"] = CompileConfig(mode="default", fullgraph=False)
+        # Without it `generate` compiles on accelerators alone, and this baseline shall be as fast as it can be.
+        options["compile_config"]._compile_all_devices = True
+    run = Run()
+    for begin_row in range(0, len(prompts), batch):
+        rows = torch.tensor([list(prompt) for prompt in prompts[begin_row : begin_row + batch]], device=device)
+        steps.clear()
+        synchronise(device)
+        begin = time.perf_counter()
+        made.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            disable_compile=not compiled,
+            stopping_criteria=StoppingCriteriaList([Stamp()]),
+            **options,
+        )
+        run.num_timed += len(rows) * (len(steps) - 1)
+        run.num_passes += len(steps) - 1
+        run.seconds += steps[-1] - steps[0]
+        run.first_token_s += (steps[0] - begin) / -(-len(prompts) // batch)
+    return run
