@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from io import StringIO
@@ -130,25 +131,56 @@ def test_bench_prints_a_table_and_one_json_line(
     printed = capsys.readouterr().out.splitlines()
     document = json.loads(printed[-1])
     rows = document["rows"]
-    assert [(row["strategy"], row["num_recycled"]) for row in rows] == [
-        ("autoregressive", 0),
-        ("alternating", 1),
-        ("verified", 1),
-        ("alternating", 2),
-        ("verified", 2),
-    ]
+    expected = [("autoregressive", 0), ("alternating", 1), ("verified", 1), ("alternating", 2), ("verified", 2)]
+    if source == "shape":  # at the two acceptances that are the default for random weights
+        expected[4:] = [("verified", 2)] * 2
+        expected.insert(2, ("verified", 1))
+    assert [(row["strategy"], row["num_recycled"]) for row in rows] == expected
     assert rows[0]["speedup"] == 1
     for row in rows[1:]:
         assert row["spread"][0] <= row["tokens_per_s"] <= row["spread"][1]
-        kept, cycle = row["acceptance"], row["num_recycled"] * document["costs"]["bytes_ratio"]
-        assert row["ceiling_bytes"] == pytest.approx((1 + row["num_recycled"] * kept) / (1 + cycle))
-    assert any("random weights" in line for line in printed) == (source == "shape")
+        assert row["speedup_spread"][0] <= row["speedup"] <= row["speedup_spread"][1]
+        kept, m = row["acceptance"], row["num_recycled"]
+        assert row["ceiling_bytes"] == pytest.approx((1 + m * kept) / (1 + m * document["costs"]["bytes_ratio"]))
+        cost = row["rho"] + row["c"] + (m - 1) * row["c_one"]
+        assert row["ceiling_measured"] == pytest.approx((1 + m * kept) / cost)
+        assert row["time_to_first_token_s"] > 0
+        assert row["peak_memory_bytes"] > 2**20
+        assert row["acceptance_given"] == (source == "shape" and row["strategy"] == "verified")
+    assert set(document["stages"]) == {"autoregressive", "alternating", "verified"}
+    folder = Path(next(line for line in printed if line.startswith("written to")).removeprefix("written to "))
+    assert json.loads((folder / "bench.json").read_text()) == document
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_measures_every_combination_and_transformers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench.prompt_tokens=[4,8]", "bench.new_tokens=6", "bench.repetitions=1", "bench.batch=[1,3]"]
+    argv += ["bench.recycle_num_layers=[1,2]", "bench.dtype=[float32,int8]", "bench.baselines=[transformers]"]
+    argv += ["bench.strategies=[alternating]", "bench.num_prompts=1", "bench.stages=false", "bench.output=here"]
+    shape = ["model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "bench.vocab_size=64"]
+    assert run("bench", *argv, *shape) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    keys = ("recycle_num_layers", "dtype", "batch", "prompt_tokens")
+    groups = list(itertools.product([1, 2], ["float32", "int8"], [1, 3], [4, 8]))
+    assert list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows)) == groups
+    outside = [row for row in rows if row["strategy"] == "transformers"]
+    assert {row["dtype"] for row in outside} == {"float32"}, "transformers has no int8 weights to compare with"
+    assert len(outside) == 8
+    for row in outside:
+        assert row["tokens_per_s"] == max(row["tokens_per_s_by_cache"].values())
+        assert row["cache"] in row["tokens_per_s_by_cache"]
+    assert Path("here/bench.png").exists()
 
 
 def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "bench.new_tokens=0", "bench.strategies=[fast]", "bench.dtype=int3", "device=tpu9") == 2
     message = capsys.readouterr().err
     for word in ("bench.new_tokens: 0", "'fast' is unknown", "bench.dtype: 'int3'", "device: 'tpu9'"):
+        assert word in message
+    argv = ["bench.batch=[1,0]", "bench.acceptance=[0.5,2]", "bench.compile=maybe", "bench.baselines=[vllm]"]
+    assert run("bench", *argv, "bench.recycle_num_layers=[0]", "bench.num_recycled=[9]", "bench.stages=3") == 2
+    message = capsys.readouterr().err
+    for word in ("bench.batch: 0", "bench.acceptance: 2", "bench.compile: maybe", "'vllm'", "num_layers: 0", "9 is"):
         assert word in message
     assert run("bench", "bench.new_tokens=999") == 2
     assert "exceed the context" in capsys.readouterr().err

@@ -72,7 +72,8 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
     if command == "train":
         arguments += ["debug=smoke", *(["trainer.max_epochs=1"] if "-m" in arguments else [])]
     if command == "bench":
-        arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1"]
+        arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"]
+        arguments += ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64"]
     if command == "generate":
         arguments += ["decoding.max_new_tokens=8"]
     assert run(command, *arguments) == 0

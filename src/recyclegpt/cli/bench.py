@@ -41,6 +41,7 @@ bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype, be
 bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages, bench.output; device.
 Prints a table, writes bench.json and bench.png; the last line is one JSON document."""
 
+COUNTS = ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size")
 COLUMNS = {
     "strategy": "strategy",
     "recycle_num_layers": "depth",
@@ -94,32 +95,43 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
     Raises:
         ConfigError: naming all that cannot be measured.
     """
-    given, problems = cfg.bench, []
-    for key in ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size"):
-        for value in _many(given[key]):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                problems.append(f"bench.{key}: {value} is not a positive whole number")
+    given = cfg.bench
     depths = [] if given.recycle_num_layers is None else _many(given.recycle_num_layers)
+    shares = None if given.acceptance is None else _many(given.acceptance)
+    problems = [
+        f"bench.{key}: {value} is not a positive whole number"
+        for key, values in (*((key, _many(given[key])) for key in COUNTS), ("recycle_num_layers", depths))
+        for value in values
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+    ]
+    problems += [
+        f"bench.acceptance: {share} is not between 0 and 1"
+        for share in shares or []
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1
+    ]
+    problems += [
+        f"bench.compile: {value} is neither true, false nor auto"
+        for value in _many(given.compile)
+        if value not in (True, False, "auto")
+    ]
+    problems += [
+        f"bench.{key}: {given[key]} is neither true nor false"
+        for key in ("kernels", "stages")
+        if not isinstance(given[key], bool)
+    ]
+    problems += [
+        f"bench.baselines: {name!r} is unknown; there is transformers"
+        for name in _many(given.baselines)
+        if name != "transformers"
+    ]
     if depths and cfg.checkpoint is not None:
         problems.append("bench.recycle_num_layers: a checkpoint has one depth, its own; leave it out")
-    if any(not isinstance(depth, int) or depth < 1 for depth in depths):
-        problems.append(f"bench.recycle_num_layers: {depths} holds something that is not a positive whole number")
-    shares = None if given.acceptance is None else _many(given.acceptance)
-    for share in shares or []:
-        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            problems.append(f"bench.acceptance: {share} is not between 0 and 1")
-    for value in _many(given.compile):
-        if value not in (True, False, "auto"):
-            problems.append(f"bench.compile: {value} is neither true, false nor auto")
-    for name in given.baselines:
-        if name != "transformers":
-            problems.append(f"bench.baselines: {name!r} is unknown; there is transformers")
     device = torch.device("cpu")
     dtypes = []
     for name in _many(given.dtype):
         device, dtype = choose_device(cfg.device, str(name), problems, "bench.dtype", decoding=True)
         dtypes.append(str(dtype).removeprefix("torch."))
-    for name, num_recycled in itertools.product(given.strategies, _many(given.num_recycled)):
+    for name, num_recycled in itertools.product(_many(given.strategies), _many(given.num_recycled)):
         try:
             make_strategy(name, num_recycled)
         except ConfigError as error:
@@ -130,7 +142,7 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         shares = [0.7, 1.0]
     return device, [
         BenchConfig(
-            strategies=list(given.strategies),
+            strategies=_many(given.strategies),
             num_recycled=_many(given.num_recycled),
             batch=_many(given.batch),
             prompt_tokens=_many(given.prompt_tokens),
@@ -138,7 +150,7 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
             acceptance=shares,
             num_prompts=given.num_prompts,
             repetitions=given.repetitions,
-            baselines=list(given.baselines),
+            baselines=_many(given.baselines),
             seed=cfg.seed,
             dtype_name=dtype,
         )

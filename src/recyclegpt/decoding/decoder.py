@@ -103,9 +103,8 @@ class Decoder:
             result.tokens[row] += tokens
             result.recycled[row] += recycled
         for row, tokens in enumerate(result.tokens):
-            if tokens and tokens[-1] in set(stop_tokens):
-                result.finish[row] = "stop"
-            elif stop_strings is not None and stop_strings.end(tokens, len(tokens)) is not None:
+            by_token = bool(tokens) and tokens[-1] in set(stop_tokens)
+            if by_token or (stop_strings is not None and stop_strings.end(tokens, len(tokens)) is not None):
                 result.finish[row] = "stop"
             elif len(tokens) < max_new_tokens:
                 result.finish[row] = "context"
@@ -248,6 +247,4 @@ def generate(
     if isinstance(strategy, str):
         strategy = make_strategy(strategy, num_recycled, confidence)
     decoder = Decoder.optimised(model, dtype)
-    return decoder.generate(
-        prompts, strategy, max_new_tokens, sampling, stop_tokens, seed, stop_strings=stop_strings
-    )
+    return decoder.generate(prompts, strategy, max_new_tokens, sampling, stop_tokens, seed, stop_strings=stop_strings)

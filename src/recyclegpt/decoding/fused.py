@@ -171,7 +171,7 @@ def fuse(
 
     def put(to: TransformerLayer, layer: TransformerLayer) -> None:
         to.input_layernorm = norm(layer.input_layernorm)
-        to.post_attention_layernorm = norm(layer.post_attention_layernorm)
+        to.post_attention_layernorm = norm(layer.post_attention_layernorm)  # type: ignore[assignment]
         to.self_attn = FusedAttention(layer.self_attn, linear, packs)  # type: ignore[assignment]
         to.mlp = FusedSwiGLU(layer.mlp, linear, packs)  # type: ignore[assignment]
 
@@ -179,7 +179,6 @@ def fuse(
         fused = RecycleGPT(model.config, model.recycle_config)
     fused.lm_head = linear(model.lm_head)  # type: ignore[assignment]
     embedding = model.backbone.embed_tokens.weight.detach()
-    fused.backbone.embed_tokens = nn.Embedding(*embedding.shape, device="meta")
     fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)
     fused.backbone.norm = norm(model.backbone.norm)  # type: ignore[assignment]
     for to, layer in zip(fused.backbone.layers, model.backbone.layers, strict=True):

@@ -145,9 +145,7 @@ class Sampler:
         """Draw the next cycle's numbers."""
         if self.config.greedy:
             return
-        for exponential, uniform, generator in zip(
-            self.exponential_BNV, self.uniform_Bm, self.generators, strict=True
-        ):
+        for exponential, uniform, generator in zip(self.exponential_BNV, self.uniform_Bm, self.generators, strict=True):
             exponential.exponential_(generator=generator)
             uniform.uniform_(generator=generator)
 

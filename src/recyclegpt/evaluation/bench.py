@@ -15,13 +15,15 @@ import torch
 
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
 from recyclegpt.evaluation import transformers_baseline
-from recyclegpt.evaluation.ceilings import PassCosts, backbone_bytes, byte_ceiling, measure_pass_costs, module_bytes
+from recyclegpt.evaluation.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.evaluation.given_acceptance import VerifiedAt
 from recyclegpt.evaluation.memory import PeakMemory
 from recyclegpt.evaluation.speed import Run, Speed, decode, interleave
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
+ROUNDS_A_REPETITION = 4
+"""Rounds of pass timing after each repetition of the decoders."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _Group:
     bandwidth: float
 
     def measure(self, plain: RecycleGPT | None) -> list[Row]:
-        costs = self._costs()
+        timers = self._timers()
         strategies = self._strategies()
         runs: dict[str, Callable[[], Run]] = {
             name: partial(
@@ -96,7 +98,13 @@ class _Group:
             with PeakMemory(self.decoder.model.device) as peak:
                 run()  # warm-up, whole, since every bucket of the cache may be a shape of its own
             memory[name] = peak.bytes
-        speeds = interleave(runs | outside, self.config.repetitions)
+
+        def time_passes() -> None:
+            for timer in timers.values():
+                timer.measure(ROUNDS_A_REPETITION)
+
+        speeds = interleave(runs | outside, self.config.repetitions, after_round=time_passes)
+        costs = {m: timer.costs() for m, timer in timers.items()}
         baseline = speeds["autoregressive"]
         rows = [
             self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled), memory[name])
@@ -111,7 +119,7 @@ class _Group:
         made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
         if self.decoder.model.recyclable is None:
             return made
-        for name, m in itertools.product(self.config.strategies, self.config.num_recycled):
+        for m, name in itertools.product(self.config.num_recycled, self.config.strategies):
             if name == "verified" and self.config.acceptance is not None:
                 for share in self.config.acceptance:
                     made[f"verified {m} at {share}"] = VerifiedAt(m, probability=share)
@@ -119,15 +127,13 @@ class _Group:
                 made[f"{name} {m}"] = make_strategy(name, m)
         return made
 
-    def _costs(self) -> dict[int, PassCosts]:
+    def _timers(self) -> dict[int, PassTimer]:
         if self.decoder.model.recyclable is None:
             return {}
         middle = self.prompt_tokens + self.new_tokens // 2
-        return {m: measure_pass_costs(self.decoder, m, middle, batch=self.batch) for m in self.config.num_recycled}
+        return {m: PassTimer(self.decoder, m, middle, self.batch) for m in self.config.num_recycled}
 
-    def _row(
-        self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None, memory: float
-    ) -> Row:
+    def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None, memory: float) -> Row:
         model, m = self.decoder.model, strategy.num_recycled
         kept = speed.counts.acceptance if m else None
         share = 0.0 if kept is None else kept

@@ -75,7 +75,6 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
 
 
-@torch.no_grad()
 def measure_pass_costs(
     decoder: Decoder,
     num_recycled: int,
@@ -84,52 +83,88 @@ def measure_pass_costs(
     batch: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PassCosts:
-    """Time each kind of pass alone, one after another in every repetition, and take medians of the ratios.
+    """Costs of a cycle's passes by `PassTimer`, in one go after two rounds of warm-up."""
+    timer = PassTimer(decoder, num_recycled, position, batch, clock)
+    timer.measure(repetitions)
+    return timer.costs()
 
-    Args:
-        decoder: its model has a recyclable module; the passes run as its cycles run them, compiled or as CUDA graphs.
-        num_recycled: tokens m recycled per cycle.
-        position: where in the context the passes stand; attention reads that many slots.
-        repetitions: rounds; the first two are warm-up and not counted.
-        batch: rows of a pass.
-        clock: seconds, for tests.
+
+class PassTimer:
+    """Times each kind of pass alone, one after another in every round; medians are taken of the ratios of a round.
+
+    Rounds may be spread over the time in which decoders are measured, so that cost and speed see the same machine.
     """
-    model, device = decoder.model, decoder.model.device
-    num_slots, depth = position + num_recycled + 1, model.recycle_config.num_layers
-    cache = StaticCache(model.config, model.config.num_layers, batch, num_slots, model.dtype, device)
-    module_cache = StaticCache(model.config, depth, batch, num_slots, model.dtype, device)
-    state = torch.zeros(batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device)
 
-    def backbone_pass(num_tokens: int) -> Callable[[], object]:
-        positions = torch.arange(position, position + num_tokens, device=device).expand(batch, -1)
-        tokens = torch.zeros_like(positions)
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_recycled: int,
+        position: int,
+        batch: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Warm up.
+
+        Args:
+            decoder: its model has a recyclable module; passes run as its cycles run them, compiled or as CUDA graphs.
+            num_recycled: tokens m recycled per cycle.
+            position: where in the context the passes stand; attention reads that many slots.
+            batch: rows of a pass.
+            clock: seconds, for tests.
+        """
+        self.decoder, self.num_recycled, self.clock = decoder, num_recycled, clock
+        model, device = decoder.model, decoder.model.device
+        self.num_slots, depth = position + num_recycled + 1, model.recycle_config.num_layers
+        shape = (batch, self.num_slots, model.dtype, device)
+        self.cache = StaticCache(model.config, model.config.num_layers, *shape)
+        self.module_cache = StaticCache(model.config, depth, *shape)
+        self.state_BTC = torch.zeros(
+            batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device
+        )
+        self.positions_BT = torch.arange(position, self.num_slots, device=device).expand(batch, -1)
+        self.tokens_BT = torch.zeros_like(self.positions_BT)
+        block = num_recycled + 1
+        passes = (self._backbone(1), self._backbone(block), self._module(block), self._module(1))
+        with torch.no_grad():
+            self.passes = [as_graph(made, device) for made in passes]
+        self.rounds: list[tuple[float, float, float, float]] = []
+        self.measure(2)
+        self.rounds = []
+
+    @torch.no_grad()
+    def measure(self, rounds: int) -> None:
+        """Add so many rounds."""
+        for _ in range(rounds):
+            one, block, module_block, module_one = map(self._seconds, self.passes)
+            self.rounds.append((one, block / one, module_block / one, module_one / one))
+
+    def costs(self) -> PassCosts:
+        """Medians of all rounds so far."""
+        return PassCosts(self.num_recycled, *map(statistics.median, zip(*self.rounds, strict=True)))
+
+    def _backbone(self, width: int) -> Callable[[], object]:
+        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
         return lambda: most_likely(
-            model.classify(decoder.read(tokens, positions, cache=cache, num_read=num_slots))
+            self.decoder.model.classify(self.decoder.read(tokens, positions, cache=self.cache, num_read=self.num_slots))
         )
 
-    def module_pass(num_rows: int) -> Callable[[], object]:
-        positions = torch.arange(position, position + num_rows, device=device).expand(batch, -1)
-        tokens, states = torch.zeros_like(positions), state[:, :num_rows].contiguous()
+    def _module(self, width: int) -> Callable[[], object]:
+        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
+        states = self.state_BTC[:, :width].contiguous()
         return lambda: most_likely(
-            model.classify(decoder.recycle(tokens, states, positions, cache=module_cache, num_read=num_slots)[:, -1])
+            self.decoder.model.classify(
+                self.decoder.recycle(tokens, states, positions, cache=self.module_cache, num_read=self.num_slots)[:, -1]
+            )
         )
 
-    def seconds(run: Callable[[], object]) -> float:
+    def _seconds(self, run: Callable[[], object]) -> float:
+        device = self.decoder.model.device
         synchronise(device)
-        begin = clock()
+        begin = self.clock()
         for _ in range(3):
             run()
         synchronise(device)
-        return (clock() - begin) / 3
-
-    sizes = (1, num_recycled + 1)
-    passes = [as_graph(made, device) for made in (*map(backbone_pass, sizes), *map(module_pass, sizes[::-1]))]
-    rounds = []
-    for _ in range(repetitions + 2):
-        one, block, module_block, module_one = map(seconds, passes)
-        rounds.append((one, block / one, module_block / one, module_one / one))
-    medians = [statistics.median(column) for column in zip(*rounds[2:], strict=True)]
-    return PassCosts(num_recycled, *medians)
+        return (self.clock() - begin) / 3
 
 
 def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

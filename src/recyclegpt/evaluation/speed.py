@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
 from recyclegpt.evaluation.ceilings import synchronise
@@ -82,10 +83,11 @@ class Speed:
 
 
 def interleave(
-    runs: dict[str, Callable[[], Run]],
+    runs: Mapping[str, Callable[[], Run]],
     repetitions: int,
     budget_s: float = float("inf"),
     clock: Clock = time.perf_counter,
+    after_round: Callable[[], None] | None = None,
 ) -> dict[str, Speed]:
     """Call each in turn, again and again, so that drift of the machine meets all of them.
 
@@ -94,6 +96,7 @@ def interleave(
         repetitions: at most this many rounds; one is always done.
         budget_s: no further round is begun that would end after this many seconds.
         clock: seconds, for tests.
+        after_round: called after each round, for what should be measured meanwhile.
     """
     speeds = {name: Speed(name) for name in runs}
     begin = clock()
@@ -101,6 +104,8 @@ def interleave(
         round_begin = clock()
         for name, run in runs.items():
             speeds[name].runs.append(run())
+        if after_round is not None:
+            after_round()
         now = clock()
         if now - begin + (now - round_begin) > budget_s:
             break
@@ -132,13 +137,11 @@ def measure_speed(
         clock: seconds, for tests.
     """
     sampling = SamplingConfig() if sampling is None else sampling
-    runs = {}
+    runs: dict[str, Callable[[], Run]] = {}
     begin = clock()
     for strategy in strategies:
         decode(decoder, prompts[:1], strategy, min(max_new_tokens, 8), sampling, seed, clock=clock)  # warm-up
-        runs[strategy.name] = lambda strategy=strategy: decode(
-            decoder, prompts, strategy, max_new_tokens, sampling, seed, clock=clock
-        )
+        runs[strategy.name] = partial(decode, decoder, prompts, strategy, max_new_tokens, sampling, seed, clock=clock)
     return interleave(runs, repetitions, budget_s - (clock() - begin), clock)
 
 

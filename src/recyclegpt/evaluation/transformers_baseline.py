@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def llama(model: RecycleGPT) -> Any:
         raise ConfigError("bench.baselines: transformers is not installed; pip install 'recyclegpt[hf]'") from error
     config = model.config
     with torch.device("meta"):
-        made = LlamaForCausalLM(
+        made: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=config.vocab_size,
                 hidden_size=config.hidden_size,
@@ -40,11 +41,12 @@ def llama(model: RecycleGPT) -> Any:
                 num_key_value_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
                 max_position_embeddings=config.context_length,
-                rope_theta=config.rope_theta,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
                 rms_norm_eps=config.norm_eps,
                 tie_word_embeddings=config.tie_embeddings,
             )
-        ).to(model.dtype)
+        )
+    made.to(dtype=model.dtype)
     made.to_empty(device=model.device)
     # `to_empty` leaves the rotary frequencies undefined as well; the module knows how to fill them.
     made.model.rotary_emb = type(made.model.rotary_emb)(made.config).to(model.device)
@@ -59,10 +61,7 @@ def make_runs(
 ) -> dict[str, Callable[[], Run]]:
     """One measurement of greedy `generate` for each of `SETTINGS`; call each once to warm it up."""
     made = llama(model)
-    return {
-        setting: lambda setting=setting: _generate(made, prompts, max_new_tokens, batch, setting)
-        for setting in SETTINGS
-    }
+    return {setting: partial(_generate, made, prompts, max_new_tokens, batch, setting) for setting in SETTINGS}
 
 
 @torch.no_grad()
@@ -72,7 +71,7 @@ def _generate(made: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     device = made.device
     steps: list[float] = []
 
-    class Stamp(StoppingCriteria):  # type: ignore[misc]
+    class Stamp(StoppingCriteria):
         """Called once a token: the only hook that batches have too."""
 
         def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,18 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in DTYPES and _loaded()
 
 
+# What a traced graph needs to know: the shapes of the results.
+SHAPES: dict[str, Callable[..., Tensor]] = {
+    "linear": lambda x, _weight, out_features, _scale=None: x.new_empty(len(x), out_features),
+    "attend": lambda q, *_: torch.empty_like(q),
+    "rms_norm": lambda x, *_: torch.empty_like(x),
+    "swiglu": lambda gate_up: gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2),
+    "rotate_store": lambda qkv, _cos, _sin, _positions, key, _value: qkv.new_empty(
+        *qkv.shape[:2], qkv.shape[2] - 2 * key.shape[1], qkv.shape[3]
+    ),
+}
+
+
 @functools.cache
 def _loaded() -> bool:
     try:
@@ -31,19 +44,9 @@ def _loaded() -> bool:
     except KernelsUnavailableError as error:
         warnings.warn(f"decoding with torch's own kernels, at about half the speed: {error}", stacklevel=4)
         return False
-    # What a traced graph needs to know: the shapes of the results.
-    torch.library.register_fake("recyclegpt::linear")(lambda x, weight, width, scale=None: x.new_empty(len(x), width))
-    torch.library.register_fake("recyclegpt::attend")(lambda q, key, value, positions: torch.empty_like(q))
-    torch.library.register_fake("recyclegpt::rms_norm")(lambda x, weight, eps: torch.empty_like(x))
-    torch.library.register_fake("recyclegpt::swiglu")(lambda x: x.new_empty(len(x), x.shape[1] // 2))
-    torch.library.register_fake("recyclegpt::rotate_store")(
-        lambda qkv, cos, sin, positions, key, value: qkv.new_empty(*qkv.shape[:2], *_query_shape(qkv, key))
-    )
+    for name, shape_of in SHAPES.items():
+        torch.library.register_fake(f"recyclegpt::{name}")(shape_of)
     return True
-
-
-def _query_shape(qkv: Tensor, key: Tensor) -> tuple[int, int]:
-    return qkv.shape[2] - 2 * key.shape[1], qkv.shape[3]
 
 
 def pack(weight_OI: Tensor) -> Tensor:
@@ -68,20 +71,20 @@ def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(x: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None) -> Tensor:
-    """`(..., O)` = x `(..., I)` times a packed weight (`pack`), times the scale where the weight is int8."""
+    """Return `(..., O)`: x `(..., I)` times a packed weight (`pack`), times the scale where the weight is int8."""
     rows = x.reshape(-1, x.shape[-1])
     result: Tensor = torch.ops.recyclegpt.linear(rows, packed, out_features, scale)
     return result.view(*x.shape[:-1], out_features)
 
 
 def rms_norm(x: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    """x `(..., C)` over its root mean square, times the weight."""
+    """Rows `(..., C)` over their root mean square, times the weight."""
     result: Tensor = torch.ops.recyclegpt.rms_norm(x.contiguous(), weight_C, eps)
     return result
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up `(..., F)` of rows that hold both, `(..., 2 F)`."""
+    """Return silu(gate) * up `(..., F)` of rows that hold both, `(..., 2 F)`."""
     result: Tensor = torch.ops.recyclegpt.swiglu(gate_up.reshape(-1, gate_up.shape[-1]))
     return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 

@@ -14,9 +14,17 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp"))) + (Path(__file__).parent / "vectors.h",)
+SOURCES = (*sorted(Path(__file__).parent.glob("*.cpp")), Path(__file__).parent / "vectors.h")
 # Strictly IEEE (no -ffast-math): a result may not depend on how many rows were given. The stable ABI of torch 2.11.
-FLAGS = ("-std=c++20", "-w", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020b000000000000")
+FLAGS = (
+    "-std=c++20",
+    "-w",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-shared",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+)
 TIMEOUT_S = 300
 
 
