@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recyclegpt.decoding import kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
-from recyclegpt.models.layers import Attending, Attention, Rotary, SwiGLU, TransformerLayer, rotate
+from recyclegpt.models.layers import Attending, Rotary, TransformerLayer, rotate
 
 KERNEL_QUERIES = 16
 """With more queries a row than this (a prompt), attention is a product of matrices and torch's kernel is faster."""
@@ -39,8 +39,15 @@ class PackedLinear(nn.Module):
     packed: Tensor
     scale: Tensor | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.packed, self.out_features, self.scale)
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        y = kernels.linear(
+            x.reshape(-1, x.shape[-1]),
+            self.packed,
+            self.out_features,
+            self.scale,
+            None if plus is None else plus.reshape(-1, self.out_features),
+        )
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 class FusedLinear(nn.Module):
@@ -52,8 +59,9 @@ class FusedLinear(nn.Module):
 
     weight: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self.weight)
+        return y if plus is None else plus + y
 
 
 class KernelRMSNorm(nn.Module):
@@ -67,63 +75,86 @@ class KernelRMSNorm(nn.Module):
     weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view_as(x)
 
 
-class FusedAttention(nn.Module):
-    """One product for queries, keys and values; with kernels also one call each for rotation and attention."""
+class FusedLayer(nn.Module):
+    """A transformer layer with one product for queries, keys and values, and one for gate and up."""
 
-    def __init__(self, attention: Attention, linear: MakeLinear, use_kernels: bool) -> None:
+    def __init__(self, layer: TransformerLayer, linear: MakeLinear, norm: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
         self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
-        self.head_dim, self.use_kernels = attention.head_dim, use_kernels
+        self.head_dim = attention.head_dim
+        self.input_layernorm = norm(layer.input_layernorm)
         self.qkv_proj = linear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.o_proj = linear(attention.o_proj)
-
-    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
-        B, T, _ = x_BTC.shape
-        qkv_BTND = self.qkv_proj(x_BTC).view(B, T, -1, self.head_dim)
-        memory = attending.memory
-        if self.use_kernels and isinstance(memory, StaticCache) and T <= KERNEL_QUERIES:
-            key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
-            q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
-            y_BTHD = kernels.attend(q, key, value, positions_BT)
-        else:
-            q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
-            q = rotate(q, attending.cos_BTD, attending.sin_BTD)
-            k = rotate(k, attending.cos_BTD, attending.sin_BTD)
-            if memory is not None:
-                k, v = memory.write(layer, k, v)
-            y_BTHD = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                attn_mask=attending.mask,
-                is_causal=attending.mask is None,
-                enable_gqa=self.num_kv_heads != self.num_heads,
-            ).transpose(1, 2)
-        y_BTC: Tensor = self.o_proj(y_BTHD.reshape(B, T, self.num_heads * self.head_dim))
-        return y_BTC
-
-
-class FusedSwiGLU(nn.Module):
-    """One product for gate and up."""
-
-    def __init__(self, mlp: SwiGLU, linear: MakeLinear, use_kernels: bool) -> None:
-        super().__init__()
-        self.use_kernels = use_kernels
+        self.post_attention_layernorm = norm(layer.post_attention_layernorm)
         self.gate_up_proj = linear(mlp.gate_proj, mlp.up_proj)
         self.down_proj = linear(mlp.down_proj)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x_BTC)
-        if self.use_kernels:
-            gated = kernels.swiglu(gate_up)
-        else:
-            gate, up = gate_up.chunk(2, dim=-1)
-            gated = F.silu(gate) * up
-        y_BTC: Tensor = self.down_proj(gated)
+    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+        B, T, _ = x_BTC.shape
+        qkv_BTND = self.qkv_proj(self.input_layernorm(x_BTC)).view(B, T, -1, self.head_dim)
+        y_BTHD = self._attend(qkv_BTND, layer, attending)
+        x_BTC = self.o_proj(y_BTHD.reshape(B, T, -1), x_BTC)
+        y_BTC: Tensor = self.down_proj(self._gate(self.gate_up_proj(self.post_attention_layernorm(x_BTC))), x_BTC)
         return y_BTC
+
+    def _attend(self, qkv_BTND: Tensor, layer: int, attending: Attending) -> Tensor:
+        q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+        q = rotate(q, attending.cos_BTD, attending.sin_BTD)
+        k = rotate(k, attending.cos_BTD, attending.sin_BTD)
+        if attending.memory is not None:
+            k, v = attending.memory.write(layer, k, v)
+        y_BHTD = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=attending.mask,
+            is_causal=attending.mask is None,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )
+        return y_BHTD.transpose(1, 2)
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class KernelLayer(FusedLayer):
+    """The same with the kernels: eight calls a layer, straight after one another where a cache is read."""
+
+    qkv_proj: PackedLinear
+    o_proj: PackedLinear
+    gate_up_proj: PackedLinear
+    down_proj: PackedLinear
+
+    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+        memory = attending.memory
+        B, T, C = x_BTC.shape
+        if not isinstance(memory, StaticCache) or T > KERNEL_QUERIES:
+            return super().forward(x_BTC, layer, attending)
+        x_nC = x_BTC.reshape(B * T, C)
+        qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
+        key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
+        q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
+        y_nC = kernels.attend(q, key, value, positions_BT).view(B * T, -1)
+        x_nC = _product(self.o_proj, y_nC, x_nC)
+        gate_up = _product(self.gate_up_proj, _normed(self.post_attention_layernorm, x_nC))
+        return _product(self.down_proj, kernels.swiglu(gate_up), x_nC).view(B, T, C)
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
+
+
+# A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.
+def _product(linear: PackedLinear, x_nI: Tensor, plus_nO: Tensor | None = None) -> Tensor:
+    return kernels.linear(x_nI, linear.packed, linear.out_features, linear.scale, plus_nO)
+
+
+def _normed(norm: nn.Module, x_nC: Tensor) -> Tensor:
+    return kernels.rms_norm(x_nC, norm.weight, norm.eps) if isinstance(norm, KernelRMSNorm) else x_nC
 
 
 @torch.no_grad()
@@ -169,11 +200,9 @@ def fuse(
         copied.weight = nn.Parameter(weight_C, requires_grad=False)
         return copied
 
-    def put(to: TransformerLayer, layer: TransformerLayer) -> None:
-        to.input_layernorm = norm(layer.input_layernorm)
-        to.post_attention_layernorm = norm(layer.post_attention_layernorm)  # type: ignore[assignment]
-        to.self_attn = FusedAttention(layer.self_attn, linear, packs)  # type: ignore[assignment]
-        to.mlp = FusedSwiGLU(layer.mlp, linear, packs)  # type: ignore[assignment]
+    def layers(originals: nn.ModuleList) -> nn.ModuleList:
+        make = KernelLayer if packs else FusedLayer
+        return nn.ModuleList(make(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
 
     with torch.device("meta"):
         fused = RecycleGPT(model.config, model.recycle_config)
@@ -181,14 +210,12 @@ def fuse(
     embedding = model.backbone.embed_tokens.weight.detach()
     fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)
     fused.backbone.norm = norm(model.backbone.norm)  # type: ignore[assignment]
-    for to, layer in zip(fused.backbone.layers, model.backbone.layers, strict=True):
-        put(to, layer)  # type: ignore[arg-type]
+    fused.backbone.layers = layers(model.backbone.layers)
     if model.recyclable is not None and fused.recyclable is not None:
         for name in ("embed_norm", "hidden_norm", "norm"):
             setattr(fused.recyclable, name, norm(getattr(model.recyclable, name)))
         fused.recyclable.fc = linear(model.recyclable.fc)  # type: ignore[assignment]
-        for to, layer in zip(fused.recyclable.layers, model.recyclable.layers, strict=True):
-            put(to, layer)  # type: ignore[arg-type]
+        fused.recyclable.layers = layers(model.recyclable.layers)
     with device:
         # Tables in fp32 whatever the weights: in bf16 an angle is off by up to a part in 256.
         fused.rotary = Rotary(model.config.head_dim, model.config.rope_theta, model.rotary.num_positions)

@@ -6,7 +6,7 @@ verdict is then replaced, so the speed is real and the text means nothing.
 
 from __future__ import annotations
 
-import random
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +21,16 @@ class VerifiedAt(Verified):
 
     probability: float = 1.0
     pattern_length: int = 4096
-    """The verdicts are drawn once, with a fixed seed, and repeat after so many cycles."""
+    """The verdicts are fixed, and repeat after so many cycles."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        draw = random.Random(0)
+        # Multiples of an irrational number, another for each place, are spread more evenly than random draws: a short
+        # text keeps about the share that was asked for.
+        m = self.num_recycled
         pattern = [
-            next((place for place in range(self.num_recycled) if draw.random() >= self.probability), self.num_recycled)
-            for _ in range(self.pattern_length)
+            next((place for place in range(m) if _spread(cycle, place) >= self.probability), m)
+            for cycle in range(self.pattern_length)
         ]
         object.__setattr__(self, "pattern", torch.tensor(pattern))
         object.__setattr__(self, "turn", torch.zeros((), dtype=torch.long))
@@ -43,3 +45,8 @@ class VerifiedAt(Verified):
         kept_B = self.pattern[self.turn].expand_as(token_B)  # type: ignore[attr-defined]
         self.turn.add_(1).remainder_(self.pattern_length)  # type: ignore[attr-defined]
         return kept_B, token_B
+
+
+def _spread(cycle: int, place: int) -> float:
+    """A number in [0, 1): fractional part of a multiple of the square root of a prime."""
+    return (cycle + 1) * math.sqrt((2, 3, 5, 7, 11, 13, 17, 19)[place]) % 1

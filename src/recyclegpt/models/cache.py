@@ -47,7 +47,7 @@ class StaticCache:
 
         `num_read` bounds the slots that attention reads; it must exceed every position given.
         """
-        self.positions_BT = positions_BT
+        self.positions_BT = positions_BT.contiguous()
         self.num_read = self.num_slots if num_read is None else num_read
         return self.slots_S[: self.num_read] <= positions_BT[:, None, :, None]
 

@@ -30,9 +30,9 @@ def draw_bench(document: dict[str, Any], path: Path) -> None:
     groups = {key: rows for key, rows in groups.items() if rows}
     if not groups:
         return
-    columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
     widest = max(map(len, groups.values()))
+    columns = min(max(1, 14 // widest), 3, len(groups))
+    lines = -(-len(groups) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(columns * max(4.5, 0.95 * widest), 4.4 * lines), squeeze=False, layout="constrained"
     )

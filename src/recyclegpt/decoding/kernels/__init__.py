@@ -1,4 +1,4 @@
-"""Operators of a decoding pass on a CPU, in C++. Slow twins of each stand in the tests.
+"""Operators of a decoding pass on a CPU, in C++, for contiguous tensors. Slow twins of each stand in the tests.
 
 n rows, I and O widths of a product, C model width, B batch, T positions, S slots, H and G heads, D head width.
 """
@@ -27,7 +27,7 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
 
 # What a traced graph needs to know: the shapes of the results.
 SHAPES: dict[str, Callable[..., Tensor]] = {
-    "linear": lambda x, _weight, out_features, _scale=None: x.new_empty(len(x), out_features),
+    "linear": lambda x, _weight, out_features, _scale=None, _plus=None: x.new_empty(len(x), out_features),
     "attend": lambda q, *_: torch.empty_like(q),
     "rms_norm": lambda x, *_: torch.empty_like(x),
     "swiglu": lambda gate_up: gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2),
@@ -70,36 +70,37 @@ def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return (weight_OI / step_O[:, None]).round().to(torch.int8), F.pad(step_O, (0, -len(step_O) % LANES))
 
 
-def linear(x: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None) -> Tensor:
-    """Return `(..., O)`: x `(..., I)` times a packed weight (`pack`), times the scale where the weight is int8."""
-    rows = x.reshape(-1, x.shape[-1])
-    result: Tensor = torch.ops.recyclegpt.linear(rows, packed, out_features, scale)
-    return result.view(*x.shape[:-1], out_features)
+def linear(
+    x_nI: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None, plus_nO: Tensor | None = None
+) -> Tensor:
+    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given."""
+    result: Tensor = torch.ops.recyclegpt.linear.default(x_nI, packed, out_features, scale, plus_nO)
+    return result
 
 
-def rms_norm(x: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    """Rows `(..., C)` over their root mean square, times the weight."""
-    result: Tensor = torch.ops.recyclegpt.rms_norm(x.contiguous(), weight_C, eps)
+def rms_norm(x_nC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """Rows over their root mean square, times the weight, `(n, C)`."""
+    result: Tensor = torch.ops.recyclegpt.rms_norm.default(x_nC, weight_C, eps)
     return result
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up `(..., F)` of rows that hold both, `(..., 2 F)`."""
-    result: Tensor = torch.ops.recyclegpt.swiglu(gate_up.reshape(-1, gate_up.shape[-1]))
-    return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    """Return silu(gate) * up `(n, F)` of rows that hold both, `(n, 2 F)`."""
+    result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up)
+    return result
 
 
 def rotate_store(
     qkv_BTND: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
 ) -> Tensor:
     """Rotated queries `(B, T, H, D)`; the keys, rotated, and the values go into the cache at their positions."""
-    result: Tensor = torch.ops.recyclegpt.rotate_store(
-        qkv_BTND, cos_BTD, sin_BTD, positions_BT.contiguous(), key_BGSD, value_BGSD
+    result: Tensor = torch.ops.recyclegpt.rotate_store.default(
+        qkv_BTND, cos_BTD, sin_BTD, positions_BT, key_BGSD, value_BGSD
     )
     return result
 
 
 def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: Tensor) -> Tensor:
     """Attention `(B, T, H, D)` of each query to the slots up to its own position."""
-    result: Tensor = torch.ops.recyclegpt.attend(q_BTHD, key_BGSD, value_BGSD, positions_BT.contiguous())
+    result: Tensor = torch.ops.recyclegpt.attend.default(q_BTHD, key_BGSD, value_BGSD, positions_BT)
     return result

@@ -62,83 +62,94 @@ inline __m512bh PairSteps<int8_t>::weights(const int8_t* step) {  // whole numbe
 }
 #endif
 
+// Where results go: y (n, O) = scale (16 O/16) * product + plus (n, O); scale and plus may be absent.
+template <typename Y>
+struct Target {
+  Y* y;
+  const Y* plus;
+  const float* scale;
+  int64_t O;
+
+  void put(int64_t row, int64_t output, Floats values) const {
+    if (scale) values *= load(scale + output);
+    const int64_t at = row * O + output;
+    for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, O - output); ++lane)
+      store(y + at + lane, plus ? values[lane] + to_float(plus[at + lane]) : values[lane]);
+  }
+};
+
+// R blocks of 16 outputs, from output o on, for N rows from `row` on. w is the first of these blocks.
 template <typename P, typename W, typename Y, int R, int N>
-void tile(const W* w, const typename P::X* x, const float* scale, Y* y, int64_t I, int64_t O, int64_t valid) {
+void tile(const W* w, const typename P::X* x, const Target<Y>& target, int64_t row, int64_t o, int64_t I) {
   typename P::Sum sum[R][N] = {};
-  const int64_t block = I * kLanes;
+  const typename P::X* its_x = x + row * I;
   for (int64_t i = 0; i < I; i += 2) {
     typename P::Weights weights[R];
     for (int r = 0; r < R; ++r) {
-      const W* step = w + r * block + i * kLanes;
+      const W* step = w + (r * I + i) * kLanes;
       weights[r] = P::weights(step);
       __builtin_prefetch(step + 2048 / sizeof(W));
     }
     for (int n = 0; n < N; ++n)
-      for (int r = 0; r < R; ++r) P::add(sum[r][n], weights[r], x + n * I + i);
+      for (int r = 0; r < R; ++r) P::add(sum[r][n], weights[r], its_x + n * I + i);
   }
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) {
-      Floats values = P::value(sum[r][n]);
-      if (scale) values *= load(scale + r * kLanes);
-      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, valid - r * kLanes); ++lane)
-        store(y + n * O + r * kLanes + lane, values[lane]);
-    }
+    for (int n = 0; n < N; ++n)
+      if (o + r * kLanes < target.O) target.put(row + n, o + r * kLanes, P::value(sum[r][n]));
 }
 
-// R blocks of 16 outputs for the n rows left, N at a time, then fewer.
+// The same for all rows that are left, N at a time, then fewer.
 template <typename P, typename W, typename Y, int R, int N>
-void rows(const W* w, const typename P::X* x, const float* s, Y* y, int64_t n, int64_t I, int64_t O, int64_t valid) {
-  for (; n >= N; n -= N, x += N * I, y += N * O) tile<P, W, Y, R, N>(w, x, s, y, I, O, valid);
+void tiles(const W* w, const typename P::X* x, const Target<Y>& target, int64_t row, int64_t n, int64_t o, int64_t I) {
+  for (; n - row >= N; row += N) tile<P, W, Y, R, N>(w, x, target, row, o, I);
   if constexpr (N > 1)
-    if (n) rows<P, W, Y, R, N - 1>(w, x, s, y, n, I, O, valid);
+    if (row < n) tiles<P, W, Y, R, N - 1>(w, x, target, row, n, o, I);
 }
 
 template <typename P, typename W, typename Y>
-void multiply(const W* w, const typename P::X* x, const float* scale, Y* y, int64_t n, int64_t I, int64_t O) {
-  const int64_t blocks = (O + kLanes - 1) / kLanes;
+void multiply(const W* w, const typename P::X* x, const Target<Y>& target, int64_t n, int64_t I) {
+  const int64_t blocks = (target.O + kLanes - 1) / kLanes;
   const int64_t grain = std::max<int64_t>(1, 16384 / I);  // a thread is worth waking for this much
   torch::stable::parallel_for(0, blocks, grain, [&](int64_t from, int64_t to) {
-    for (int64_t b = from; b < to;) {
-      const float* its_scale = scale ? scale + b * kLanes : nullptr;
-      const W* its_weight = w + b * kLanes * I;
-      const int64_t valid = O - b * kLanes;
-      if (to - b >= kBlocks) {
-        rows<P, W, Y, kBlocks, kTokens>(its_weight, x, its_scale, y + b * kLanes, n, I, O, valid);
-        b += kBlocks;
-      } else {
-        rows<P, W, Y, 1, kTokens>(its_weight, x, its_scale, y + b * kLanes, n, I, O, valid);
-        ++b;
-      }
-    }
+    int64_t b = from;
+    for (; b + kBlocks <= to; b += kBlocks)
+      tiles<P, W, Y, kBlocks, kTokens>(w + b * kLanes * I, x, target, 0, n, b * kLanes, I);
+    for (; b < to; ++b) tiles<P, W, Y, 1, kTokens>(w + b * kLanes * I, x, target, 0, n, b * kLanes, I);
   });
 }
 
 template <template <typename> typename P, typename X, typename Y>
-void multiply_any(const Tensor& weight, const X* x, const float* scale, Y* y, int64_t n, int64_t I, int64_t O) {
-  if (weight.scalar_type() == ScalarType::Char) multiply<P<int8_t>>(data<int8_t>(weight), x, scale, y, n, I, O);
-  else multiply<P<BFloat>>(data<BFloat>(weight), x, scale, y, n, I, O);
+void multiply_any(const Tensor& weight, const X* x, const Target<Y>& target, int64_t n, int64_t I) {
+  if (weight.scalar_type() == ScalarType::Char) multiply<P<int8_t>>(data<int8_t>(weight), x, target, n, I);
+  else multiply<P<BFloat>>(data<BFloat>(weight), x, target, n, I);
 }
 
-// y (n, O) = x (n, I) times the packed weight, times scale (16 O/16) where one is given. The caller checks the shapes.
-Tensor linear(const Tensor& x, const Tensor& weight, int64_t O, const std::optional<Tensor>& scale) {
+template <typename Y>
+Target<Y> make_target(const Tensor& y, const std::optional<Tensor>& plus, const std::optional<Tensor>& scale) {
+  return {mutable_data<Y>(y), plus ? data<Y>(*plus) : nullptr, scale ? data<float>(*scale) : nullptr, y.size(1)};
+}
+
+// plus (n, O) + scale * x (n, I) times the packed weight. The caller checks the shapes.
+Tensor linear(
+    const Tensor& x, const Tensor& weight, int64_t O, const std::optional<Tensor>& scale,
+    const std::optional<Tensor>& plus) {
   const int64_t n = x.size(0), I = x.size(1);
-  Tensor y = torch::stable::new_empty(x, {n, O}, x.scalar_type());
-  const float* s = scale ? data<float>(*scale) : nullptr;
+  const Tensor y = torch::stable::new_empty(x, {n, O}, x.scalar_type());
   if (x.scalar_type() == ScalarType::BFloat16) {
-    BFloat* to = mutable_data<BFloat>(y);
+    const auto target = make_target<BFloat>(y, plus, scale);
 #ifdef __AVX512BF16__
-    multiply_any<PairSteps>(weight, data<BFloat>(x), s, to, n, I, O);
+    multiply_any<PairSteps>(weight, data<BFloat>(x), target, n, I);
 #else
     std::vector<float> wide(n * I);
     for (int64_t i = 0; i < n * I; ++i) wide[i] = to_float(data<BFloat>(x)[i]);
-    multiply_any<Steps>(weight, wide.data(), s, to, n, I, O);
+    multiply_any<Steps>(weight, wide.data(), target, n, I);
 #endif
   } else {
-    float* to = mutable_data<float>(y);
+    const auto target = make_target<float>(y, plus, scale);
     if (weight.scalar_type() == ScalarType::Float)
-      multiply<Steps<float>>(data<float>(weight), data<float>(x), s, to, n, I, O);
+      multiply<Steps<float>>(data<float>(weight), data<float>(x), target, n, I);
     else
-      multiply_any<Steps>(weight, data<float>(x), s, to, n, I, O);
+      multiply_any<Steps>(weight, data<float>(x), target, n, I);
   }
   return y;
 }
@@ -146,7 +157,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t O, const std::optio
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recyclegpt, library) {
-  library.def("linear(Tensor x, Tensor weight, int out_features, Tensor? scale=None) -> Tensor");
+  library.def("linear(Tensor x, Tensor weight, int out_features, Tensor? scale=None, Tensor? plus=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recyclegpt, CPU, library) { library.impl("linear", TORCH_BOX(&linear)); }
