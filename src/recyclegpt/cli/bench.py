@@ -50,6 +50,7 @@ COLUMNS = {
     "prompt_tokens": "prompt",
     "new_tokens": "new",
     "dtype": "dtype",
+    "compile": "compile",
     "tokens_per_s": "tokens/s",
     "speedup": "speedup",
     "ceiling_measured": "ceiling",

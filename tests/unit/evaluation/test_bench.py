@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, copy_bandwidth, stage_seconds
@@ -168,3 +170,22 @@ def test_figure_draws_every_group_but_the_baseline_alone(tmp_path: Path, model: 
     alone = {**document, "rows": document["rows"][:1]}
     draw_bench(alone, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists(), "a baseline alone is no comparison"
+
+
+def test_a_module_costs_autoregressive_decoding_nothing(model: RecycleGPT) -> None:
+    """Operator for operator: the same calls, in the same order, as in a model that never had a module."""
+    without = RecycleGPT(model.config).eval()
+    calls: list[list[str]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls[-1].append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for each in (model, without):
+        decoder = Decoder.optimised(each)
+        calls.append([])
+        with Recorder():
+            decoder.generate([[1, 2, 3]], Autoregressive(), 10)
+    assert calls[0] == calls[1]
+    assert "recyclegpt.linear.default" in calls[0]
