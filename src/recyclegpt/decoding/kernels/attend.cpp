@@ -4,80 +4,128 @@
 
 namespace {
 
-// Dot products of a query with four keys at once: their sums run side by side.
-template <typename E>
-inline void score_four(const float* query, const E* key, int64_t D, float* score) {
-  Floats sum[4] = {};
-  for (int64_t d = 0; d < D; d += kLanes) {
-    const Floats values = load(query + d);
-    for (int s = 0; s < 4; ++s) sum[s] += values * load(key + s * D + d);
-  }
-  for (int s = 0; s < 4; ++s) score[s] = total(sum[s]);
-}
+constexpr int kQueries = 4;  // read a cache together
+constexpr int kSlots = 4;    // whose dot products run side by side
 
-template <typename E>
-inline float score_one(const float* query, const E* key, int64_t D) {
+// Q queries of one head, each in fp32 and scaled, and what they have found so far.
+template <int Q>
+struct Queries {
+  const float* query[Q];  // (D)
+  int64_t count[Q];       // slots that each may see
+  float* score[Q];        // (round_up(S))
+};
+
+// Scores of N slots from s on. A sum runs over the width in one order, whatever N and Q are.
+template <typename E, int Q, int N>
+inline void score_slots(const Queries<Q>& queries, const E* key, int64_t s, int64_t D) {
   const int64_t whole = D / kLanes * kLanes;
-  Floats sum = {};
-  for (int64_t d = 0; d < whole; d += kLanes) sum += load(query + d) * load(key + d);
-  float score = total(sum);
-  for (int64_t d = whole; d < D; ++d) score += query[d] * to_float(key[d]);
-  return score;
+  Floats sum[Q][N] = {};
+  for (int64_t d = 0; d < whole; d += kLanes)
+    for (int n = 0; n < N; ++n) {
+      const Floats keys = load(key + (s + n) * D + d);
+      for (int q = 0; q < Q; ++q) sum[q][n] = fused(load(queries.query[q] + d), keys, sum[q][n]);
+    }
+  for (int q = 0; q < Q; ++q)
+    for (int n = 0; n < N; ++n) {
+      float score = total(sum[q][n]);
+      for (int64_t d = whole; d < D; ++d)
+        score = std::fma(queries.query[q][d], to_float(key[(s + n) * D + d]), score);
+      queries.score[q][s + n] = score;
+    }
 }
 
-// Sums of values weighted by their scores, for 4 vectors of lanes at a time where the head is that wide.
-template <typename E, int N>
-inline void mix(const float* score, const E* value, int64_t count, int64_t D, float share, E* y) {
-  Floats sum[N] = {};
-  for (int64_t s = 0; s < count; ++s)
-    for (int n = 0; n < N; ++n) sum[n] += score[s] * load(value + s * D + n * kLanes);
-  for (int n = 0; n < N; ++n) store(y + n * kLanes, sum[n] * share);
-}
-
-// One query of one head against the first `count` slots of key and value (S, D).
-template <typename E>
-void attend_one(const E* q, const E* key, const E* value, int64_t count, int64_t D, float* query, float* score, E* y) {
-  const float scale = 1 / std::sqrt(float(D));
-  for (int64_t d = 0; d < D; ++d) query[d] = to_float(q[d]) * scale;
-  int64_t s = 0;
-  if (D % kLanes == 0)
-    for (; s + 4 <= count; s += 4) score_four(query, key + s * D, D, score + s);
-  for (; s < count; ++s) score[s] = score_one(query, key + s * D, D);
+// Turns the scores of a query into weights, zero from its count on, and returns one over their sum.
+inline float to_weights(float* score, int64_t count, int64_t last) {
   const float largest = *std::max_element(score, score + count);
-  std::fill(score + count, score + round_up(count), -INFINITY);
+  std::fill(score + count, score + round_up(last), -INFINITY);
   Floats sums = {};
-  for (s = 0; s < count; s += kLanes) {
+  for (int64_t s = 0; s < round_up(last); s += kLanes) {
     Floats weights = exponential(load(score + s) - largest);
-    for (int64_t lane = count - s; lane < kLanes; ++lane) weights[lane] = 0;
+    for (int64_t lane = std::max<int64_t>(0, count - s); lane < kLanes; ++lane) weights[lane] = 0;
     store(score + s, weights);
     sums += weights;
   }
-  const float share = 1 / total(sums);
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= D; d += 4 * kLanes) mix<E, 4>(score, value + d, count, D, share, y + d);
-  for (; d + kLanes <= D; d += kLanes) mix<E, 1>(score, value + d, count, D, share, y + d);
-  for (; d < D; ++d) {
-    float mixed = 0;
-    for (s = 0; s < count; ++s) mixed += score[s] * to_float(value[s * D + d]);
-    store(y + d, mixed * share);
-  }
+  return 1 / total(sums);
 }
+
+// Values weighted by the scores of Q queries, N vectors of the head's width at a time.
+template <typename E, int Q, int N>
+inline void mix(const Queries<Q>& queries, const float* share, const E* value, int64_t last, int64_t D, E* const* y) {
+  Floats sum[Q][N] = {};
+  for (int64_t s = 0; s < last; ++s)
+    for (int n = 0; n < N; ++n) {
+      const Floats values = load(value + s * D + n * kLanes);
+      for (int q = 0; q < Q; ++q) sum[q][n] = fused(all(queries.score[q][s]), values, sum[q][n]);
+    }
+  for (int q = 0; q < Q; ++q)
+    for (int n = 0; n < N; ++n) store(y[q] + n * kLanes, sum[q][n] * share[q]);
+}
+
+template <typename E, int Q>
+void attend_some(const Queries<Q>& queries, const E* key, const E* value, int64_t D, E** y) {
+  const int64_t last = *std::max_element(queries.count, queries.count + Q);
+  int64_t s = 0;
+  for (; s + kSlots <= last; s += kSlots) score_slots<E, Q, kSlots>(queries, key, s, D);
+  for (; s < last; ++s) score_slots<E, Q, 1>(queries, key, s, D);
+  float share[Q];
+  for (int q = 0; q < Q; ++q) share[q] = to_weights(queries.score[q], queries.count[q], last);
+  int64_t d = 0;
+  const auto advance = [&](int64_t width) {
+    d += width;
+    for (int q = 0; q < Q; ++q) y[q] += width;
+  };
+  for (; d + 4 * kLanes <= D; advance(4 * kLanes)) mix<E, Q, 4>(queries, share, value + d, last, D, y);
+  for (; d + kLanes <= D; advance(kLanes)) mix<E, Q, 1>(queries, share, value + d, last, D, y);
+  for (; d < D; advance(1))
+    for (int q = 0; q < Q; ++q) {
+      float mixed = 0;
+      for (s = 0; s < last; ++s) mixed = std::fma(queries.score[q][s], to_float(value[s * D + d]), mixed);
+      store(y[q], mixed * share[q]);
+    }
+}
+
+// One key/value head of one row: T times `group` queries, Q together, then fewer.
+template <typename E>
+struct Head {
+  const E *q, *key, *value;
+  const int64_t* positions;
+  E* y;
+  int64_t T, H, group, D;
+  float *query, *score;  // room for kQueries of each
+  int64_t score_size;
+
+  template <int Q>
+  void attend(int64_t next) const {
+    for (; next + Q <= T * group; next += Q) {
+      const float scale = 1 / std::sqrt(float(D));
+      Queries<Q> queries;
+      E* to[Q];
+      for (int i = 0; i < Q; ++i) {
+        const int64_t t = (next + i) / group, at = (t * H + (next + i) % group) * D;
+        float* scaled = query + i * D;
+        for (int64_t d = 0; d < D; ++d) scaled[d] = to_float(q[at + d]) * scale;
+        queries.query[i] = scaled, queries.count[i] = positions[t] + 1, queries.score[i] = score + i * score_size;
+        to[i] = y + at;
+      }
+      attend_some<E, Q>(queries, key, value, D, to);
+    }
+    if constexpr (Q > 1)
+      if (next < T * group) attend<Q - 1>(next);
+  }
+};
 
 template <typename E>
 void attend_all(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& positions, Tensor& y) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), G = key.size(1), S = key.size(2);
-  const int64_t *position = data<int64_t>(positions), group = H / G;
+  const int64_t group = H / G, score_size = round_up(S);
   torch::stable::parallel_for(0, B * G, 1, [&](int64_t from, int64_t to) {
-    std::vector<float> query(D), score(round_up(S));
+    std::vector<float> query(kQueries * D), score(kQueries * score_size);
     for (int64_t task = from; task < to; ++task) {
-      const int64_t b = task / G, g = task % G, slots = task * S * D;
-      for (int64_t t = 0; t < T; ++t)
-        for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-          const int64_t at = ((b * T + t) * H + h) * D;
-          attend_one(
-              data<E>(q) + at, data<E>(key) + slots, data<E>(value) + slots, position[b * T + t] + 1, D, query.data(),
-              score.data(), mutable_data<E>(y) + at);
-        }
+      const int64_t b = task / G, queries = (b * T * H + task % G * group) * D, slots = task * S * D;
+      const Head<E> head = {
+          data<E>(q) + queries, data<E>(key) + slots, data<E>(value) + slots, data<int64_t>(positions) + b * T,
+          mutable_data<E>(y) + queries, T, H, group, D, query.data(), score.data(), score_size};
+      head.template attend<kQueries>(0);
     }
   });
 }

@@ -20,7 +20,7 @@ FLAGS = (
     "-std=c++20",
     "-w",
     "-O3",
-    "-ffp-contract=fast",
+    "-ffp-contract=off",
     "-fPIC",
     "-shared",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",

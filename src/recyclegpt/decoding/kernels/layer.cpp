@@ -14,7 +14,7 @@ void norm_rows(const E* x, const E* weight, E* y, int64_t n, int64_t C, float ep
   const int64_t whole = C / kLanes * kLanes;
   for (; n > 0; --n, x += C, y += C) {
     Floats squares = {};
-    for (int64_t c = 0; c < whole; c += kLanes) squares += load(x + c) * load(x + c);
+    for (int64_t c = 0; c < whole; c += kLanes) squares = fused(load(x + c), load(x + c), squares);
     float sum = total(squares);
     for (int64_t c = whole; c < C; ++c) sum += to_float(x[c]) * to_float(x[c]);
     const float scale = 1 / std::sqrt(sum / float(C) + eps);

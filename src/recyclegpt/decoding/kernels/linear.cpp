@@ -29,7 +29,9 @@ struct Steps {  // any format, against rows in fp32
     Floats even, odd;
   };
   static Weights weights(const W* step) { return {load(step), load(step + kLanes)}; }
-  static void add(Sum& sum, const Weights& w, const float* x) { sum += w.even * x[0], sum += w.odd * x[1]; }
+  static void add(Sum& sum, const Weights& w, const float* x) {
+    sum = fused(w.odd, all(x[1]), fused(w.even, all(x[0]), sum));
+  }
   static Floats value(Sum sum) { return sum; }
 };
 
@@ -73,7 +75,11 @@ struct Target {
   void put(int64_t row, int64_t output, Floats values) const {
     if (scale) values *= load(scale + output);
     const int64_t at = row * O + output;
-    for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, O - output); ++lane)
+    if (O - output >= kLanes) {
+      store(y + at, plus ? values + load(plus + at) : values);
+      return;
+    }
+    for (int64_t lane = 0; lane < O - output; ++lane)
       store(y + at + lane, plus ? values[lane] + to_float(plus[at + lane]) : values[lane]);
   }
 };

@@ -12,7 +12,7 @@
 #include <optional>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 
@@ -53,7 +53,12 @@ inline void store(BFloat* to, float value) {  // rounds to nearest, ties to even
 }
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 inline void store(BFloat* to, Floats values) {
+#ifdef __AVX512BF16__
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+  std::memcpy(to, &halves, sizeof halves);
+#else
   for (int lane = 0; lane < kLanes; ++lane) store(to + lane, values[lane]);
+#endif
 }
 inline Floats load(const float* from) { return read<Floats>(from); }
 inline Floats load(const BFloat* from) {
@@ -66,6 +71,25 @@ inline Floats load(const int8_t* from) {
   return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Floats);
 #endif
 }
+
+// a * b + c rounded once. Spelt out, since a compiler that may contract does so in one loop and not in another, and a
+// result would depend on how many rows were given.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  typedef float Eight __attribute__((vector_size(32)));
+  const auto half = [&](int at) {
+    const auto of = [&](const Floats& v) { return read<__m256>(reinterpret_cast<const char*>(&v) + at); };
+    return (Eight)_mm256_fmadd_ps(of(a), of(b), of(c));
+  };
+  const Eight halves[2] = {half(0), half(32)};
+  return read<Floats>(halves);
+#else
+  return a * b + c;
+#endif
+}
+inline Floats all(float value) { return value - Floats{}; }  // less zero: what the compiler may leave out
 
 inline float total(Floats values) {
   typedef float Eight __attribute__((vector_size(32)));
