@@ -19,7 +19,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the process's memory")
 @pytest.mark.parametrize(
     ("strategy", "sampling"),
-    [(Alternating(2), SamplingConfig()), (Verified(2), SamplingConfig(temperature=1.0, top_p=0.9))],
+    [(Alternating(8), SamplingConfig()), (Verified(2), SamplingConfig(temperature=1.0, top_p=0.9))],
 )
 def test_memory_does_not_grow_over_ten_thousand_tokens(strategy: Strategy, sampling: SamplingConfig) -> None:
     torch.manual_seed(0)
