@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recyclegpt.decoding import kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
+from recyclegpt.models.cache import UnrolledMemory
 from recyclegpt.models.layers import Attending, Rotary, TransformerLayer, rotate
 
 KERNEL_QUERIES = 16
@@ -138,6 +139,7 @@ class KernelLayer(FusedLayer):
         x_nC = x_BTC.reshape(B * T, C)
         qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
         key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
+        # The kernel finds a position's row in the tables by itself (`KernelGPT`).
         q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
         y_nC = kernels.attend(q, key, value, positions_BT).view(B * T, -1)
         x_nC = _product(self.o_proj, y_nC, x_nC)
@@ -146,6 +148,23 @@ class KernelLayer(FusedLayer):
 
     def _gate(self, gate_up: Tensor) -> Tensor:
         return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
+
+
+class KernelGPT(RecycleGPT):
+    """A model of such layers: where they read a cache they need neither a mask nor looked-up rotations."""
+
+    def _attending(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None,
+        mask: Tensor | None,
+        cache: StaticCache | UnrolledMemory | None,
+        num_read: int | None,
+    ) -> Attending:
+        if positions_BT is None or not isinstance(cache, StaticCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
+            return super()._attending(tokens_BT, positions_BT, mask, cache, num_read)
+        cache.positions_BT = positions_BT.contiguous()
+        return Attending(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
 
 
 # A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.
@@ -205,7 +224,7 @@ def fuse(
         return nn.ModuleList(make(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
 
     with torch.device("meta"):
-        fused = RecycleGPT(model.config, model.recycle_config)
+        fused = (KernelGPT if packs else RecycleGPT)(model.config, model.recycle_config)
     fused.lm_head = linear(model.lm_head)  # type: ignore[assignment]
     embedding = model.backbone.embed_tokens.weight.detach()
     fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)

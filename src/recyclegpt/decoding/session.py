@@ -52,6 +52,7 @@ class Session:
         self.last_B = torch.zeros_like(self.start_B)
         self.offered_B = torch.zeros_like(self.start_B)
         self.block_T = torch.arange(m + 1, device=self.device)
+        self.first_row_B = torch.arange(batch, device=self.device) * (m + 1)
         self.record_B4 = torch.zeros(batch, 4, dtype=torch.long, device=self.device)
         sampler.allocate(m, config.vocab_size, self.device)
         self.proposed_BmV: Tensor | None = None
@@ -82,7 +83,6 @@ class Session:
         logits_BV = self.model.classify(_at(hidden_BTC, last_B))
         token_B, _ = self.sampler.choose(logits_BV, 0, None if seen_BV is None else seen_BV[:, 0])
         self._write(self.start_B, token_B)
-        self.offered_B.zero_()
         if self.m:
             following_BT = self.tokens_BS[:, 1 : width + 1]
             recycled_BTC = self.model.recycle(
@@ -107,7 +107,7 @@ class Session:
         proposals = Proposals(block_BT[:, 1:], self.offered_B, self.proposed_BmV)
         kept_B, token_B = self.strategy.judge(Reading(logits_BTV, best_BT, seen_BTV), proposals, self.sampler)
         agreed_Bm = (best_BT[:, :-1] == proposals.tokens_Bm) & (self.block_T[:-1] < self.offered_B[:, None])
-        before = [kept_B, agreed_Bm.sum(dim=1), self.offered_B.clone()]
+        before = [kept_B, agreed_Bm.sum(dim=1), self.offered_B.clone()] if self.m else [self.offered_B] * 3
         # A row that has ended stays where it is; what it writes there was handed out already.
         self.start_B.copy_(torch.minimum(self.start_B + kept_B + 1, self.last_B))
         self._write(self.start_B, token_B)
@@ -116,34 +116,40 @@ class Session:
             recycled_BTC = self.recycle(
                 following_BT, hidden_BTC, positions_BT, cache=self.recycle_cache, num_read=num_read
             )
-            self._propose(_at(recycled_BTC, kept_B), num_read)
+            state_BC = recycled_BTC.flatten(0, 1).index_select(0, self.first_row_B + kept_B)
+            self._propose(state_BC, num_read)
         torch.stack([self.start_B, *before], dim=1, out=self.record_B4)
 
     def _propose(self, state_BC: Tensor, num_read: int) -> None:
         """Let the module write m tokens after the backbone's, from its state of the newest pair."""
         threshold = self.strategy.confidence
-        sure_B = torch.ones_like(self.start_B, dtype=torch.bool)
-        offered_B = torch.zeros_like(self.start_B)
+        sure_B: Tensor | None = None
+        self.offered_B.fill_(0 if threshold > 0 else self.m)
         for step in range(1, self.m + 1):
             logits_BV = self.model.classify(state_BC)
-            before_B1 = (self.start_B + step - 1)[:, None]
-            seen_BTV = self._seen(before_B1)
+            position_B = self.start_B + step
+            seen_BTV = self._seen((position_B - 1)[:, None]) if self.sampler.config.penalises else None
             seen_BV = None if seen_BTV is None else seen_BTV[:, 0]
             token_B, distribution_BV = self.sampler.choose(logits_BV, step, seen_BV)
-            if threshold > 0:
-                sure_B = sure_B & (largest_probability(logits_BV, self.sampler.config, seen_BV) > threshold)
-            offered_B = offered_B + sure_B
-            self._write(self.start_B + step, token_B)
+            self._write(position_B, token_B)
             if self.proposed_BmV is not None and distribution_BV is not None:
                 self.proposed_BmV[:, step - 1] = distribution_BV
-            # On a CPU asking costs nothing, and spares calls whose tokens nobody will keep.
-            if step == self.m or (threshold > 0 and self.device.type == "cpu" and not bool(sure_B.any())):
-                break
-            # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
-            state_BC = self.recycle(
-                token_B[:, None], state_BC[:, None], before_B1, cache=self.recycle_cache, num_read=num_read
-            ).squeeze(1)
-        self.offered_B.copy_(offered_B)
+            if threshold > 0:
+                now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > threshold
+                sure_B = now_B if sure_B is None else sure_B & now_B
+                self.offered_B.add_(sure_B)
+                # On a CPU asking costs nothing, and spares calls whose tokens nobody will keep.
+                if self.device.type == "cpu" and not bool(sure_B.any()):
+                    break
+            if step < self.m:
+                # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
+                state_BC = self.recycle(
+                    token_B[:, None],
+                    state_BC[:, None],
+                    (position_B - 1)[:, None],
+                    cache=self.recycle_cache,
+                    num_read=num_read,
+                ).squeeze(1)
 
     def _write(self, positions_B: Tensor, token_B: Tensor) -> None:
         self.tokens_BS.scatter_(1, positions_B[:, None], token_B[:, None])

@@ -91,11 +91,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def rotate_store(
-    qkv_BTND: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
+    qkv_BTND: Tensor, cos_SD: Tensor, sin_SD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
 ) -> Tensor:
     """Rotated queries `(B, T, H, D)`; the keys, rotated, and the values go into the cache at their positions."""
     result: Tensor = torch.ops.recyclegpt.rotate_store.default(
-        qkv_BTND, cos_BTD, sin_BTD, positions_BT, key_BGSD, value_BGSD
+        qkv_BTND, cos_SD, sin_SD, positions_BT, key_BGSD, value_BGSD
     )
     return result
 

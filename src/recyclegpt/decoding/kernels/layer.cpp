@@ -88,8 +88,9 @@ void rotate_all(
     const Tensor& value, const Tensor& q) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), G = key.size(1), S = key.size(2);
   for (int64_t row = 0; row < B * T; ++row) {
-    const int64_t first = (row / T) * G * S + data<int64_t>(positions)[row];  // its slot of the first head
-    const float *its_cos = data<float>(cos) + row * D, *its_sin = data<float>(sin) + row * D;
+    const int64_t position = data<int64_t>(positions)[row];
+    const int64_t first = (row / T) * G * S + position;  // its slot of the first head
+    const float *its_cos = data<float>(cos) + position * D, *its_sin = data<float>(sin) + position * D;
     const E* from = data<E>(qkv) + row * (H + 2 * G) * D;
     for (int64_t h = 0; h < H; ++h)
       rotate_head(from + h * D, its_cos, its_sin, mutable_data<E>(q) + (row * H + h) * D, D);
@@ -101,7 +102,8 @@ void rotate_all(
 }
 
 // Queries q (B, T, H, D) of qkv (B, T, H + 2 G, D), rotated; its keys, rotated, and values go into the slots at
-// positions (B, T) of key and value (B, G, S, D). cos and sin are fp32 (B, T, 1, D).
+// positions (B, T) of key and value (B, G, S, D). cos and sin are the
+// whole tables, fp32 (positions, D).
 Tensor rotate_store(
     const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, Tensor key, Tensor value) {
   const int64_t B = qkv.size(0), T = qkv.size(1), D = qkv.size(3), H = qkv.size(2) - 2 * key.size(1);
