@@ -39,7 +39,7 @@ def load() -> None:
     Raises:
         KernelsUnavailableError: there is no C++ compiler, it fails, or the result cannot be loaded.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = _compiler()
     if compiler is None:
         raise KernelsUnavailableError("no C++ compiler was found; install g++, or name one in CXX")
     library = folder() / f"kernels-{_key(compiler)}.so"
@@ -49,6 +49,10 @@ def load() -> None:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise KernelsUnavailableError(f"{library} cannot be loaded ({error}); delete it to compile anew") from error
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def folder() -> Path:

@@ -1,0 +1,260 @@
+"""Confidence, penalties, filters and stops, each against a slow definition."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
+
+from recyclegpt.decoding import (
+    Alternating,
+    Autoregressive,
+    Decoder,
+    PrintedText,
+    Sampler,
+    SamplingConfig,
+    StopStrings,
+    Verified,
+    decoder,
+    graph,
+    processed_probabilities,
+)
+from recyclegpt.decoding.sampling import penalised
+from recyclegpt.decoding.session import Session
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleGPT
+
+from .test_exactness import random_model
+from .test_sampling import VOCABULARY, p_value
+from .toy import CountingModel
+
+
+@torch.no_grad()
+def alternate_while_sure(model: RecycleGPT, prompt: list[int], m: int, threshold: float, number: int) -> list[int]:
+    """Alternating decoding with a threshold, every state recomputed from the whole text."""
+    text = list(prompt)
+    while len(text) < len(prompt) + number:
+        hidden = model.read(torch.tensor([text]))
+        text.append(int(model.classify(hidden[:, -1]).argmax()))
+        states, read = hidden, len(text) - 1
+        for _ in range(m):
+            recycled = model.recycle(torch.tensor([text[1:]]), states)
+            probability = model.classify(recycled[0, -1]).float().softmax(-1)
+            if float(probability.max()) <= threshold:
+                break
+            text.append(int(probability.argmax()))
+            states = torch.cat([hidden, recycled[:, read - 1 :]], dim=1)
+    return text[len(prompt) : len(prompt) + number]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 1.0])
+def test_alternating_recycles_while_it_is_sure(threshold: float) -> None:
+    prompts = [[1, 2, 3], [7], [4, 4, 9, 1, 2]]
+    checked = 0
+    for seed in range(6):
+        model = random_model(seed, sharpness=0.35)
+        for m in (1, 3):
+            result = Decoder(model).generate(prompts, Alternating(m, threshold), 19)
+            assert result.tokens == [alternate_while_sure(model, prompt, m, threshold, 19) for prompt in prompts]
+            checked += result.counts.num_checked
+            plain = Decoder(model).generate(prompts, Autoregressive(), 19).tokens
+            assert threshold < 1 or result.tokens == plain, "at 1 nothing is recycled"
+            verified = Decoder(model).generate(prompts, Verified(m, threshold), 19)
+            assert verified.tokens == plain
+    assert (checked == 0) == (threshold == 1)
+
+
+@dataclass(frozen=True)
+class DropsUnlikely(Verified):
+    """The tempting mistake: a threshold on the probability of the token that was drawn."""
+
+    def judge(self, reading: Any, proposals: Any, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        tokens_Bm, _, q_BmV = proposals
+        sure_Bm = q_BmV.gather(2, tokens_Bm[..., None]).squeeze(2) > 0.3
+        return super().judge(reading, proposals._replace(count_B=sure_Bm.long().cumprod(1).sum(1)), sampler)
+
+
+def test_verified_sampling_stays_exact_under_a_threshold() -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+    sampling = SamplingConfig(temperature=1.0)
+    for m, threshold in ((1, 0.4), (2, 0.5)):
+        assert p_value(model, Verified(m, threshold), sampling) > 1e-3
+    assert p_value(model, DropsUnlikely(1), sampling) < 1e-6, "this test would not see a biased threshold"
+
+
+def test_repetition_penalty_and_min_p_are_those_of_transformers() -> None:
+    torch.manual_seed(0)
+    logits, text = torch.randn(3, 20), torch.randint(20, (3, 7))
+    seen = torch.zeros(3, 20, dtype=torch.bool).scatter(1, text, True)
+    config = SamplingConfig(temperature=0.7, min_p=0.2, repetition_penalty=1.7)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(text, logits.clone())
+    torch.testing.assert_close(penalised(logits, config, seen), expected)
+    kept = MinPLogitsWarper(0.2)(text, expected / 0.7).softmax(-1)
+    torch.testing.assert_close(processed_probabilities(logits, config, seen), kept)
+    by_hand = processed_probabilities(
+        torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), SamplingConfig(temperature=1.0, min_p=0.31)
+    )
+    torch.testing.assert_close(by_hand, torch.tensor([0.625, 0.375, 0, 0]))
+
+
+@torch.no_grad()
+def test_greedy_decoding_obeys_the_penalty() -> None:
+    sampling = SamplingConfig(repetition_penalty=1.6)
+    for seed in range(5):
+        model, prompt = random_model(seed), [3, 5, 3]
+        text = list(prompt)
+        for _ in range(20):
+            logits = model.classify(model.read(torch.tensor([text])))[:, -1]
+            text.append(int(RepetitionPenaltyLogitsProcessor(1.6)(torch.tensor([text]), logits).argmax()))
+        for strategy in (Autoregressive(), Verified(1), Verified(4)):
+            assert Decoder(model).generate([prompt, [1]], strategy, 20, sampling).tokens[0] == text[3:]
+        assert Decoder(model).generate([prompt], Autoregressive(), 20).tokens[0] != text[3:]
+
+
+def test_sampling_with_a_penalty_stays_exact_and_independent_of_the_batch() -> None:
+    model = random_model(2, sharpness=0.2)
+    sampling = SamplingConfig(temperature=1.0, repetition_penalty=1.5, min_p=0.02)
+    prompts = [[1, 2, 3], [4]]
+    for strategy in (Alternating(2), Verified(3)):
+        together = Decoder(model).generate(prompts, strategy, 15, sampling, seed=3)
+        for row, prompt in enumerate(prompts):
+            assert (
+                together.tokens[row]
+                == Decoder(model).generate([prompt], strategy, 15, sampling, seed=3 + row).tokens[0]
+            )
+
+
+def always(position: int) -> bool:
+    return True
+
+
+def letters(tokens: list[int]) -> str:
+    """The toy counts upwards: 0 is a, 25 is z, and on."""
+    return "".join(chr(ord("a") + token % 26) for token in tokens)
+
+
+@pytest.mark.parametrize("stop", ["h", "i", "hi", "ghi", "ijk", "jk"])
+@pytest.mark.parametrize("strategy", [Autoregressive(), Alternating(1), Alternating(4), Verified(3)])
+def test_a_stop_string_ends_the_text_on_any_half_step(stop: str, strategy: Any) -> None:
+    model = CountingModel(lambda position: position % 3 != 0 or strategy.name != "verified")
+    stops = StopStrings([stop, "xyz"], letters)
+    result = Decoder(model).generate([[4, 5], [6, 7]], strategy, 30, stop_strings=stops)
+    for row, begin in enumerate(("g", "i")):
+        text = letters(result.tokens[row])
+        assert result.finish[row] == "stop"
+        assert text.startswith(begin)
+        # the first stop is complete with the last token and not before; the prompt (ef, gh) is not searched
+        found = [text.find(string) for string in (stop, "xyz") if string in text]
+        assert found
+        assert text.endswith((stop, "xyz"))
+        assert not any(string in text[:-1] for string in (stop, "xyz"))
+
+
+def test_the_earlier_of_two_stops_in_one_cycle_counts() -> None:
+    model = CountingModel(always)
+    stops = StopStrings(["j"], letters)
+    both = Decoder(model).generate([[4]], Alternating(8), 30, stop_tokens=[8], stop_strings=stops)
+    assert letters(both.tokens[0]) == "fghi"
+    both = Decoder(model).generate([[4]], Alternating(8), 30, stop_tokens=[11], stop_strings=stops)
+    assert letters(both.tokens[0]) == "fghij"
+    assert both.counts.num_tokens == 5
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty string"):
+        StopStrings(["a", ""], letters)
+
+
+def shown(strings: list[str], pieces: list[str], marks: str) -> tuple[list[str], list[tuple[str, bool]]]:
+    """What is shown after each piece, and all of it with its marks."""
+    waiting = iter([*pieces, ""])
+    text = PrintedText(strings, lambda _: next(waiting), lambda: next(waiting))
+    steps = [text.add(0, mark == "r") for mark in marks]
+    last = text.end()
+    return ["".join(piece for piece, _ in step) for step in steps], [*itertools.chain(*steps), *last]
+
+
+def test_printed_text_holds_back_what_may_be_a_stop() -> None:
+    steps, everything = shown(["END"], ["one E", "N", "ough", " E", "ND", "never"], "brbrbr")
+    assert steps == ["one ", "", "ENough", " ", "", ""]
+    assert everything == [("one ", False), ("E", False), ("N", True), ("ough", False), (" ", True)]
+    assert shown(["END"], ["so E", "N"], "br")[1] == [("so ", False), ("E", False), ("N", True)], "told at the end"
+    assert shown([], ["a", "", "b"], "brb") == (["a", "", "b"], [("a", False), ("b", False)])
+    assert shown(["\n\n"], ["x\n", "\ny"], "bb")[0] == ["x", ""]
+
+
+class RefusesToAnswer(TorchDispatchMode):
+    """Fails where the host asks the device for a value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asks = ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "equal.default", "masked_select")
+        assert not any(word in str(func) for word in asks), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0.9, 5, 0.9, 0.01, 1.2)], ids=["greedy", "all"])
+@pytest.mark.parametrize("strategy", [Autoregressive(), Alternating(2), Verified(3)])
+@torch.no_grad()
+def test_a_cycle_asks_the_device_for_nothing(strategy: Any, sampling: SamplingConfig) -> None:
+    model = random_model(0)
+    session = Session(model, strategy, Sampler.seeded(sampling, 2, 0, model.device), 2, 40)
+    session.begin([[1, 2], [3]], [30, 30], 40)
+    session.sampler.refill()
+    with RefusesToAnswer():
+        session.cycle(40)
+    with pytest.raises(AssertionError, match="waits"), RefusesToAnswer():
+        bool(session.start_B.any())
+
+
+def test_looking_every_eighth_cycle_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where rows run on past their stop until the host looks."""
+    model = random_model(5)
+    prompts = [[1, 2, 3, 4], [7], [8, 9]]
+    for strategy in (Autoregressive(), Alternating(3), Verified(2)):
+        for sampling in (SamplingConfig(), SamplingConfig(temperature=0.9)):
+            found = []
+            for every in (1, 8):
+                monkeypatch.setitem(decoder.CHECK_EVERY, "cpu", every)
+                result = Decoder(model).generate(prompts, strategy, 33, sampling, stop_tokens=[3], seed=2)
+                counts = result.counts
+                numbers = (counts.num_tokens, counts.num_checked, counts.num_agreed, counts.num_kept)
+                found.append((result.tokens, result.recycled, result.finish, numbers))
+            assert found[0] == found[1]
+
+
+def test_a_graph_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            pass
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    class Context:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+    for name, stand_in in {
+        "Stream": Stream, "current_stream": Stream, "stream": Context, "CUDAGraph": Graph, "graph": Context
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    cycle = graph.GraphedCycle(lambda num_read: events.append(f"cycle {num_read}"))
+    for num_read in (64, 64, 64, 128, 128, 64):
+        cycle(num_read)
+    # a captured cycle does not run until it is replayed
+    assert events == ["cycle 64", "cycle 64", "replay", "replay", "cycle 128", "cycle 128", "replay", "replay"]
