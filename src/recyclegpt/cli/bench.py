@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from recyclegpt.cli.run_folder import write_json
 from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation import VerifiedAt, bytes_ratio, copy_bandwidth, stage_seconds
+from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
 from recyclegpt.evaluation.stages import STAGES
 from recyclegpt.models import RecycleGPT, named_dtype
@@ -70,19 +71,18 @@ def run(argv: Sequence[str]) -> int:
         return 0
     cfg = compose_or_explain("bench", list(argv))
     device, configs = _read_settings(cfg)
-    bandwidth = copy_bandwidth(device)
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     stages: dict[str, dict[str, float]] = {}
     for config, decoder, plain, prompts, made in _models(cfg, device, configs):
-        for group in bench(decoder, config, prompts, bandwidth, plain):
+        for group in bench(decoder, config, prompts, plain):
             rows += group
             print_progress(group)
         if not facts:
             facts = made | {"bytes_ratio": bytes_ratio(decoder.model)}
             if cfg.bench.stages:
                 stages = _stages(decoder, config, prompts)
-    document = _document(device, bandwidth, facts, rows, stages)
+    document = _document(device, facts, rows, stages)
     _print_tables(cfg, document)
     folder = _write(cfg, document)
     print(f"\nwritten to {folder}")
@@ -231,7 +231,7 @@ def _stages(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str
 
 
 def _document(
-    device: torch.device, bandwidth: float, facts: dict[str, Any], rows: list[Row], stages: dict[str, dict[str, float]]
+    device: torch.device, facts: dict[str, Any], rows: list[Row], stages: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     first = next((row for row in rows if row["rho"] is not None), rows[0])
     return {
@@ -239,7 +239,7 @@ def _document(
             "device": cpu_model() if device.type == "cpu" else device_name(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "copy_bytes_per_s": bandwidth,
+            "copy_bytes_per_s": statistics.median(row["copy_bytes_per_s"] for row in rows if "copy_bytes_per_s" in row),
         },
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
         "costs": {"rho": first["rho"], "c": first["c"], "bytes_ratio": facts["bytes_ratio"]},

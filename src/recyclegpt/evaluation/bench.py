@@ -15,6 +15,7 @@ import torch
 
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
 from recyclegpt.evaluation import transformers_baseline
+from recyclegpt.evaluation.bandwidth import CopyTimer
 from recyclegpt.evaluation.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.evaluation.given_acceptance import VerifiedAt
 from recyclegpt.evaluation.memory import PeakMemory
@@ -23,7 +24,7 @@ from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
 ROUNDS_A_REPETITION = 4
-"""Rounds of pass timing after each repetition of the decoders."""
+"""Rounds of pass and copy timing after each repetition of the decoders."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ def bench(
     decoder: Decoder,
     config: BenchConfig,
     prompts: Callable[[int, int], list[list[int]]],
-    bandwidth: float,
     plain: RecycleGPT | None = None,
 ) -> Iterator[list[Row]]:
     """Measure every combination of batch and lengths; yield the rows of each as they are done.
@@ -60,12 +60,11 @@ def bench(
         decoder: of the model to measure.
         config: the grid.
         prompts: gives (number, length) prompts.
-        bandwidth: bytes a second that a copy moves on this device, for `bandwidth_utilisation`.
         plain: the model that was not fused, for baselines.
     """
     for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
         rows = prompts(batch * config.num_prompts, prompt_tokens)
-        yield _Group(decoder, config, batch, prompt_tokens, new_tokens, rows, bandwidth).measure(plain)
+        yield _Group(decoder, config, batch, prompt_tokens, new_tokens, rows).measure(plain)
 
 
 @dataclass
@@ -78,7 +77,6 @@ class _Group:
     prompt_tokens: int
     new_tokens: int
     prompts: list[list[int]]
-    bandwidth: float
 
     def measure(self, plain: RecycleGPT | None) -> list[Row]:
         timers = self._timers()
@@ -99,15 +97,20 @@ class _Group:
                 run()  # warm-up, whole, since every bucket of the cache may be a shape of its own
             memory[name] = peak.bytes
 
-        def time_passes() -> None:
+        copies = CopyTimer(self.decoder.model.device)
+
+        def measure_meanwhile() -> None:
+            copies.measure(ROUNDS_A_REPETITION)
             for timer in timers.values():
                 timer.measure(ROUNDS_A_REPETITION)
 
-        speeds = interleave(runs | outside, self.config.repetitions, after_round=time_passes)
+        speeds = interleave(runs | outside, self.config.repetitions, after_round=measure_meanwhile)
         costs = {m: timer.costs() for m, timer in timers.items()}
         baseline = speeds["autoregressive"]
         rows = [
-            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled), memory[name])
+            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled))
+            | self._share_of(copies.bytes_per_s, strategy, speeds[name])
+            | {"peak_memory_bytes": memory[name]}
             for name, strategy in strategies.items()
         ]
         if outside:
@@ -133,12 +136,10 @@ class _Group:
         middle = self.prompt_tokens + self.new_tokens // 2
         return {m: PassTimer(self.decoder, m, middle, self.batch) for m in self.config.num_recycled}
 
-    def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None, memory: float) -> Row:
+    def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None) -> Row:
         model, m = self.decoder.model, strategy.num_recycled
         kept = speed.counts.acceptance if m else None
         share = 0.0 if kept is None else kept
-        # A cycle reads the backbone once and the module m times: once for the true pairs, then a row a token.
-        cycle_bytes = backbone_bytes(model) + m * module_bytes(model)
         return self._shape() | {
             "strategy": strategy.name,
             "num_recycled": m,
@@ -150,8 +151,15 @@ class _Group:
             "c_one": costs.c_one if costs is not None else None,
             "ceiling_measured": costs.ceiling(share) if costs is not None else None,
             "ceiling_bytes": byte_ceiling(model, m, share) if costs is not None else None,
-            "bandwidth_utilisation": speed.passes_per_s * cycle_bytes / self.bandwidth,
-            "peak_memory_bytes": memory,
+        }
+
+    def _share_of(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
+        # A cycle reads the backbone once and the module m times: once for the true pairs, then a row a token.
+        model = self.decoder.model
+        cycle_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
+        return {
+            "bandwidth_utilisation": speed.passes_per_s * cycle_bytes / copy_bytes_per_s,
+            "copy_bytes_per_s": copy_bytes_per_s,
         }
 
     def _outside_row(self, speeds: dict[str, Speed], baseline: Speed, memory: dict[str, float]) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recyclegpt.decoding import kernels
+from recyclegpt.decoding import Decoder, Verified, fuse, kernels
+from recyclegpt.decoding.fused import KernelLayer
 from recyclegpt.decoding.kernels import build
+from recyclegpt.errors import ConfigError
 from recyclegpt.models.layers import Rotary, rotate
+
+from .test_exactness import random_model
 
 pytestmark = pytest.mark.skipif(
     not kernels.usable(torch.device("cpu"), torch.float32), reason="there is no C++ compiler here"
@@ -21,19 +25,28 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 DTYPES = sorted(TOLERANCE, key=str)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weights", ["own", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.int8),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.int8),
+    ],
+)
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (16, 34), (17, 64), (40, 130), (100, 1024)])
-def test_linear(dtype: torch.dtype, weights: str, outputs: int, inputs: int) -> None:
+def test_linear(dtype: torch.dtype, weights: torch.dtype, outputs: int, inputs: int) -> None:
     torch.manual_seed(outputs)
-    weight = torch.randn(outputs, inputs).to(dtype)
+    weight = torch.randn(outputs, inputs)
     scale = None
-    if weights == "int8":
+    if weights == torch.int8:
         whole, scale = kernels.quantise(weight)
         packed, exact = kernels.pack(whole), whole.double() * scale[:outputs, None].double()
     else:
+        weight = weight.to(weights)
         packed, exact = kernels.pack(weight), weight.double()
-    for rows in (1, 2, 3, 7, 8, 9, 19):
+    for rows in range(1, 20):
         x, plus = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
         expected = x.double() @ exact.T
         size = expected.abs().max()
@@ -107,26 +120,45 @@ def test_attend(dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_and_swiglu(dtype: torch.dtype) -> None:
-    for width in (2, 16, 50, 768):
-        x, weight = torch.randn(5, width).to(dtype), torch.randn(width).to(dtype)
-        expected = F.rms_norm(x.double(), (width,), weight.double(), 1e-5)
-        torch.testing.assert_close(
-            kernels.rms_norm(x, weight, 1e-5).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
-        )
-        both = torch.cat([torch.linspace(-120, 120, width).expand(3, -1), torch.randn(3, width)], dim=1).to(dtype)
-        gate, up = both.double().chunk(2, dim=1)
-        torch.testing.assert_close(
-            kernels.swiglu(both).double(), F.silu(gate) * up, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
-        )
+@pytest.mark.parametrize("width", [2, 16, 50, 768])
+def test_rms_norm(dtype: torch.dtype, width: int) -> None:
+    weight = torch.randn(width).to(dtype)
+    # The smaller rows are of the size of the epsilon's root, where leaving it out would show.
+    x = (torch.randn(7, width) * torch.logspace(-4, 2, 7)[:, None]).to(dtype)
+    found = kernels.rms_norm(x, weight, 1e-5)
+    expected = F.rms_norm(x.double(), (width,), weight.double(), 1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=1e-7)
+    assert torch.equal(torch.cat([kernels.rms_norm(x[n : n + 1], weight, 1e-5) for n in range(7)]), found)
+    x[2, width // 2] = torch.nan
+    assert torch.equal(kernels.rms_norm(x, weight, 1e-5).isnan().all(dim=1), torch.arange(7) == 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotate_store(dtype: torch.dtype) -> None:
-    heads, kv_heads, width, slots = 4, 2, 12, 30
+@pytest.mark.parametrize("width", [2, 16, 50, 768])
+def test_swiglu(dtype: torch.dtype, width: int) -> None:
+    gate = torch.stack([torch.randn(width), *[torch.linspace(-size, size, width) for size in (1, 30, 120, 1e30)]])
+    both = torch.cat([gate, torch.randn(5, width)], dim=1).to(dtype)
+    found = kernels.swiglu(both)
+    gate, up = both.double().chunk(2, dim=1)
+    torch.testing.assert_close(found.double(), F.silu(gate) * up, rtol=TOLERANCE[dtype], atol=1e-7)
+    assert torch.equal(torch.cat([kernels.swiglu(both[n : n + 1]) for n in range(5)]), found)
+    both[1, 0], both[2, 2 * width - 1], both[3, width - 1] = torch.nan, torch.nan, torch.inf
+    again = kernels.swiglu(both)
+    assert again[1, 0].isnan()
+    assert again[2, width - 1].isnan()
+    assert again[3, width - 1].isinf()
+    untouched = torch.ones(5, width, dtype=torch.bool)
+    untouched[1, 0] = untouched[2, width - 1] = untouched[3, width - 1] = False
+    assert torch.equal(again[untouched], found[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(1, 1, 2), (4, 2, 12), (6, 3, 64)])
+def test_rotate_store(dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> None:
+    slots = 30
     rotary = Rotary(width, 10_000.0, slots)
     qkv = torch.randn(2, 3, heads + 2 * kv_heads, width).to(dtype)
-    positions = torch.tensor([[4, 5, 6], [20, 21, 22]])
+    positions = torch.tensor([[0, 1, 2], [27, 28, 29]])
     key, value = torch.full((2, 2, kv_heads, slots, width), 7.0).to(dtype)
     q = kernels.rotate_store(qkv, rotary.cos_SD, rotary.sin_SD, positions, key, value)
     cos, sin = rotary(positions)
@@ -143,6 +175,44 @@ def test_rotate_store(dtype: torch.dtype) -> None:
         assert (value[row][:, untouched[row]] == 7).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attend_keeps_nan_with_those_who_see_it(dtype: torch.dtype) -> None:
+    q, (key, value) = torch.randn(2, 3, 4, 8).to(dtype), torch.randn(2, 2, 2, 20, 8).to(dtype)
+    positions = torch.tensor([[4, 5, 6], [10, 11, 12]])
+    clean = kernels.attend(q, key, value, positions)
+    q[0, 1, 2, 5] = torch.nan
+    key[1, 0, 3, 0] = torch.nan
+    value[0, 1, 0, 7] = torch.inf
+    found = kernels.attend(q, key, value, positions)
+    changed = torch.zeros(2, 3, 4, 8, dtype=torch.bool)
+    changed[0, 1, 2] = True  # that query alone
+    changed[1, :, :2] = True  # every query of that row's first two heads, which share the keys
+    assert found[changed].isnan().all()
+    assert found[0, :, 2:, 7].isfinite().logical_not().all()
+    changed[0, :, 2:, 7] = True
+    assert torch.equal(found[~changed], clean[~changed])
+
+
+def test_two_threads_compute_what_one_does() -> None:
+    """Where the work is cut does not show in a single bit."""
+    x = torch.randn(70, 1024)
+    weight, packed = torch.randn(1024), kernels.pack(torch.randn(200, 1024))
+    q, (key, value) = torch.randn(3, 9, 4, 24), torch.randn(2, 3, 2, 50, 24)
+    positions = torch.arange(9).expand(3, 9).contiguous() + 20
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(
+            [
+                kernels.linear(x, packed, 200),
+                kernels.rms_norm(x, weight, 1e-5),
+                kernels.swiglu(x),
+                kernels.attend(q, key, value, positions),
+            ]
+        )
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
 def test_without_a_compiler_one_warning_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     monkeypatch.setenv("RECYCLEGPT_CACHE", str(tmp_path))
@@ -153,6 +223,70 @@ def test_without_a_compiler_one_warning_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.warns(UserWarning, match="install g\\+\\+"):
         assert not kernels._loaded.__wrapped__()
+
+
+def test_decoding_goes_on_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(1).float()
+    expected = Decoder.optimised(model, use_kernels=False).generate([[1, 2, 3]], Verified(2), 15).tokens
+    assert isinstance(fuse(model).backbone.layers[0], KernelLayer)
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    monkeypatch.setenv("RECYCLEGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "load", functools.cache(build.load.__wrapped__))
+    monkeypatch.setattr(kernels, "_loaded", functools.cache(kernels._loaded.__wrapped__))
+    with pytest.warns(UserWarning, match="torch's own kernels"):
+        fuse(model)
+    # Told once: a second warning would be an error here.
+    decoder = Decoder.optimised(model)
+    assert not isinstance(decoder.model.backbone.layers[0], KernelLayer)
+    assert decoder.generate([[1, 2, 3]], Verified(2), 15).tokens == expected
+    with pytest.raises(ConfigError, match="int8"):
+        fuse(model, torch.int8)
+
+
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text(
+        "#!/bin/sh\necho 'In file included from x' >&2\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    with pytest.raises(build.KernelsUnavailableError, match=r"cxx failed: x\.cpp:1: error: no such thing"):
+        build._compile(str(compiler), tmp_path / "built" / "kernels.so")
+    assert not list((tmp_path / "built").iterdir())
+    with pytest.raises(build.KernelsUnavailableError, match="cannot be compiled in"):
+        build._compile(str(compiler), compiler / "kernels.so")
+
+
+def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text("#!/bin/sh\nexec sleep 30\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "TIMEOUT_S", 0.1)
+    with pytest.raises(build.KernelsUnavailableError, match="timed out"):
+        build._compile(str(compiler), tmp_path / "built" / "kernels.so")
+    assert not list((tmp_path / "built").iterdir())
+
+
+def test_kernels_are_compiled_once_for_what_they_are_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    build.load()
+    monkeypatch.setattr(build, "_compile", refuse)
+    build.load.__wrapped__()
+    keys = [build._key("g++"), build._key("clang++")]
+    source = tmp_path / "vectors.h"
+    source.write_bytes(build.SOURCES[-1].read_bytes() + b"\n")
+    with monkeypatch.context() as other:
+        other.setattr(build, "SOURCES", (*build.SOURCES[:-1], source))
+        keys.append(build._key("g++"))
+    with monkeypatch.context() as other:
+        other.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+        keys.append(build._key("g++"))
+    with monkeypatch.context() as other:
+        other.setattr(torch, "__version__", "9.9")
+        keys.append(build._key("g++"))
+    assert len(set(keys)) == len(keys)
+    assert build._key("g++") == keys[0]
 
 
 def test_a_broken_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +304,6 @@ def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytes
     assert compiler is not None
     monkeypatch.setattr(build, "SOURCES", (Path(build.__file__).with_name("layer.cpp"),))  # one file: seconds less
     library = tmp_path / "kernels.so"
-    with ThreadPoolExecutor(2) as pool, warnings.catch_warnings():
+    with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: build._compile(compiler, library), range(2)))
     assert [path.name for path in tmp_path.iterdir()] == ["kernels.so"]

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
-from recyclegpt.evaluation import VerifiedAt, bytes_ratio, copy_bandwidth, stage_seconds
+from recyclegpt.evaluation import CopyTimer, VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, bench
 from recyclegpt.evaluation.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.evaluation.memory import PeakMemory, peak_memory_bytes
@@ -112,14 +112,14 @@ def test_rows_of_a_grid(model: RecycleGPT) -> None:
         asked.append((number, length))
         return torch.randint(64, (number, length)).tolist()
 
-    groups = list(bench(Decoder.optimised(model), config, prompts, bandwidth=1e9))
+    groups = list(bench(Decoder.optimised(model), config, prompts))
     assert asked == [(2, 5), (8, 5)]
     assert [row["batch"] for rows in groups for row in rows] == [1] * 5 + [4] * 5
     for row in itertools.chain(*groups):
         assert row["bandwidth_utilisation"] > 0
         assert row["peak_memory_bytes"] > 0
     without = RecycleGPT(model.config).eval()
-    rows = next(bench(Decoder.optimised(without), config, prompts, bandwidth=1e9))
+    rows = next(bench(Decoder.optimised(without), config, prompts))
     assert [row["strategy"] for row in rows] == ["autoregressive"], "a model without module has nothing else"
 
 
@@ -144,7 +144,9 @@ def test_copy_bandwidth_counts_both_directions() -> None:
         target.copy_(source)
         samples.append(time.perf_counter() - begin)
     # Two measurements of one machine: far apart only if bytes were counted wrongly (or another unit was used).
-    assert 0.2 < copy_bandwidth(device, size) / (2 * size / sorted(samples)[4]) < 5
+    timer = CopyTimer(device, size)
+    timer.measure(9)
+    assert 0.2 < timer.bytes_per_s / (2 * size / sorted(samples)[4]) < 5
 
 
 def test_peak_memory_is_of_the_block_alone() -> None:
@@ -163,7 +165,7 @@ def test_peak_memory_is_of_the_block_alone() -> None:
 
 def test_figure_draws_every_group_but_the_baseline_alone(tmp_path: Path, model: RecycleGPT) -> None:
     config = BenchConfig(num_recycled=(1, 2), batch=(1, 2), prompt_tokens=(5,), new_tokens=(8,), repetitions=1)
-    groups = bench(Decoder.optimised(model), config, lambda n, t: torch.randint(64, (n, t)).tolist(), bandwidth=1e9)
+    groups = bench(Decoder.optimised(model), config, lambda n, t: torch.randint(64, (n, t)).tolist())
     document = {"rows": list(itertools.chain(*groups)), "hardware": {"device": "a test"}}
     draw_bench(document, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
