@@ -124,7 +124,7 @@ class Decoder:
         try:
             session.begin(prompts, limits, self._num_read(session, furthest))
             emission.counts.num_backbone_passes += 1
-            records = [session.record_B4]
+            records = [session.record_B5]
             while True:
                 # The one place where the host waits for the device.
                 rows = [record.tolist() for record in records]
@@ -139,7 +139,7 @@ class Decoder:
                     session.sampler.refill()
                     cycle(self._num_read(session, furthest))
                     emission.counts.num_backbone_passes += 1
-                    records.append(session.record_B4 if check_every == 1 else session.record_B4.clone())
+                    records.append(session.record_B5 if check_every == 1 else session.record_B5.clone())
                     furthest += m + 1
         finally:
             self.model.train(was_training)
@@ -152,10 +152,8 @@ class Decoder:
             return
         first = min(going)
         tokens_BS = session.tokens_BS[:, first : furthest + session.m + 1].tolist()
-        for record in records[:-1]:
+        for record in records:
             yield from emission.take(record, tokens_BS, first)
-        offered = None if session.strategy.lossless else session.offered_B.tolist()
-        yield from emission.take(records[-1], tokens_BS, first, offered)
 
     def _session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int

@@ -44,26 +44,25 @@ class Emission:
 
     def take(
         self,
-        record_B4: list[list[int]],
+        record_B5: list[list[int]],
         tokens_BS: list[list[int]],
         first_slot: int,
-        offered_B: list[int] | None = None,
     ) -> Iterator[Emitted]:
         """Hand out what one cycle made final.
 
         Args:
-            record_B4: `Session.record_B4` after the cycle.
+            record_B5: `Session.record_B5` after the cycle.
             tokens_BS: the text from position `first_slot` on, at that time or later: what is final does not change.
             first_slot: at most the first position not handed out of any row that goes on.
-            offered_B: tokens recycled since, which a decoder that keeps them unchecked hands out at once.
         """
-        for row, (start, kept, agreed, offered) in enumerate(record_B4):
+        for row, (start, kept, agreed, offered, offered_now) in enumerate(record_B5):
             if self.done[row]:
                 continue
             self.counts.num_checked += offered
             self.counts.num_agreed += agreed
             self.counts.num_kept += kept
-            unchecked = 0 if self.strategy.lossless or offered_B is None else offered_B[row]
+            # A decoder that keeps recycled tokens unchecked hands them out at once.
+            unchecked = 0 if self.strategy.lossless else offered_now
             begin, end = self.emitted[row], min(start + 1 + unchecked, self.limits[row])
             yield from self._emit(row, tokens_BS[row][begin - first_slot : end - first_slot], begin, start)
 

@@ -18,8 +18,9 @@ from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
 from recyclegpt.models.cache import UnrolledMemory
 from recyclegpt.models.layers import Attending, Rotary, TransformerLayer, rotate
 
-KERNEL_QUERIES = 16
-"""With more queries a row than this (a prompt), attention is a product of matrices and torch's kernel is faster."""
+KERNEL_QUERIES = 256
+"""With more queries a row than this (a long prompt), attention is left to torch, which is faster there. Up to it a row
+of a batch is bit for bit what it is alone; beyond, rounding depends on the prompts beside it."""
 
 MakeLinear = Callable[..., nn.Module]
 """One product from the weights of one or several, stacked by output."""

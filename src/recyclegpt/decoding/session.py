@@ -53,7 +53,7 @@ class Session:
         self.offered_B = torch.zeros_like(self.start_B)
         self.block_T = torch.arange(m + 1, device=self.device)
         self.first_row_B = torch.arange(batch, device=self.device) * (m + 1)
-        self.record_B4 = torch.zeros(batch, 4, dtype=torch.long, device=self.device)
+        self.record_B5 = torch.zeros(batch, 5, dtype=torch.long, device=self.device)
         sampler.allocate(m, config.vocab_size, self.device)
         self.proposed_BmV: Tensor | None = None
         if m and strategy.lossless and not sampler.config.greedy:
@@ -89,14 +89,14 @@ class Session:
                 following_BT, hidden_BTC, positions_BT, cache=self.recycle_cache, num_read=num_read
             )
             self._propose(_at(recycled_BTC, last_B), num_read)
-        self.record_B4.zero_()
-        self.record_B4[:, 0] = self.start_B
+        self.record_B5.zero_()
+        self.record_B5[:, 0], self.record_B5[:, 4] = self.start_B, self.offered_B
 
     def cycle(self, num_read: int) -> None:
         """One backbone pass over the newest m + 1 tokens, one module pass over the pairs it completes, m proposals.
 
-        `record_B4` then holds, for each row: where the backbone's new token stands, how many recycled tokens were kept,
-        how many the backbone agrees with, and how many had been offered.
+        `record_B5` then holds, for each row: where the backbone's new token stands, how many recycled tokens were kept,
+        how many the backbone agrees with, how many had been offered, and how many are offered now.
         """
         positions_BT = self.start_B[:, None] + self.block_T
         block_BT = self.tokens_BS.gather(1, positions_BT)
@@ -104,10 +104,11 @@ class Session:
         logits_BTV = self.model.classify(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
-        proposals = Proposals(block_BT[:, 1:], self.offered_B, self.proposed_BmV)
+        # A copy, since the next proposals are counted in place before this cycle is recorded.
+        proposals = Proposals(block_BT[:, 1:], self.offered_B.clone(), self.proposed_BmV)
         kept_B, token_B = self.strategy.judge(Reading(logits_BTV, best_BT, seen_BTV), proposals, self.sampler)
-        agreed_Bm = (best_BT[:, :-1] == proposals.tokens_Bm) & (self.block_T[:-1] < self.offered_B[:, None])
-        before = [kept_B, agreed_Bm.sum(dim=1), self.offered_B.clone()] if self.m else [self.offered_B] * 3
+        agreed_Bm = (best_BT[:, :-1] == proposals.tokens_Bm) & (self.block_T[:-1] < proposals.count_B[:, None])
+        before = [kept_B, agreed_Bm.sum(dim=1), proposals.count_B] if self.m else [self.offered_B] * 3
         # A row that has ended stays where it is; what it writes there was handed out already.
         self.start_B.copy_(torch.minimum(self.start_B + kept_B + 1, self.last_B))
         self._write(self.start_B, token_B)
@@ -118,7 +119,7 @@ class Session:
             )
             state_BC = recycled_BTC.flatten(0, 1).index_select(0, self.first_row_B + kept_B)
             self._propose(state_BC, num_read)
-        torch.stack([self.start_B, *before], dim=1, out=self.record_B4)
+        torch.stack([self.start_B, *before, self.offered_B], dim=1, out=self.record_B5)
 
     def _propose(self, state_BC: Tensor, num_read: int) -> None:
         """Let the module write m tokens after the backbone's, from its state of the newest pair."""

@@ -193,6 +193,18 @@ def test_attend_keeps_nan_with_those_who_see_it(dtype: torch.dtype) -> None:
     assert torch.equal(found[~changed], clean[~changed])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attend_gives_no_weight_to_a_later_slot(dtype: torch.dtype) -> None:
+    """Not even the smallest number: the queries that may not see it are computed with one that may."""
+    q, (key, value) = torch.randn(1, 4, 2, 24).to(dtype), torch.randn(2, 1, 2, 20, 24).to(dtype)
+    positions = torch.tensor([[4, 5, 6, 7]])
+    value[0, :, 6:8] = 3e38
+    found = kernels.attend(q, key, value, positions)
+    assert torch.equal(found[:, :2], kernels.attend(q[:, :2].contiguous(), key, value, positions[:, :2].contiguous()))
+    assert found[:, :2].abs().max() < 10
+    assert (found[:, 2:] > 1e30).all()
+
+
 def test_two_threads_compute_what_one_does() -> None:
     """Where the work is cut does not show in a single bit."""
     x = torch.randn(70, 1024)

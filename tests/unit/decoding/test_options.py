@@ -75,11 +75,29 @@ def test_alternating_recycles_while_it_is_sure(threshold: float) -> None:
             result = Decoder(model).generate(prompts, Alternating(m, threshold), 19)
             assert result.tokens == [alternate_while_sure(model, prompt, m, threshold, 19) for prompt in prompts]
             checked += result.counts.num_checked
+            # What was recycled last, before a row ended, no backbone pass has seen.
+            seen = sum(sum(row[: len(row) - row[::-1].index(False)]) for row in result.recycled)
+            assert result.counts.num_checked == seen
             plain = Decoder(model).generate(prompts, Autoregressive(), 19).tokens
             assert threshold < 1 or result.tokens == plain, "at 1 nothing is recycled"
             verified = Decoder(model).generate(prompts, Verified(m, threshold), 19)
             assert verified.tokens == plain
+            assert verified.counts.num_kept <= verified.counts.num_agreed <= verified.counts.num_checked
     assert (checked == 0) == (threshold == 1)
+
+
+@pytest.mark.xfail(reason="`judge` returns the tensor that the next proposals are counted in, before it is recorded")
+def test_alternating_keeps_all_that_it_offers() -> None:
+    counts = Decoder(random_model(0, sharpness=0.35)).generate([[1, 2, 3], [7]], Alternating(3, 0.3), 19).counts
+    assert counts.num_kept == counts.num_checked
+
+
+def test_at_threshold_one_not_even_certainty_is_enough() -> None:
+    model = CountingModel(always)
+    model.classify = lambda state: 1e3 * state  # type: ignore[method-assign]
+    for m in (1, 3):
+        assert Decoder(model).generate([[4]], Alternating(m, 0.999), 12).counts.num_backbone_passes == 12 // (m + 1)
+        assert Decoder(model).generate([[4]], Alternating(m, 1.0), 12).counts.num_backbone_passes == 12
 
 
 def test_alternating_obeys_penalty_and_threshold_up_to_the_end_of_the_context() -> None:
@@ -147,7 +165,7 @@ def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
                 session.sampler.refill()
                 session.cycle(90)
             one, two = sessions
-            assert torch.equal(one.record_B4, two.record_B4)
+            assert torch.equal(one.record_B5, two.record_B5)
             assert torch.equal(one.offered_B, two.offered_B)
             proposed += one.offered_B.tolist()
             for row in range(2):
@@ -423,12 +441,11 @@ def test_looking_seldom_finds_the_same_at_any_end(
                 stop_strings=StopStrings([string], letters),
             )  # fmt: skip
         counts = result.counts
-        numbers = (counts.num_checked, counts.num_agreed, counts.num_kept) if strategy.lossless else ()
+        numbers = (counts.num_checked, counts.num_agreed, counts.num_kept)
         found.append((result.tokens, result.recycled, result.finish, counts.num_tokens, numbers))
     assert found[0] == found[1]
 
 
-@pytest.mark.xfail(reason="a record taken before the row is known to have ended still adds to the counts")
 def test_looking_seldom_counts_the_same_for_alternating(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for every in (1, 8):

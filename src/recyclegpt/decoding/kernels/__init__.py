@@ -1,4 +1,6 @@
-"""Operators of a decoding pass on a CPU, in C++, for contiguous tensors. Slow twins of each stand in the tests.
+"""Operators of a decoding pass on a CPU, in C++. Slow twins of each stand in the tests.
+
+Weights and caches have to be contiguous; states are made so.
 
 n rows, I and O widths of a product, C model width, B batch, T positions, S slots, H and G heads, D head width.
 """
@@ -74,19 +76,21 @@ def linear(
     x_nI: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None, plus_nO: Tensor | None = None
 ) -> Tensor:
     """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given."""
-    result: Tensor = torch.ops.recyclegpt.linear.default(x_nI, packed, out_features, scale, plus_nO)
+    result: Tensor = torch.ops.recyclegpt.linear.default(
+        x_nI.contiguous(), packed, out_features, scale, None if plus_nO is None else plus_nO.contiguous()
+    )
     return result
 
 
 def rms_norm(x_nC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     """Rows over their root mean square, times the weight, `(n, C)`."""
-    result: Tensor = torch.ops.recyclegpt.rms_norm.default(x_nC, weight_C, eps)
+    result: Tensor = torch.ops.recyclegpt.rms_norm.default(x_nC.contiguous(), weight_C, eps)
     return result
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up `(n, F)` of rows that hold both, `(n, 2 F)`."""
-    result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up)
+    result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up.contiguous())
     return result
 
 
@@ -95,12 +99,14 @@ def rotate_store(
 ) -> Tensor:
     """Rotated queries `(B, T, H, D)`; the keys, rotated, and the values go into the cache at their positions."""
     result: Tensor = torch.ops.recyclegpt.rotate_store.default(
-        qkv_BTND, cos_SD, sin_SD, positions_BT, key_BGSD, value_BGSD
+        qkv_BTND.contiguous(), cos_SD, sin_SD, positions_BT.contiguous(), key_BGSD, value_BGSD
     )
     return result
 
 
 def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: Tensor) -> Tensor:
     """Attention `(B, T, H, D)` of each query to the slots up to its own position."""
-    result: Tensor = torch.ops.recyclegpt.attend.default(q_BTHD, key_BGSD, value_BGSD, positions_BT)
+    result: Tensor = torch.ops.recyclegpt.attend.default(
+        q_BTHD.contiguous(), key_BGSD, value_BGSD, positions_BT.contiguous()
+    )
     return result
