@@ -86,7 +86,6 @@ def test_alternating_recycles_while_it_is_sure(threshold: float) -> None:
     assert (checked == 0) == (threshold == 1)
 
 
-@pytest.mark.xfail(reason="`judge` returns the tensor that the next proposals are counted in, before it is recorded")
 def test_alternating_keeps_all_that_it_offers() -> None:
     counts = Decoder(random_model(0, sharpness=0.35)).generate([[1, 2, 3], [7]], Alternating(3, 0.3), 19).counts
     assert counts.num_kept == counts.num_checked
