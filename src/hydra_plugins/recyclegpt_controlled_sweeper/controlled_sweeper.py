@@ -12,12 +12,18 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from hydra_plugins.recyclegpt_controlled_sweeper.increase import increased, is_increase
+
 SEED = "seed"
+NAME = "sweep.control"
 
 
 @dataclass
 class ControlledSweeperConf:
-    """`hydra.sweeper`: `params` is the grid, `controls` maps a name to the overrides of one control."""
+    """`hydra.sweeper`: `params` is the grid, `controls` maps a name to the overrides of one control.
+
+    A control may write `KEY+=N`, "N more than the other runs have": a deeper backbone, whatever the model.
+    """
 
     _target_: str = "hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper.ControlledSweeper"
     max_batch_size: int | None = None
@@ -34,7 +40,8 @@ class ControlledSweeper(BasicSweeper):
     """A control takes part in none of the grid's other axes: it is run with its own overrides, once for each seed.
 
     Settings that are not swept (those of the command line) hold for grid and controls alike; a control's own override
-    of the same key wins. A control that equals a job of the grid is not run twice.
+    of the same key wins. A control that equals a job of the grid is not run twice. Each job of a control is told its
+    name, as `sweep.control`.
     """
 
     def __init__(
@@ -51,15 +58,22 @@ class ControlledSweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         """All jobs, the grid's first, in batches of `max_batch_size`."""
         shared = [o for o in overrides if not o.is_sweep_override() or o.get_key_element() == SEED]
-        jobs = _grid(overrides)
-        for control in self.controls.values():
-            loader = self.hydra_context.config_loader if self.hydra_context is not None else None
-            own = OverridesParser.create(config_loader=loader).parse_overrides(control)
-            jobs += _grid([*shared, *own])
-        distinct: dict[frozenset[str], list[str]] = {}
-        for job in jobs:
-            distinct.setdefault(frozenset(job), job)
-        return list(self.split_overrides_to_chunks(list(distinct.values()), max_batch_size))
+        distinct = {frozenset(job): job for job in reversed(_grid(overrides))}
+        jobs = list(reversed(distinct.values()))
+        for name, control in self.controls.items():
+            for job in _grid([*shared, *self._parse_control(control, shared)]):
+                if frozenset(job) not in distinct:
+                    distinct[frozenset(job)] = job
+                    jobs.append([*job, f"++{NAME}={name}"])
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
+    def _parse_control(self, control: Sequence[str], shared: Sequence[Override]) -> list[Override]:
+        loader = self.hydra_context.config_loader if self.hydra_context is not None else None
+        if any(is_increase(line) for line in control):
+            assert loader is not None, "Hydra calls setup() first"
+            fixed = [str(o.input_line) for o in shared if not o.is_sweep_override()]
+            control = increased(control, loader.load_sweep_config(self.config, fixed))
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(control))
 
 
 def _grid(overrides: list[Override]) -> list[list[str]]:

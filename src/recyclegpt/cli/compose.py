@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from hydra_plugins.recyclegpt_controlled_sweeper.increase import increased
 from recyclegpt.cli.override_errors import Group, explain_override, explain_parse, explain_section
 from recyclegpt.cli.unset_values import is_multirun, value_problems
 from recyclegpt.errors import ConfigError
@@ -190,7 +191,14 @@ class _Composition:
         for override in [*own, *given]:  # the command line wins over the file
             axes[override.get_key_element()] = _values(override)
         controls = OmegaConf.select(sweeper, "controls") or {}
-        return axes, {str(name): [str(line) for line in lines or []] for name, lines in controls.items()}
+        return axes, {str(name): self._increase(str(name), lines or [], cfg) for name, lines in controls.items()}
+
+    def _increase(self, name: str, control: Sequence[object], cfg: DictConfig) -> list[str]:
+        try:
+            return increased([str(line) for line in control], cfg)
+        except HydraException as error:
+            self.problems.append(f"hydra.sweeper.controls.{name}: {error}")
+            return []
 
     def _load(self, overrides: list[str], mode: RunMode = RunMode.MULTIRUN) -> DictConfig:
         # MULTIRUN forgives a mandatory group without a choice, so that each override can be judged by itself.

@@ -3,8 +3,12 @@
 import itertools
 
 import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 # Hydra executes plugin modules, its own sweeper too, once more when it first looks for plugins; a class imported before
@@ -17,8 +21,26 @@ GRID = {"recycle.num_layers": "1,2", "loss.recycle_weight": "0.1,0.3", "seed": "
 CONTROLS = {"no_module": ["recycle=none"], "deeper_backbone": ["recycle=none", "model.num_layers=10"]}
 
 
-def jobs(params, controls, command_line=(), max_batch_size=None):
+NO_MODULE, DEEPER = "++sweep.control=no_module", "++sweep.control=deeper_backbone"
+
+
+def jobs(params, controls, command_line=(), max_batch_size=None, present=None):
     sweeper = ControlledSweeper(max_batch_size=max_batch_size, params=params, controls=controls)
+    sweeper.config = OmegaConf.create()
+
+    class Loader(ConfigLoaderImpl):
+        def __init__(self):
+            pass
+
+        def load_sweep_config(self, master_config, sweep_overrides):
+            assert set(sweep_overrides) >= set(command_line)
+            return OmegaConf.create(present)
+
+        def get_sources(self):
+            return []
+
+    if present is not None:
+        sweeper.hydra_context = HydraContext(Loader(), Callbacks())
     lines = [f"{key}={value}" for key, value in params.items()] + list(command_line)
     batches = sweeper.split_arguments(OverridesParser.create().parse_overrides(lines), max_batch_size)
     return batches if max_batch_size else batches[0]
@@ -29,15 +51,15 @@ def test_two_by_two_grid_two_seeds_two_controls():
         [f"recycle.num_layers={depth}", f"loss.recycle_weight={weight}", f"seed={seed}"]
         for depth, weight, seed in itertools.product((1, 2), (0.1, 0.3), (1, 2))
     ]
-    controls = [["seed=1", "recycle=none"], ["seed=2", "recycle=none"]] + [
-        [f"seed={seed}", "recycle=none", "model.num_layers=10"] for seed in (1, 2)
+    controls = [["seed=1", "recycle=none", NO_MODULE], ["seed=2", "recycle=none", NO_MODULE]] + [
+        [f"seed={seed}", "recycle=none", "model.num_layers=10", DEEPER] for seed in (1, 2)
     ]
     assert jobs(GRID, CONTROLS) == grid + controls
 
 
 def test_what_is_not_swept_holds_for_controls_and_they_win():
     found = jobs(GRID, CONTROLS, ["sweep=depth", "model.num_layers=4", "trainer.max_epochs=1"])
-    assert found[-1] == ["seed=2", "sweep=depth", "model.num_layers=10", "trainer.max_epochs=1", "recycle=none"]
+    assert found[-1] == ["seed=2", "sweep=depth", "model.num_layers=10", "trainer.max_epochs=1", "recycle=none", DEEPER]
     assert all("trainer.max_epochs=1" in job for job in found)
     assert len(found) == 12
 
@@ -45,7 +67,11 @@ def test_what_is_not_swept_holds_for_controls_and_they_win():
 def test_seeds_come_from_the_command_line_or_not_at_all():
     assert len(jobs(GRID, CONTROLS, ["seed=7"])) == 4 + 2
     assert len(jobs(GRID, CONTROLS, ["seed=range(0,3)"])) == 12 + 6
-    assert jobs({"depth": "1,2"}, {"plain": ["recycle=none"]}) == [["depth=1"], ["depth=2"], ["recycle=none"]]
+    assert jobs({"depth": "1,2"}, {"plain": ["recycle=none"]}) == [
+        ["depth=1"],
+        ["depth=2"],
+        ["recycle=none", "++sweep.control=plain"],
+    ]
 
 
 def test_a_control_that_is_in_the_grid_runs_once():
@@ -56,9 +82,20 @@ def test_a_control_that_is_in_the_grid_runs_once():
 def test_an_axis_within_a_control():
     assert jobs({"depth": "1"}, {"wide": ["width=3,4"]}) == [
         ["depth=1"],
-        ["depth=1", "width=3"],
-        ["depth=1", "width=4"],
+        ["depth=1", "width=3", "++sweep.control=wide"],
+        ["depth=1", "width=4", "++sweep.control=wide"],
     ]
+
+
+def test_a_control_may_be_deeper_than_whatever_the_others_are():
+    controls = {"deeper": ["recycle=none", "model.num_layers+=3"]}
+    found = jobs({"depth": "1"}, controls, ["model=small"], present={"model": {"num_layers": 12}})
+    assert found[-1] == ["depth=1", "model=small", "recycle=none", "model.num_layers=15", "++sweep.control=deeper"]
+    found = jobs({"depth": "1,2"}, {"deeper": ["model.num_layers+=depth"]}, present={"model": {"num_layers": 12}, "depth": 1})
+    assert found[-1] == ["model.num_layers=13", "++sweep.control=deeper"]
+    for line, told in (("model.num_layers+=x", "model.num_layers is 12, x is None"), ("model.layers+=1", "is None")):
+        with pytest.raises(HydraException, match=f"adds whole numbers, and .*{told}"):
+            jobs({"depth": "1"}, {"deeper": [line]}, present={"model": {"num_layers": 12}})
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 5, 100])
