@@ -15,3 +15,16 @@ class ConfigError(ValueError):
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("; ".join(self.problems))
+
+
+class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures; each job's own error was told when it came
+    """Some jobs of a sweep failed; the others ran to their end.
+
+    Holds a line for each failed job. The command line prints them and exits 1.
+    """
+
+    def __init__(self, num_jobs: int, failures: Sequence[str]) -> None:
+        self.failures = list(failures)
+        count = f"{len(self.failures)} of {num_jobs} jobs failed"
+        remedy = "The same command runs them again; jobs that are complete are skipped."
+        super().__init__("\n".join([count, *(f"  - {failure}" for failure in self.failures), remedy]))

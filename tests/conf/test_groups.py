@@ -7,15 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from recyclegpt.cli.combinations import find_problems
 from recyclegpt.cli.compose import compose_or_explain, find_conf
+from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build
 from recyclegpt.cli.main import main
+from recyclegpt.cli.run_folder import config_hash
 from recyclegpt.data import TextFiles, TokenizerConfig, tokenize_corpus
+from recyclegpt.models import RecycleGPT
 
 CONF = find_conf()
 OPTIONS = sorted(
@@ -53,29 +57,62 @@ def test_every_option_is_sound_and_can_be_built(option: str, tmp_path: Path, mon
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_runs(path: Path, stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = [f"experiment={path.stem}", "debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300"]
-    assert main(["train", *argv]) == 0
+    argv = ["debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300", "callbacks=no_monitor"]
+    if path.stem == "frozen_backbone":
+        assert main(["train", "experiment=tiny_cpu", *argv]) == 0
+    assert main(["train", f"experiment={path.stem}", *argv]) == 0
     assert len(list((tmp_path / "outputs/train" / path.stem).glob("*/result.json"))) == 1
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_sweep_runs_one_step_a_job(
-    path: Path, stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_smoke_sweep_runs(stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = [f"sweep={path.stem}", "debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300", "name=t"]
+    argv = ["sweep=smoke", "debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300", "name=t"]
     argv += ["callbacks=no_monitor", "trainer.limit_train_batches=1", "trainer.max_epochs=1"]
     assert main(["train", *argv]) == 0
-    results = [json.loads(file.read_text()) for file in Path(f"outputs/sweeps/{path.stem}/t").glob("*/result.json")]
-    assert all(result["status"] == "completed" for result in results)
-    assert {result["seed"] for result in results} >= {1, 2}
-    assert len({result["config_hash"] for result in results}) == len(results)
-    if path.stem == "smoke":
-        assert len(results) == 2 * 2 + 2 * 2
+    results = [json.loads(file.read_text()) for file in Path("outputs/sweeps/smoke/t").glob("*/result.json")]
+    assert [result["status"] for result in results] == ["completed"] * (2 * 2 + 2 * 2)
     # A second start finds every job done.
     before = {file: file.stat().st_mtime_ns for file in Path("outputs/sweeps").rglob("result.json")}
     assert main(["train", *argv]) == 0
     assert {file: file.stat().st_mtime_ns for file in Path("outputs/sweeps").rglob("result.json")} == before
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_has_seeds_and_fair_controls(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs: list[tuple[DictConfig, Path]] = []
+
+    def record(cfg: DictConfig) -> None:
+        folder = Path(cfg.paths.output_dir)
+        with open_dict(cfg):
+            cfg.paths.output_dir = "outputs"
+        jobs.append((cfg, folder))
+
+    hydra_run(record, "train", [f"sweep={path.stem}", "experiment=tiny_cpu"])
+    assert {cfg.seed for cfg, _ in jobs} >= {1, 2}
+    assert {cfg.resume for cfg, _ in jobs} == {"auto"}
+    assert len({config_hash(cfg) for cfg, _ in jobs}) == len(jobs) == len({folder for _, folder in jobs})
+    assert {folder.parent for _, folder in jobs} == {Path.cwd() / "outputs/sweeps" / path.stem / "tiny_cpu"}
+    assert all("=" not in folder.name and "," not in folder.name for _, folder in jobs)
+
+    def size(cfg: DictConfig) -> int:
+        with torch.device("meta"):
+            return RecycleGPT(
+                build(cfg.model, "model", vocab_size=4096), build(cfg.recycle, "recycle")
+            ).num_parameters()
+
+    controls = {cfg.sweep.control: cfg for cfg, _ in jobs if cfg.sweep.control}
+    modules = {cfg.recycle.num_layers: size(cfg) for cfg, _ in jobs if not cfg.sweep.control}
+    depths = {cfg.model.num_layers for cfg, _ in jobs if not cfg.sweep.control}
+    assert controls["no_module"].recycle.num_layers == 0
+    assert {controls["no_module"].model.num_layers} == depths
+    deeper = [cfg for name, cfg in controls.items() if name.startswith("deeper")]
+    assert deeper
+    for cfg in deeper:
+        assert cfg.recycle.num_layers == 0
+        added = cfg.model.num_layers - controls["no_module"].model.num_layers
+        # The module has a fold besides its layers: two widths squared of it, against twelve or so of a layer.
+        assert 0.97 < size(cfg) / modules[added] <= 1
 
 
 @pytest.fixture(autouse=True)

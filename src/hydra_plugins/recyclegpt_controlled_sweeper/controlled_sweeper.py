@@ -1,18 +1,26 @@
 """`hydra/sweeper=controlled`: the basic sweeper's grid plus named controls, each run once for every seed.
 
+It leaves `jobs.json` in the sweep's folder, so that a report knows what is missing, and names failed jobs at the end.
+
 No `from __future__ import annotations` here: Hydra loads a plugin before `sys.modules` knows it, and a dataclass looks
 its string annotations up there.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from hydra_plugins.recyclegpt_controlled_sweeper.increase import increased, is_increase
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import add_jobs
+from recyclegpt.errors import ConfigError, JobsFailed
 
 SEED = "seed"
 NAME = "sweep.control"
@@ -53,6 +61,31 @@ class ControlledSweeper(BasicSweeper):
         super().__init__(max_batch_size=max_batch_size, params=dict(params or {}))
         self.controls = {name: list(overrides) for name, overrides in (controls or {}).items()}
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs. The basic sweeper raises the first failure and does not name the job.
+
+        Raises:
+            JobsFailed: naming every job that failed, after all have run.
+            ConfigError: the same, where each failed by a mistake in its settings.
+        """
+        assert self.hydra_context is not None, "Hydra calls setup() first"
+        assert self.config is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        self.overrides = self.split_arguments(overrides, self.max_batch_size)
+        self._name_folders_by_what_differs(overrides)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        add_jobs(folder, [job for batch in self.overrides for job in batch])
+        results: list[JobReturn] = []
+        for batch in self.overrides:
+            self.validate_batch_is_legal(batch)
+            results += self.launcher.launch(batch, initial_job_idx=len(results))
+        _raise_failures(results)
+        return results
+
     def split_arguments(  # type: ignore[override]  # static in the base class, which knows no controls
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
@@ -67,13 +100,38 @@ class ControlledSweeper(BasicSweeper):
                     jobs.append([*job, f"++{NAME}={name}"])
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
+    def _name_folders_by_what_differs(self, overrides: Sequence[Override]) -> None:
+        """Leave settings that hold for all jobs out of `override_dirname`, which folders are named after."""
+        assert self.config is not None
+        shared = [o.key_or_group for o in overrides if not o.is_sweep_override() and o.key_or_group not in self.params]
+        key = "hydra.job.config.override_dirname.exclude_keys"
+        excluded = sorted({*OmegaConf.select(self.config, key), *shared, NAME})
+        # Every job is composed anew from these overrides.
+        self.config.hydra.overrides.hydra.append(f"{key}=[{','.join(excluded)}]")
+
     def _parse_control(self, control: Sequence[str], shared: Sequence[Override]) -> list[Override]:
         loader = self.hydra_context.config_loader if self.hydra_context is not None else None
         if any(is_increase(line) for line in control):
             assert loader is not None, "Hydra calls setup() first"
+            assert self.config is not None
             fixed = [str(o.input_line) for o in shared if not o.is_sweep_override()]
             control = increased(control, loader.load_sweep_config(self.config, fixed))
         return OverridesParser.create(config_loader=loader).parse_overrides(list(control))
+
+
+def _raise_failures(results: Sequence[JobReturn]) -> None:
+    failed = [result for result in results if result.status == JobStatus.FAILED]
+    if not failed:
+        return
+    errors = [result._return_value for result in failed]  # `return_value` would raise it
+    names = [" ".join(line for line in result.overrides or [] if f"{NAME}=" not in line) for result in failed]
+    if all(isinstance(error, ConfigError) for error in errors):
+        raise ConfigError(
+            [f"{name}: {problem}" for name, error in zip(names, errors, strict=True) for problem in error.problems]
+        ) from errors[0]
+    lines = [(str(error).strip().splitlines() or [""])[-1] for error in errors]
+    told = [f"{name}: {type(error).__name__}: {line}" for name, error, line in zip(names, errors, lines, strict=True)]
+    raise JobsFailed(len(results), told) from errors[0]
 
 
 def _grid(overrides: list[Override]) -> list[list[str]]:

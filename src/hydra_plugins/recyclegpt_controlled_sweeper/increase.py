@@ -21,7 +21,10 @@ def increased(control: Sequence[str], cfg: DictConfig) -> list[str]:
     for line in control:
         if is_increase(line):
             key, value = line.partition("+=")[::2]
-            present, more = OmegaConf.select(cfg, key), int(value) if value.isdecimal() else OmegaConf.select(cfg, value)
+            present, more = (
+                OmegaConf.select(cfg, key),
+                int(value) if value.isdecimal() else OmegaConf.select(cfg, value),
+            )
             if not isinstance(present, int) or not isinstance(more, int):
                 raise HydraException(f"{line}: adds whole numbers, and {key} is {present!r}, {value} is {more!r}")
             line = f"{key}={present + more}"

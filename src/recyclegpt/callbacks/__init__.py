@@ -5,5 +5,14 @@ from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
 from recyclegpt.callbacks.rng import RandomState, isolated_rng
 from recyclegpt.callbacks.throughput import Throughput
+from recyclegpt.callbacks.trade_off import TradeOff
 
-__all__ = ["DecodingMonitor", "EpochSummary", "HyperParameters", "RandomState", "Throughput", "isolated_rng"]
+__all__ = [
+    "DecodingMonitor",
+    "EpochSummary",
+    "HyperParameters",
+    "RandomState",
+    "Throughput",
+    "TradeOff",
+    "isolated_rng",
+]

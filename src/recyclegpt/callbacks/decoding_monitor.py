@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
 from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
+from recyclegpt.evaluation.contention import OtherLoad
 from recyclegpt.models import RecycleGPT, named_dtype
 
 TAGS = (
@@ -98,6 +99,8 @@ class DecodingMonitor(Callback):
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
         self.repetitions, self.budget_s = repetitions, budget_s
         self.every_n_epochs, self.seed, self.clock = every_n_epochs, seed, clock
+        self.others_cpu: float | None = None
+        """Share of the processors that other processes took while decoding was last measured."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a row an epoch: those written after the checkpoint that a run goes on from will be written again."""
@@ -121,7 +124,9 @@ class DecodingMonitor(Callback):
             begin = self.clock()
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
-                    speeds, costs, prompts = self._measure(trainer, pl_module)
+                    with OtherLoad() as load:
+                        speeds, costs, prompts = self._measure(trainer, pl_module)
+                    self.others_cpu = load.share
                     metrics |= self._metrics(pl_module.model, speeds, costs, prompts)  # type: ignore[arg-type]
                 metrics["decode/seconds"] = self.clock() - begin
                 if trainer.is_global_zero:
@@ -223,6 +228,7 @@ class DecodingMonitor(Callback):
                 "prompt_tokens": self.prompt_tokens,
                 "new_tokens": self.new_tokens,
                 "dtype": self.dtype,
+                "others_cpu": self.others_cpu,
                 "repetitions": {name: speed.repetitions for name, speed in speeds.items()},
             }
             self.folder.mkdir(parents=True, exist_ok=True)

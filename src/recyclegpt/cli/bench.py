@@ -29,6 +29,7 @@ from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
+from recyclegpt.evaluation.contention import OtherLoad, is_contended
 from recyclegpt.evaluation.stages import STAGES
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.reporting.bench_figure import draw_bench
@@ -37,9 +38,10 @@ from recyclegpt.training.checkpoint import load_trained
 HELP = """usage: recyclegpt bench [KEY=VALUE ...]
 
 Speed of the decoders beside their ceilings. model=... and recycle=... (random weights: speed does not depend on them,
-acceptance does) or checkpoint=RUN_FOLDER; lists of bench.strategies, bench.num_recycled, bench.batch,
-bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype, bench.compile, bench.acceptance;
-bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages, bench.output; device.
+acceptance does), checkpoint=RUN_FOLDER, or runs=SWEEP_FOLDER for every complete run in it; lists of bench.strategies,
+bench.num_recycled, bench.batch, bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype,
+bench.compile, bench.acceptance; bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages,
+bench.output; device.
 Prints a table, writes bench.json and bench.png; the last line is one JSON document."""
 
 COUNTS = ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size")
@@ -70,24 +72,40 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("bench", list(argv))
+    if cfg.runs is not None:
+        from recyclegpt.cli.bench_runs import bench_runs
+
+        document = bench_runs(cfg)
+    else:
+        document = measure(cfg)
+        folder = _write(cfg, document)
+        print(f"\nwritten to {folder}")
+    print(json.dumps(document))
+    return 0
+
+
+def measure(cfg: DictConfig) -> dict[str, Any]:
+    """Measure one checkpoint or shape, and print its table.
+
+    Returns:
+        The document that `bench.json` holds.
+    """
     device, configs = _read_settings(cfg)
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     stages: dict[str, dict[str, float]] = {}
-    for config, decoder, plain, prompts, made in _models(cfg, device, configs):
-        for group in bench(decoder, config, prompts, plain):
-            rows += group
-            print_progress(group)
-        if not facts:
-            facts = made | {"bytes_ratio": bytes_ratio(decoder.model)}
-            if cfg.bench.stages:
-                stages = _stages(decoder, config, prompts)
-    document = _document(device, facts, rows, stages)
+    with OtherLoad() as load:
+        for config, decoder, plain, prompts, made in _models(cfg, device, configs):
+            for group in bench(decoder, config, prompts, plain):
+                rows += group
+                print_progress(group)
+            if not facts:
+                facts = made | {"bytes_ratio": bytes_ratio(decoder.model)}
+                if cfg.bench.stages:
+                    stages = _stages(decoder, config, prompts)
+    document = _document(device, facts, rows, stages, load.share)
     _print_tables(cfg, document)
-    folder = _write(cfg, document)
-    print(f"\nwritten to {folder}")
-    print(json.dumps(document))
-    return 0
+    return document
 
 
 def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
@@ -231,7 +249,11 @@ def _stages(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str
 
 
 def _document(
-    device: torch.device, facts: dict[str, Any], rows: list[Row], stages: dict[str, dict[str, float]]
+    device: torch.device,
+    facts: dict[str, Any],
+    rows: list[Row],
+    stages: dict[str, dict[str, float]],
+    others_cpu: float | None,
 ) -> dict[str, Any]:
     first = next((row for row in rows if row["rho"] is not None), rows[0])
     return {
@@ -239,6 +261,8 @@ def _document(
             "device": cpu_model() if device.type == "cpu" else device_name(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "contended": is_contended(others_cpu) if device.type == "cpu" else None,
+            "others_cpu": others_cpu,
             "copy_bytes_per_s": statistics.median(row["copy_bytes_per_s"] for row in rows if "copy_bytes_per_s" in row),
         },
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
@@ -280,6 +304,11 @@ def _print_tables(cfg: DictConfig, document: dict[str, Any]) -> None:
         print("verified: every pass is computed, then the given share of recycled tokens is kept")
     elif cfg.checkpoint is None:
         print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
+    if hardware["contended"]:
+        print(
+            f"contended: other programs took {hardware['others_cpu']:.0%} of the processors meanwhile, so these speeds "
+            "are not to be trusted"
+        )
     if document["stages"]:
         print()
         print_table(

@@ -14,6 +14,7 @@ from recyclegpt.cli.instantiate import build_all, check
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import named_dtype
+from recyclegpt.training.checkpoint import find_checkpoint
 
 GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
@@ -69,6 +70,7 @@ def check_combinations(cfg: DictConfig) -> list[str]:
     ]
     if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
         problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
+    problems += _check_backbone(cfg)
     for key in ("every_n_steps", "keep"):
         if not _positive(cfg.checkpoint[key]):
             problems.append(f"checkpoint.{key}: {cfg.checkpoint[key]} is not a positive whole number")
@@ -80,6 +82,23 @@ def check_combinations(cfg: DictConfig) -> list[str]:
         problems.append(f"name: {cfg.name!r} is not a folder's name; use letters, digits, - and _")
     if not isinstance(cfg.compile, bool):
         problems.append(f"compile: {cfg.compile} is not true or false")
+    return problems
+
+
+def _check_backbone(cfg: DictConfig) -> list[str]:
+    problems = []
+    frozen, checkpoint = cfg.backbone.frozen, cfg.backbone.checkpoint
+    if not isinstance(frozen, bool):
+        problems.append(f"backbone.frozen: {frozen} is not true or false")
+    elif frozen and checkpoint is None:
+        problems.append("backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=...")
+    elif frozen and cfg.recycle.num_layers == 0:
+        problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
+    if checkpoint is not None:
+        try:
+            find_checkpoint(str(checkpoint))
+        except ConfigError as error:
+            problems += [f"backbone.{problem}" for problem in error.problems]
     return problems
 
 

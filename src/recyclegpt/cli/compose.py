@@ -54,8 +54,8 @@ def register_resolvers() -> None:
 
 
 def folder_name(text: str) -> str:
-    """`text` as the name of one folder, readable and safe: letters, digits, `.`, `_`, `-`; `default` when empty."""
-    name = re.sub(r"[^\w.\-]+", "-", str(text)).strip("-.") or "default"
+    """`text` as the name of one folder: letters, digits, `.`, `_`, `+`, `-`; `default` when empty."""
+    name = re.sub(r"[^\w.+\-]+", "-", str(text)).strip("-.") or "default"
     if len(name) <= 120:
         return name
     # File systems end at 255 bytes; a digest keeps two long names that begin alike apart.

@@ -44,6 +44,8 @@ _CHOICES = {
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
 _REFUSED = "--experimental-rerun"
+TERMINATED = 143
+"""Exit code after SIGTERM, which ends a whole sweep and not only its job."""
 
 
 @dataclass
@@ -203,6 +205,8 @@ class _Job:
                     # Lightning answers Ctrl-C with sys.exit(1); that is still the user's wish to stop everything.
                     if isinstance(leaving.__context__, KeyboardInterrupt):
                         raise KeyboardInterrupt from leaving
+                    if leaving.code == TERMINATED:
+                        raise
                     if self.multirun:
                         raise RuntimeError(f"the job ended itself by sys.exit({leaving.code!r})") from leaving
                     raise

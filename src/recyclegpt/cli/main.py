@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from recyclegpt import __version__
 from recyclegpt.cli.console import format_table
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, JobsFailed
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("recyclegpt.cli.train", "train a model and watch it decode; -m or sweep=NAME for many"),
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)
         return MISTAKE
+    except JobsFailed as error:
+        print(f"recyclegpt {name}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"recyclegpt {name}: interrupted", file=sys.stderr)
         return INTERRUPTED

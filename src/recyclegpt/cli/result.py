@@ -112,6 +112,8 @@ def result_table(result: dict[str, Any], num_recycled: int) -> str:
         f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training "
         f"at {train['tokens_per_s']:.0f} tokens/s",
     ]
+    if hardware["contended"]:
+        notes.append("contended: other programs used the processors meanwhile, so these speeds are not to be trusted")
     return f"\n{quality}\n\n{speed}\n\n" + "\n".join(notes)
 
 

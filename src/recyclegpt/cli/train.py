@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
+from recyclegpt.callbacks import DecodingMonitor, EpochSummary, HyperParameters, Throughput
 from recyclegpt.callbacks.provenance import cpu_model, write_provenance
 from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.combinations import (
@@ -29,19 +30,23 @@ from recyclegpt.cli.combinations import (
     warn_of_settings_without_effect,
 )
 from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.hydra_entry import hydra_run, parse_flags
+from recyclegpt.cli.hydra_entry import TERMINATED, hydra_run, parse_flags
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import make_result, model_facts, result_table
 from recyclegpt.cli.run_folder import RESULT, claim, config_hash, read_hash, to_plain, write_json
+from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
 from recyclegpt.cli.unset_values import is_multirun
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
+from recyclegpt.evaluation.contention import OtherLoad, is_contended
 from recyclegpt.models import RecycleGPT, has_native_bf16, named_dtype
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters, load_trained, newest_checkpoint
+from recyclegpt.training.initial_weights import freeze_backbone, take_backbone
 
 log = logging.getLogger("recyclegpt")
+TRACEBACK = "traceback.txt"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -78,8 +83,10 @@ def train_job(cfg: DictConfig) -> float | None:
         ConfigError: all that is wrong with the config.
     """
     folder = Path(cfg.paths.output_dir)
-    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    multirun = in_multirun()
     start_afresh()
+    if multirun:
+        print(f"\nsweep   {progress_line()}", file=sys.stderr)
     if multirun and (problems := sweep_problems(cfg)):
         raise ConfigError(problems)
     warn_of_settings_without_effect(cfg)
@@ -98,9 +105,17 @@ def train_job(cfg: DictConfig) -> float | None:
             shutil.rmtree(folder)  # Hydra has made it for a run that did not begin
         raise
     except BaseException as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning answers Ctrl-C with sys.exit
-            error = KeyboardInterrupt("stopped by Ctrl-C; the same command with resume=auto goes on")
-        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
+        stopped = isinstance(error, SIGTERMException)
+        if isinstance(error.__context__, KeyboardInterrupt) or stopped:  # Lightning answers Ctrl-C with sys.exit
+            by = "SIGTERM" if stopped else "Ctrl-C"
+            told: BaseException = KeyboardInterrupt(f"stopped by {by}; the same command with resume=auto goes on")
+        else:
+            told = error
+            (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400 - the file has the traceback
+        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, told))
+        if stopped:
+            raise SystemExit(TERMINATED) from error
         raise
 
 
@@ -110,6 +125,7 @@ def start_afresh() -> None:
         os.environ.pop(name, None)
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Tips and device lists of Lightning; what matters here is logged by ourselves.
@@ -129,6 +145,10 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     vocabulary = -(-datamodule.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), built["recycle"])
+    if cfg.backbone.checkpoint is not None:
+        take_backbone(model, cfg.backbone.checkpoint, datamodule.tokenizer.fingerprint)
+    if cfg.backbone.frozen:
+        freeze_backbone(model)
     num_bytes = torch.zeros(vocabulary, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
     module = LitRecycleGPT(
@@ -157,7 +177,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with OtherLoad() as load:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
 
@@ -184,7 +205,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
             "seconds": throughput.total_seconds,
             "tokens_per_s": throughput.total_tokens / throughput.total_seconds,
         },
-        hardware=_hardware(cfg, trainer),
+        hardware=_hardware(cfg, trainer, load.share),
     )
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
@@ -240,14 +261,23 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _hardware(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
+def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) -> dict[str, Any]:
     device = trainer.strategy.root_device
     decode = named_dtype(cfg.decoding.dtype, device, decoding=True)
+    monitors = [callback for callback in trainer.callbacks if isinstance(callback, DecodingMonitor)]  # type: ignore[attr-defined]
+    others = {"training": others_training, "decoding": monitors[0].others_cpu if monitors else None}
+    shares = [share for share in others.values() if share is not None]
+    # What others do on the processors does not slow a GPU down; another job of the same sweep does.
+    contended = is_contended(max(shares)) if shares and device.type == "cpu" else None
+    if in_multirun() and runs_beside_others(HydraConfig.get().launcher):
+        contended = True
     return {
         "device": cpu_model() if device.type == "cpu" else device_name(device),
         "dtype": str(trainer.precision),
         "decode_dtype": str(decode).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "contended": contended,
+        "others_cpu": others,
     }
 
 

@@ -145,6 +145,7 @@ class _Group:
             "num_recycled": m,
             **_rates(speed, baseline),
             "acceptance": kept,
+            "agreement": speed.counts.agreement if m else None,
             "acceptance_given": isinstance(strategy, VerifiedAt),
             "rho": costs.rho if costs is not None else None,
             "c": costs.c if costs is not None else None,

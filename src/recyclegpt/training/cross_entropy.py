@@ -25,6 +25,8 @@ class RowLosses(NamedTuple):
     """Negative log likelihood of the label, in nats, fp32."""
     prediction_M: Tensor
     """The most likely token; -1 under autograd, where nothing reads it."""
+    confidence_M: Tensor
+    """Its probability; 0 under autograd."""
 
 
 def chunked_cross_entropy(
@@ -49,10 +51,10 @@ def chunked_cross_entropy(
     """
     if teacher_MC is None:
         teacher_share = 0.0
-    total, nll_M, prediction_M = _ChunkedCrossEntropy.apply(
+    total, nll_M, prediction_M, confidence_M = _ChunkedCrossEntropy.apply(
         state_MC, weight_VC, label_M, scale_M, teacher_MC, teacher_share, chunk_size, not torch.is_grad_enabled()
     )
-    return RowLosses(total, nll_M, prediction_M)
+    return RowLosses(total, nll_M, prediction_M, confidence_M)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -67,13 +69,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_share: float,
         chunk_size: int,
         predict: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = torch.float64 if state_MC.dtype == torch.float64 else torch.float32
         need_state, need_weight = ctx.needs_input_grad[:2]
         grad_state_MC = torch.empty_like(state_MC) if need_state else None
         grad_weight_VC = torch.zeros_like(weight_VC, dtype=wide) if need_weight else None
         nll_M = torch.empty(len(label_M), dtype=wide, device=state_MC.device)
         prediction_M = torch.empty_like(label_M)
+        confidence_M = torch.zeros_like(nll_M)
         total = torch.zeros((), dtype=wide, device=state_MC.device)
         for begin in range(0, len(label_M), chunk_size):
             rows = slice(begin, begin + chunk_size)
@@ -82,7 +85,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             prediction_M[rows] = logits_mV.argmax(dim=-1) if predict else -1
             p_mV = logits_mV.softmax(dim=-1, dtype=wide)
             # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
-            normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - p_mV.amax(dim=-1, keepdim=True).log()
+            largest_m1 = p_mV.amax(dim=-1, keepdim=True)
+            normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - largest_m1.log()
+            if predict:
+                confidence_M[rows] = largest_m1.squeeze(1)
             nll_m1 = normaliser_m1 - logits_mV.gather(1, label_m1).to(wide)
             nll_M[rows] = nll_m1.squeeze(1)
             loss_m1, grad_mV = nll_m1 * (1 - teacher_share), p_mV
@@ -104,8 +110,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_weight_VC is not None:
                 grad_weight_VC += narrow_mV.t() @ (state_MC[rows] * scale_m1).to(logits_mV.dtype)
         ctx.save_for_backward(grad_state_MC, None if grad_weight_VC is None else grad_weight_VC.to(weight_VC.dtype))
-        ctx.mark_non_differentiable(nll_M, prediction_M)
-        return total, nll_M, prediction_M
+        ctx.mark_non_differentiable(nll_M, prediction_M, confidence_M)
+        return total, nll_M, prediction_M, confidence_M
 
     @staticmethod
     @once_differentiable

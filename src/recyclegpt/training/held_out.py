@@ -14,6 +14,8 @@ from torch import Tensor
 from recyclegpt.training.dual_loss import LossParts
 
 SUMS = ("tokens", "nll_backbone", "nll_recycle", "agreed", "bytes", "recycled")
+NUM_BINS = 20
+"""Of the module's confidence (its largest probability, equal parts of 0 to 1) and of the place in the row."""
 
 
 class HeldOut:
@@ -23,6 +25,10 @@ class HeldOut:
         """`token_num_bytes_V[i]` is the number of bytes of text that token i stands for."""
         self.token_num_bytes_V = token_num_bytes_V.to(device)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self.by_confidence = torch.zeros(2, NUM_BINS, dtype=torch.float64, device=device)
+        """Recycled tokens, and those of them that agreed, by the module's confidence."""
+        self.by_place = torch.zeros_like(self.by_confidence)
+        """The same by place in the row."""
 
     def add(self, parts: LossParts, views_NBT: Tensor) -> None:
         """Add a batch: the tokens that both the backbone and the module have predicted."""
@@ -41,6 +47,12 @@ class HeldOut:
             values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * counted_BT
             values["agreed"] = agreed_BT * counted_BT
             values["recycled"] = counted_BT
+            confidence_BT = module.confidence_M.view(shape)[:, :-1]
+            place_T = torch.linspace(0, 1, counted_BT.shape[1], device=counted_BT.device)
+            for bins, where in ((self.by_confidence, confidence_BT), (self.by_place, place_T.expand(counted_BT.shape))):
+                index_M = (where * NUM_BINS).long().clamp(max=NUM_BINS - 1).flatten()
+                bins[0].index_add_(0, index_M, counted_BT.double().flatten())
+                bins[1].index_add_(0, index_M, values["agreed"].double().flatten())
         for name, value in values.items():
             self.sums[SUMS.index(name)] += value.double().sum()
 

@@ -118,7 +118,9 @@ class LitRecycleGPT(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Reduce the sums over ranks, then divide once and log."""
         assert self.held_out is not None, "Lightning calls on_validation_epoch_start first"
-        self.held_out.sums = self.trainer.strategy.reduce(self.held_out.sums, reduce_op="sum")
+        for name in ("sums", "by_confidence", "by_place"):
+            reduced = self.trainer.strategy.reduce(getattr(self.held_out, name), reduce_op="sum")
+            setattr(self.held_out, name, reduced)
         metrics = self.held_out.metrics()
         for name, value in metrics.items():
             self.log(name, value, sync_dist=False)

@@ -91,7 +91,8 @@ def test_a_control_may_be_deeper_than_whatever_the_others_are():
     controls = {"deeper": ["recycle=none", "model.num_layers+=3"]}
     found = jobs({"depth": "1"}, controls, ["model=small"], present={"model": {"num_layers": 12}})
     assert found[-1] == ["depth=1", "model=small", "recycle=none", "model.num_layers=15", "++sweep.control=deeper"]
-    found = jobs({"depth": "1,2"}, {"deeper": ["model.num_layers+=depth"]}, present={"model": {"num_layers": 12}, "depth": 1})
+    present = {"model": {"num_layers": 12}, "depth": 1}
+    found = jobs({"depth": "1,2"}, {"deeper": ["model.num_layers+=depth"]}, present=present)
     assert found[-1] == ["model.num_layers=13", "++sweep.control=deeper"]
     for line, told in (("model.num_layers+=x", "model.num_layers is 12, x is None"), ("model.layers+=1", "is None")):
         with pytest.raises(HydraException, match=f"adds whole numbers, and .*{told}"):

@@ -1,0 +1,56 @@
+"""Pictures of a run: what the PR curve counts, and that TensorBoard gets it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recyclegpt.callbacks.trade_off import FIGURE, PR_CURVE, TradeOff, threshold_curve
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training import HeldOut, LitRecycleGPT, LossConfig, adamw, constant
+
+
+def test_the_curve_by_hand() -> None:
+    curve = threshold_curve(torch.tensor([[4.0, 0.0, 6.0], [1.0, 0.0, 5.0]]))
+    assert curve["offered"].tolist() == pytest.approx([1.0, 0.6, 0.6])
+    assert curve["true_positive"].tolist() == [6, 5, 5]
+    assert curve["false_positive"].tolist() == [4, 1, 1]
+    assert curve["true_negative"].tolist() == [0, 3, 3]
+    assert curve["false_negative"].tolist() == [0, 1, 1]
+    assert curve["precision"].tolist() == pytest.approx([0.6, 5 / 6, 5 / 6])
+    assert curve["recall"].tolist() == pytest.approx([1.0, 5 / 6, 5 / 6])
+    nothing_above = threshold_curve(torch.tensor([[3.0, 0.0], [2.0, 0.0]]))
+    assert nothing_above["precision"].tolist() == pytest.approx([2 / 3, 1.0])
+
+
+def module(depth: int) -> LitRecycleGPT:
+    model = RecycleGPT(ModelConfig(29, 24, num_layers=1, hidden_size=16, num_heads=2), RecycleConfig(depth))
+    return LitRecycleGPT(model, LossConfig(), adamw, constant, 8, torch.ones(29))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_tensorboard_gets_curve_and_figure_where_there_is_a_module(tmp_path: Path, depth: int) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False, enable_progress_bar=False
+    )
+    lit = module(depth)
+    views_NBT = torch.randint(29, (3, 2, 20))
+    lit.held_out = HeldOut(lit.token_num_bytes_V, torch.device("cpu"))
+    with torch.no_grad():
+        lit.held_out.add(lit.dual_loss(lit.model, views_NBT), views_NBT)
+    for name in ("val/ppl_backbone", "val/ppl_alternating", "decode/tokens_per_s_alternating"):
+        trainer.callback_metrics[name] = torch.tensor(20.0)
+    TradeOff().on_validation_end(trainer, lit)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["tensors"] == ([PR_CURVE] if depth else [])
+    assert events.Tags()["images"] == ([FIGURE] if depth else [])
+
+
+def test_another_module_is_left_alone(tmp_path: Path) -> None:
+    trainer = Trainer(logger=TensorBoardLogger(tmp_path), enable_checkpointing=False, enable_progress_bar=False)
+    TradeOff().on_validation_end(trainer, LightningModule())
