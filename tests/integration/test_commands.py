@@ -175,15 +175,69 @@ def test_bench_measures_every_combination_and_transformers(run: Run, capsys: pyt
 def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "bench.new_tokens=0", "bench.strategies=[fast]", "bench.dtype=int3", "device=tpu9") == 2
     message = capsys.readouterr().err
-    for word in ("bench.new_tokens: 0", "'fast' is unknown", "bench.dtype: 'int3'", "device: 'tpu9'"):
+    for word in ("bench.new_tokens: 0", "bench.strategies: 'fast' is unknown", "bench.dtype: 'int3'", "device: 'tpu9'"):
         assert word in message
     argv = ["bench.batch=[1,0]", "bench.acceptance=[0.5,2]", "bench.compile=maybe", "bench.baselines=[vllm]"]
-    assert run("bench", *argv, "bench.recycle_num_layers=[0]", "bench.num_recycled=[9]", "bench.stages=3") == 2
+    assert run("bench", *argv, "bench.recycle_num_layers=[0]", "bench.num_recycled=[9]") == 2
     message = capsys.readouterr().err
-    for word in ("bench.batch: 0", "bench.acceptance: 2", "bench.compile: maybe", "'vllm'", "num_layers: 0", "9 is"):
+    for word in ("bench.batch: 0", "bench.acceptance: 2", "bench.compile: 'maybe'", "'vllm'", "num_layers: 0", "9 is"):
         assert word in message
     assert run("bench", "bench.new_tokens=999") == 2
     assert "exceed the context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("bench.stages=3", "3 is not true or false"),
+        ("bench.new_tokens=1", "give 3 or more"),
+        ("bench.num_recycled=[]", "the list is empty"),
+        ("bench.dtype=[]", "the list is empty"),
+        ("bench.repetitions=[2,3]", "[2, 3] is not an integer"),
+        ("bench.acceptance=true", "True is not a number"),
+        ("bench.compile=1", "1 is not true or false"),
+        ("bench.output=/proc/x", "/proc/x cannot be written"),
+        ("bench.output=[1]", "[1] is not a string"),
+        ("seed=x", "'x' is not an integer"),
+    ],
+)
+def test_bench_refuses_before_it_measures(
+    run: Run, wrong: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recyclegpt.cli.bench.measure", lambda _: pytest.fail("measured"))
+    assert run("bench", wrong) == 2
+    message = capsys.readouterr().err
+    assert wrong.partition("=")[0] in message
+    assert told in message
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        *((f"decoding.num_recycled={value}", "is not an integer") for value in ("1.5", "[1,2]", "null", "true")),
+        ("decoding.confidence=abc", "'abc' is not a number"),
+        ("decoding.temperature=hot", "'hot' is not a number"),
+        ("decoding.top_k=2.5", "2.5 is not an integer or null"),
+        ("decoding.min_p=[0.1]", "[0.1] is not a number"),
+        ("decoding.stop=5", "5 is not a string or a list"),
+        ("decoding.stop=['']", "an empty string ends every text"),
+        ("decoding.seed=1.5", "1.5 is not an integer"),
+        ("decoding.seed=-1", "is not between 0 and 2^63"),
+        ("decoding.max_new_tokens=true", "True is not an integer"),
+        ("device=meta", "meta is not supported"),
+        ("device=cuda:9", "sees"),
+        ("checkpoint=5", "5 is not a string"),
+    ],
+)
+def test_generate_names_a_setting_of_the_wrong_kind(
+    run: Run, trained: Path, wrong: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", f"checkpoint={trained}", wrong, "--prompt", "x") == 2
+    printed = capsys.readouterr()
+    assert wrong.partition("=")[0] in printed.err
+    assert told in printed.err
+    assert not printed.out
 
 
 @pytest.mark.parametrize("command", ["generate", "bench", "evaluate", "tokenize", "train"])

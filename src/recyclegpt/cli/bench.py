@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import statistics
 import sys
-import warnings
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,8 @@ from recyclegpt.cli.console import print_table
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import model_facts
-from recyclegpt.cli.run_folder import write_json
+from recyclegpt.cli.run_folder import finite, write_json
+from recyclegpt.cli.settings import BENCH, type_problems
 from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
@@ -34,6 +36,8 @@ from recyclegpt.evaluation.stages import STAGES
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.reporting.bench_figure import draw_bench
 from recyclegpt.training.checkpoint import load_trained
+
+log = logging.getLogger("recyclegpt")
 
 HELP = """usage: recyclegpt bench [KEY=VALUE ...]
 
@@ -77,10 +81,12 @@ def run(argv: Sequence[str]) -> int:
 
         document = bench_runs(cfg)
     else:
+        folder = _output_folder(cfg)
         document = measure(cfg)
-        folder = _write(cfg, document)
+        write_json(folder / "bench.json", document)
+        _draw(folder, document)
         print(f"\nwritten to {folder}")
-    print(json.dumps(document))
+    print(json.dumps(finite(document)))
     return 0
 
 
@@ -115,6 +121,9 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         ConfigError: naming all that cannot be measured.
     """
     given = cfg.bench
+    wrong = type_problems(given, BENCH, "bench.") + type_problems(cfg, {"device": str, "seed": int})
+    if wrong:
+        raise ConfigError(wrong)
     depths = [] if given.recycle_num_layers is None else _many(given.recycle_num_layers)
     shares = None if given.acceptance is None else _many(given.acceptance)
     problems = [
@@ -129,14 +138,9 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         if not isinstance(share, (int, float)) or not 0 <= share <= 1
     ]
     problems += [
-        f"bench.compile: {value} is neither true, false nor auto"
+        f"bench.compile: {value!r} is neither true, false nor auto"
         for value in _many(given.compile)
-        if value not in (True, False, "auto")
-    ]
-    problems += [
-        f"bench.{key}: {given[key]} is neither true nor false"
-        for key in ("kernels", "stages")
-        if not isinstance(given[key], bool)
+        if not isinstance(value, bool) and value != "auto"
     ]
     problems += [
         f"bench.baselines: {name!r} is unknown; there is transformers"
@@ -154,7 +158,14 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         try:
             make_strategy(name, num_recycled)
         except ConfigError as error:
-            problems += [f"bench.{problem}" for problem in error.problems]
+            problems += [f"bench.{problem.replace('strategy:', 'strategies:', 1)}" for problem in error.problems]
+    shortest = max(_many(given.num_recycled)) + 2
+    problems += [
+        f"bench.new_tokens: {value} are written by the prompt's pass and one cycle when bench.num_recycled="
+        f"{shortest - 2}, so nothing is left to time; give {shortest} or more"
+        for value in _many(given.new_tokens)
+        if value < shortest
+    ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     if cfg.checkpoint is None and shares is None:
@@ -198,6 +209,7 @@ def _models(
             )
         keep = bool(config.baselines) and config.dtype_name != "int8"
         if config.baselines and not keep:
+            log.warning("transformers has no int8 weights of this kind, so it is not measured beside dtype int8")
             config = dataclasses.replace(config, baselines=())
         facts = model_facts(model)
         decoder = Decoder.optimised(model, dtype, bool(compiled), cfg.bench.kernels, release=not keep)
@@ -317,19 +329,29 @@ def _print_tables(cfg: DictConfig, document: dict[str, Any]) -> None:
         )
 
 
-def _write(cfg: DictConfig, document: dict[str, Any]) -> Path:
+def _output_folder(cfg: DictConfig) -> Path:
+    """Made and tried before anything is measured: a grid may take an hour.
+
+    Raises:
+        ConfigError: it cannot be written into.
+    """
+    _read_settings(cfg)  # a mistake there leaves no folder behind
     now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("outputs/bench") / now if cfg.bench.output is None else Path(str(cfg.bench.output)).expanduser()
+    folder = Path("outputs/bench") / now if cfg.bench.output is None else Path(cfg.bench.output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "bench.json", document)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(f"bench.output: {folder} cannot be written ({error})") from error
+    return folder
+
+
+def _draw(folder: Path, document: dict[str, Any]) -> None:
     try:
         draw_bench(document, folder / "bench.png")
     except ImportError:
-        warnings.warn("bench.png was not drawn: pip install 'recyclegpt[report]'", stacklevel=2)
-    return folder
+        log.warning("bench.png was not drawn: pip install 'recyclegpt[report]'")
 
 
 def _many(value: Any) -> list[Any]:

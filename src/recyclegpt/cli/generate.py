@@ -13,6 +13,7 @@ import torch
 
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import paint
+from recyclegpt.cli.settings import DECODING, type_problems
 from recyclegpt.decoding import (
     Counts,
     Decoder,
@@ -33,12 +34,15 @@ def run(argv: Sequence[str]) -> int:
     arguments, overrides = parse_arguments(argv)
     cfg = compose_or_explain("generate", overrides)
     decoding = cfg.decoding
-    problems = [] if isinstance(decoding.max_new_tokens, int) else ["decoding.max_new_tokens: not a whole number"]
-    if not isinstance(decoding.compile, bool):
-        problems.append(f"decoding.compile: {decoding.compile} is neither true nor false")
+    problems = type_problems(decoding, DECODING, "decoding.")
+    problems += type_problems(cfg, {"checkpoint": str, "device": str})
+    if problems:
+        raise ConfigError(problems)
+    if not 0 <= decoding.seed < 2**63:
+        problems.append(f"decoding.seed: {decoding.seed} is not between 0 and 2^63")
     stop = [decoding.stop] if isinstance(decoding.stop, str) else list(decoding.stop)
-    if not all(isinstance(string, str) and string for string in stop):
-        problems.append(f"decoding.stop: {stop} holds something that is not a string with characters in it")
+    if not all(stop):
+        problems.append("decoding.stop: an empty string ends every text at once; leave it out")
     device, dtype = choose_device(cfg.device, decoding.dtype, problems, "decoding.dtype", decoding=True)
     try:
         strategy = make_strategy(decoding.strategy, decoding.num_recycled, decoding.confidence)
@@ -146,8 +150,13 @@ def choose_device(
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
         problems.append(f"device: {device!r} is unknown; use cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        problems.append(f"device: {device}, but torch sees no CUDA device here; use cpu")
+    if chosen.type not in ("cpu", "cuda"):
+        problems.append(f"device: {device} is not supported; use cpu, cuda or cuda:N")
+        chosen = torch.device("cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        problems.append(
+            f"device: {device}, but torch sees {torch.cuda.device_count() or 'no'} CUDA devices here; use cpu"
+        )
         chosen = torch.device("cpu")
     try:
         return chosen, named_dtype(dtype, chosen, decoding)

@@ -95,7 +95,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     NaN and infinities become null, which every JSON reader accepts. Missing parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # Beside the target, since os.replace is atomic only inside one file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -137,11 +137,12 @@ def _string_keys(value: Any) -> Any:
     return value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same lists and dicts, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

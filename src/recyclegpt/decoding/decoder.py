@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -21,6 +22,8 @@ READ_BUCKETS = {"cpu": 64, "cuda": 256}
 """Attention reads a multiple of this many slots, so that few shapes (and few CUDA graphs) occur."""
 CHECK_EVERY = {"cpu": 1, "cuda": 8}
 """Cycles between two looks at what was written. Looking makes the host wait for the device; a CPU is its own host."""
+MAX_IDLE = 8
+"""Sessions kept with their CUDA graphs, the last used ones: decoders that take turns find theirs again."""
 
 
 class Decoder:
@@ -33,7 +36,8 @@ class Decoder:
         self.recycle: Callable[..., torch.Tensor] = model.recycle
         if compile:
             self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
-        self._graphed: tuple[object, Session, GraphedCycle] | None = None
+        self._graphs = model.device.type == "cuda"
+        self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
     @classmethod
     def optimised(
@@ -117,7 +121,7 @@ class Decoder:
         m, limits = strategy.num_recycled, emission.limits
         check_every = CHECK_EVERY[self.model.device.type]
         # A row may stand at its limit, propose m tokens there, and the module's rows look one token further.
-        session, cycle = self._session(strategy, sampler, len(prompts), max(limits) + m + 2)
+        key, session, cycle = self._take_session(strategy, sampler, len(prompts), max(limits) + m + 2)
         furthest = max(len(prompt) for prompt in prompts)
         was_training = self.model.training
         self.model.eval()
@@ -143,6 +147,10 @@ class Decoder:
                     furthest += m + 1
         finally:
             self.model.train(was_training)
+            if isinstance(cycle, GraphedCycle):
+                self._idle[key] = session, cycle
+                while len(self._idle) > MAX_IDLE:
+                    self._idle.popitem(last=False)
 
     def _hand_out(
         self, session: Session, records: list[list[list[int]]], furthest: int, emission: Emission
@@ -155,24 +163,22 @@ class Decoder:
         for record in records:
             yield from emission.take(record, tokens_BS, first)
 
-    def _session(
+    def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
-    ) -> tuple[Session, Callable[[int], None]]:
-        """A session and its cycle; on CUDA the one used last is used again where it fits, since its graphs are made."""
-        on_cuda = self.model.device.type == "cuda"
-        if self.compiled or on_cuda:
+    ) -> tuple[object, Session, Callable[[int], None]]:
+        """A session and its cycle. On CUDA an idle one that fits is taken, since its graphs are made.
+
+        A stream that has not ended keeps its own.
+        """
+        if self.compiled or self._graphs:
             num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
         key = (strategy, sampler.config, batch, num_slots)
-        if self._graphed is not None and self._graphed[0] == key:
-            _, session, graphed = self._graphed
+        if key in self._idle:
+            session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
-            return session, graphed
+            return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
-        if not on_cuda:
-            return session, session.cycle
-        graphed = GraphedCycle(session.cycle)
-        self._graphed = (key, session, graphed)
-        return session, graphed
+        return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
 
     def _num_read(self, session: Session, furthest: int) -> int:
         """Slots that any pass of this cycle can reach, as a multiple of the bucket."""

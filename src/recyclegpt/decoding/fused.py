@@ -6,6 +6,7 @@ C model width, H query heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -196,9 +197,16 @@ def fuse(
     int8 = dtype == torch.int8
     device, own = model.device, model.dtype
     dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
-    packs = use_kernels and kernels.usable(device, dtype) and _fits(model)
+    odd = _odd_widths(model)
+    packs = use_kernels and not odd and kernels.usable(device, dtype)
     if int8 and not packs:
-        raise ConfigError("dtype: int8 weights need the CPU kernels of this package; decode in another dtype")
+        why = f", which need even widths ({odd})" if odd else ""
+        raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
+    if use_kernels and odd and device.type == "cpu":
+        warnings.warn(
+            f"decoding with torch's own kernels, slower and not exact in bf16: ours need even widths ({odd})",
+            stacklevel=2,
+        )
 
     def linear(*modules: nn.Linear) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
@@ -244,9 +252,12 @@ def fuse(
     return fused.eval().requires_grad_(False)
 
 
-def _fits(model: RecycleGPT) -> bool:
-    """Whether every product's input width is even, as the packed layout needs."""
+def _odd_widths(model: RecycleGPT) -> str:
+    """The widths of products that the packed layout cannot hold, in words; empty where there is none."""
     config = model.config
-    return not any(
-        width % 2 for width in (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
-    )
+    widths = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads * head_dim": config.num_heads * config.head_dim,
+    }
+    return ", ".join(f"{name} {width}" for name, width in widths.items() if width % 2)

@@ -88,14 +88,12 @@ class _Group:
             )
             for name, strategy in strategies.items()
         }  # fmt: skip
+        memory = self._warm_up(runs)
         outside: dict[str, Callable[[], Run]] = {}
         if plain is not None and "transformers" in self.config.baselines:
+            # Made after the peaks of ours have been taken.
             outside = transformers_baseline.make_runs(plain, self.prompts, self.new_tokens, self.batch)
-        memory = {}
-        for name, run in (runs | outside).items():
-            with PeakMemory(self.decoder.model.device) as peak:
-                run()  # warm-up, whole, since every bucket of the cache may be a shape of its own
-            memory[name] = peak.bytes
+            memory |= self._warm_up(outside)
 
         copies = CopyTimer(self.decoder.model.device)
 
@@ -116,6 +114,15 @@ class _Group:
         if outside:
             rows.append(self._outside_row({name: speeds[name] for name in outside}, baseline, memory))
         return rows
+
+    def _warm_up(self, runs: dict[str, Callable[[], Run]]) -> dict[str, float]:
+        """Peak memory of each run. It is as long as the timed ones: every bucket of the cache may be a new shape."""
+        memory = {}
+        for name, run in runs.items():
+            with PeakMemory(self.decoder.model.device) as peak:
+                run()
+            memory[name] = peak.bytes
+        return memory
 
     def _strategies(self) -> dict[str, Strategy]:
         """By names that differ. The baseline is always among them; only lengths that can recycle get the others."""

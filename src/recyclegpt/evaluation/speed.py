@@ -49,8 +49,8 @@ class Speed:
 
     @property
     def counts(self) -> Counts:
-        """Of one repetition; each writes the same text again."""
-        return self.runs[0].counts
+        """Of all repetitions together."""
+        return sum((run.counts for run in self.runs[1:]), self.runs[0].counts)
 
     @property
     def texts(self) -> list[list[int]]:

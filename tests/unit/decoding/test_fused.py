@@ -52,6 +52,7 @@ def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
+@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prefill", [3, 16, 17])
 def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +83,7 @@ def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
+@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_a_cache_too(variant: str) -> None:
     model = made(*VARIANTS[variant])

@@ -14,6 +14,7 @@ from recyclegpt.decoding import Decoder, Verified, fuse, kernels
 from recyclegpt.decoding.fused import KernelLayer
 from recyclegpt.decoding.kernels import build
 from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.layers import Rotary, rotate
 
 from .test_exactness import random_model
@@ -264,8 +265,14 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(build.KernelsUnavailableError, match=r"cxx failed: x\.cpp:1: error: no such thing"):
         build._compile(str(compiler), tmp_path / "built" / "kernels.so")
     assert not list((tmp_path / "built").iterdir())
+    assert not list((tmp_path / "built").iterdir())
     with pytest.raises(build.KernelsUnavailableError, match="cannot be compiled in"):
         build._compile(str(compiler), compiler / "kernels.so")
+    with pytest.raises(build.KernelsUnavailableError, match="there is no compiler /nonexistent/c"):
+        build._compile("/nonexistent/c++ -O1", tmp_path / "built" / "kernels.so")
+    compiler.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(build.KernelsUnavailableError, match="cxx --quick failed: exit code 3"):
+        build._compile(f"{compiler} --quick", tmp_path / "built" / "kernels.so")
 
 
 def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,14 +308,38 @@ def test_kernels_are_compiled_once_for_what_they_are_made_of(tmp_path: Path, mon
     assert build._key("g++") == keys[0]
 
 
-def test_a_broken_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECYCLEGPT_CACHE", str(tmp_path))
-    (tmp_path / "kernels").mkdir()
+@pytest.mark.parametrize("damage", ["cut short", "another library", "no checksum", "empty"])
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     compiler = build._compiler()
     assert compiler is not None
-    (tmp_path / "kernels" / f"kernels-{build._key(compiler)}.so").write_bytes(b"not a library")
-    with pytest.raises(build.KernelsUnavailableError, match="delete it"):
-        build.load.__wrapped__()
+    built: list[str] = []
+
+    def compile_again(_: str, library: Path) -> None:
+        built.append(library.name)
+        raise build.KernelsUnavailableError("stop here")
+
+    whole = build.folder() / f"kernels-{build._key(compiler)}.so"
+    build.load()
+    monkeypatch.setenv("RECYCLEGPT_CACHE", str(tmp_path))
+    library = tmp_path / "kernels" / whole.name
+    library.parent.mkdir()
+    content = {"cut short": whole.read_bytes()[:100_000], "another library": b"not a library", "empty": b""}
+    library.write_bytes(content.get(damage, whole.read_bytes()))
+    if damage != "no checksum":
+        library.with_suffix(".sha256").write_bytes(whole.with_suffix(".sha256").read_bytes())
+    monkeypatch.setattr(build, "_compile", compile_again)
+    with pytest.raises(build.KernelsUnavailableError, match="stop here"):
+        build.load.__wrapped__()  # a library cut short would end this process, not raise
+    assert built == [library.name]
+
+
+def test_odd_widths_decode_without_kernels_and_say_so() -> None:
+    torch.manual_seed(0)
+    model = RecycleGPT(ModelConfig(16, 32, 1, hidden_size=17, num_heads=2, head_dim=4), RecycleConfig(1))
+    with pytest.warns(UserWarning, match="even widths \\(hidden_size 17\\)"):
+        assert not isinstance(fuse(model).backbone.layers[0], KernelLayer)
+    with pytest.raises(ConfigError, match="even widths \\(hidden_size 17\\)"):
+        fuse(model, torch.int8)
 
 
 def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,4 +349,4 @@ def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytes
     library = tmp_path / "kernels.so"
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: build._compile(compiler, library), range(2)))
-    assert [path.name for path in tmp_path.iterdir()] == ["kernels.so"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.sha256", "kernels.so"]

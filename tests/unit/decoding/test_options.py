@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -488,3 +489,38 @@ def test_a_graph_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPa
         cycle(num_read)
     # a captured cycle does not run until it is replayed
     assert events == ["cycle 64", "cycle 64", "replay", "replay", "cycle 128", "cycle 128", "replay", "replay"]
+
+
+def test_graphed_sessions_are_found_again_and_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class Graphed:
+        """Stands for a GraphedCycle: without a CUDA device the cycle runs as it is."""
+
+        def __init__(self, cycle: Callable[[int], object]) -> None:
+            made.append(cycle)
+            self.cycle = cycle
+
+        def __call__(self, num_read: int) -> None:
+            self.cycle(num_read)
+
+    monkeypatch.setattr(decoder, "GraphedCycle", Graphed)
+    model = random_model(3)
+    plain, graphed = Decoder(model), Decoder(model)
+    graphed._graphs = True
+    strategies = [Autoregressive(), Alternating(2), Verified(2)]
+    for _ in range(3):
+        for strategy in strategies:
+            text = graphed.generate([[1, 2, 3]], strategy, 20).tokens
+            assert text == plain.generate([[1, 2, 3]], strategy, 20).tokens
+    assert len(made) == len(strategies), "decoders that take turns find their graphs again"
+
+    streams = [
+        graphed.stream([prompt], Verified(2), 20, Sampler.seeded(SamplingConfig(), 1, 0)) for prompt in ([4], [5])
+    ]
+    texts: list[list[int]] = [[], []]
+    for pair in itertools.zip_longest(*streams):
+        for text, emitted in zip(texts, pair, strict=True):
+            text += [] if emitted is None else emitted.tokens
+    for text, prompt in zip(texts, ([4], [5]), strict=True):
+        assert text == plain.generate([prompt], Verified(2), 20).tokens[0], "a stream keeps its session to its end"

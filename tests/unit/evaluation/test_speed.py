@@ -42,7 +42,7 @@ def test_rates_count_tokens_and_seconds_after_the_prompts_pass(model: TickingMod
     assert alternating.speedup_over(plain) == pytest.approx(7 / 60 * 11)
     assert plain.first_token_s == [12.5] * 3
     assert [len(text) for text in speeds["verified"].texts] == [9, 9]
-    assert speeds["verified"].counts.num_tokens == 18, "counts are of one repetition"
+    assert speeds["verified"].counts.num_tokens == 3 * 18, "counts are of all repetitions"
 
 
 def test_budget_stops_after_whole_rounds(model: TickingModel) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -43,12 +44,24 @@ def load() -> None:
     if compiler is None:
         raise KernelsUnavailableError("no C++ compiler was found; install g++, or name one in CXX")
     library = folder() / f"kernels-{_key(compiler)}.so"
-    if not library.exists():
+    if not _is_whole(library):
         _compile(compiler, library)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise KernelsUnavailableError(f"{library} cannot be loaded ({error}); delete it to compile anew") from error
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether the file is what was compiled: half a library, as a full disk leaves it, would kill the process."""
+    try:
+        return library.with_suffix(".sha256").read_text(encoding="ascii") == _checksum(library)
+    except OSError:
+        return False
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compiler() -> str | None:
@@ -69,12 +82,20 @@ def _compile(compiler: str, library: Path) -> None:
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
             # Several processes may build at once: each into its own file, and the last one renames it into place.
             built = Path(temporary) / library.name
-            command = [compiler, *FLAGS, tuning, *paths, *sources, "-o", str(built), "-ltorch_cpu"]
+            command = [*shlex.split(compiler), *FLAGS, tuning, *paths, *sources, "-o", str(built), "-ltorch_cpu"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
             if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()[-300:]]
-                raise KernelsUnavailableError(f"{compiler} failed: {errors[0]}")
+                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                errors = [line for line in lines if "error" in line] or lines[-1:]
+                raise KernelsUnavailableError(f"the compiler {compiler} failed: {errors[0]}")
+            checksum = built.with_suffix(".sha256")
+            checksum.write_text(_checksum(built), encoding="ascii")
+            if library.is_dir():
+                raise KernelsUnavailableError(f"{library} is a folder; remove it")
             built.replace(library)
+            checksum.replace(library.with_suffix(".sha256"))
+    except FileNotFoundError as error:
+        raise KernelsUnavailableError(f"there is no compiler {compiler}, which CXX names") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailableError(f"they cannot be compiled in {library.parent} ({error})") from error
 
