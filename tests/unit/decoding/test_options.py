@@ -516,7 +516,8 @@ def test_graphed_sessions_are_found_again_and_never_shared(monkeypatch: pytest.M
     assert len(made) == len(strategies), "decoders that take turns find their graphs again"
 
     streams = [
-        graphed.stream([prompt], Verified(2), 20, Sampler.seeded(SamplingConfig(), 1, 0)) for prompt in ([4], [5])
+        graphed.stream([prompt], Verified(2), 20, Sampler.seeded(SamplingConfig(), 1, 0, model.device))
+        for prompt in ([4], [5])
     ]
     texts: list[list[int]] = [[], []]
     for pair in itertools.zip_longest(*streams):
