@@ -33,7 +33,7 @@ METRICS = (
 )
 """Tags whose last value the tab shows; it displays the first five until more are ticked."""
 
-COMPARED = ("loss.num_unrolled", "loss.recycle_weight", "optimizer.lr", "recycle.num_layers", "seed")
+COMPARED = ("control", "loss.num_unrolled", "loss.recycle_weight", "recycle.num_layers", "seed")
 """Hyper-parameters the tab lists first; it displays five until more are ticked."""
 
 

@@ -215,7 +215,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
 
 def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
-    callbacks += [HyperParameters(_compared(plain))]
+    callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
