@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -19,8 +18,8 @@ from omegaconf import DictConfig, ListConfig
 
 from recyclegpt.callbacks.provenance import cpu_model
 from recyclegpt.callbacks.throughput import device_name
+from recyclegpt.cli.bench_table import print_progress, print_tables
 from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.console import print_table
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import model_facts
@@ -32,7 +31,6 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
 from recyclegpt.evaluation.contention import OtherLoad, is_contended
-from recyclegpt.evaluation.stages import STAGES
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.reporting.bench_figure import draw_bench
 from recyclegpt.training.checkpoint import load_trained
@@ -49,25 +47,6 @@ bench.output; device.
 Prints a table, writes bench.json and bench.png; the last line is one JSON document."""
 
 COUNTS = ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size")
-COLUMNS = {
-    "strategy": "strategy",
-    "recycle_num_layers": "depth",
-    "num_recycled": "m",
-    "batch": "batch",
-    "prompt_tokens": "prompt",
-    "new_tokens": "new",
-    "dtype": "dtype",
-    "compile": "compile",
-    "tokens_per_s": "tokens/s",
-    "speedup": "speedup",
-    "ceiling_measured": "ceiling",
-    "ceiling_bytes": "by bytes",
-    "acceptance": "kept",
-    "rho": "rho",
-    "c": "c",
-    "bandwidth_utilisation": "bandwidth",
-    "time_to_first_token_s": "first s",
-}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -110,7 +89,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
                 if cfg.bench.stages:
                     stages = _stages(decoder, config, prompts)
     document = _document(device, facts, rows, stages, load.share)
-    _print_tables(cfg, document)
+    print_tables(document, cfg.bench.repetitions, trained=cfg.checkpoint is not None)
     return document
 
 
@@ -282,51 +261,6 @@ def _document(
         "rows": rows,
         "stages": stages,
     }
-
-
-def print_progress(group: list[Row]) -> None:
-    """One line a group to stderr: a grid may take long."""
-    row = group[0]
-    others = ", ".join(f"{other['strategy']} {other['speedup']:.2f}x" for other in group[1:])
-    print(
-        f"depth {row['recycle_num_layers']}, {row['dtype']}, batch {row['batch']}, {row['prompt_tokens']} + "
-        f"{row['new_tokens']} tokens: {row['tokens_per_s']:.1f} tokens/s; {others}",
-        file=sys.stderr,
-    )
-
-
-def _print_tables(cfg: DictConfig, document: dict[str, Any]) -> None:
-    rows = document["rows"]
-    varied = {"strategy", "num_recycled"} | {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
-    columns = [key for key in COLUMNS if key in varied or key == "tokens_per_s"]
-    print_table([tuple(row.get(key) for key in columns) for row in rows], header=[COLUMNS[key] for key in columns])
-    hardware, first = document["hardware"], rows[0]
-    same = ", ".join(
-        f"{COLUMNS[key]} {first[key]}"
-        for key in ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
-        if key not in varied
-    )
-    print(
-        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads"
-        + (f"; {same}" if same else "")
-        + f"; median of {cfg.bench.repetitions} interleaved repetitions after a warm-up;"
-        f"\nbandwidth is the share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves here"
-    )
-    if any(row.get("acceptance_given") for row in rows):
-        print("verified: every pass is computed, then the given share of recycled tokens is kept")
-    elif cfg.checkpoint is None:
-        print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
-    if hardware["contended"]:
-        print(
-            f"contended: other programs took {hardware['others_cpu']:.0%} of the processors meanwhile, so these speeds "
-            "are not to be trusted"
-        )
-    if document["stages"]:
-        print()
-        print_table(
-            [(name, *(seconds[stage] * 1e3 for stage in STAGES)) for name, seconds in document["stages"].items()],
-            header=("ms of a cycle", *STAGES),
-        )
 
 
 def _output_folder(cfg: DictConfig) -> Path:
