@@ -51,6 +51,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
         "evaluate",
         "tokenize",
         "bench",
+        "report",
     }
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"@$(BIN)/{MAKE_TRAIN}" in makefile
@@ -70,9 +71,12 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
         assert all("torch sees no CUDA device" in problem for problem in problems)
         return
     if command == "train":
-        arguments += ["debug=smoke", *(["trainer.max_epochs=1"] if "-m" in arguments else [])]
+        arguments += ["debug=smoke"]
+        if "-m" in arguments or any(argument.startswith("sweep=") for argument in arguments):
+            arguments += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor"]
     if command == "bench":
         arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"]
+        arguments += ["bench.strategies=[alternating]", "bench.stages=false", "bench.num_prompts=1"]
         arguments += ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64"]
     if command == "generate":
         arguments += ["decoding.max_new_tokens=8"]

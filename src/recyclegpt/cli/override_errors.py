@@ -11,6 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+EXTRA_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
+"""Of the extra `sweep`."""
+
 
 class Group(NamedTuple):
     """A config group and its options."""
@@ -85,6 +88,8 @@ def _explain_choice(line: str, key: str, value: object, error: Exception, group:
     if not isinstance(value, (str, list)):
         return f"{line}: {key} is chosen by name; choose from: {options}; ~{key} leaves it out"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{key}/{value}":
+        if key == "hydra/launcher" and value in EXTRA_LAUNCHERS:
+            return f"{line}: its plugin is not installed; pip install 'recyclegpt[sweep]'"
         near = difflib.get_close_matches(str(value), group.options, n=1)
         hint = f"did you mean {key}={near[0]}? " if near else ""
         return f"{line}: no such choice; {hint}choose from: {options}"

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 
 from recyclegpt.cli.compose import compose_or_explain, find_conf, folder_name
+from recyclegpt.cli.override_errors import Group, _explain_choice
 from recyclegpt.errors import ConfigError
 
 
@@ -169,3 +171,11 @@ def test_a_sweep_may_choose_for_a_group_without_a_choice(conf_dir):
     )
     assert compose_or_explain("train", ["sweep=data"], conf_dir=conf_dir).data.rows == 3
     assert "You must specify 'data'" in problems(conf_dir)[0]
+
+
+def test_a_launcher_that_is_not_installed_comes_with_its_remedy():
+    error = MissingConfigException("Could not find 'hydra/launcher/joblib'", "hydra/launcher/joblib")
+    told = _explain_choice(
+        "hydra/launcher=joblib", "hydra/launcher", "joblib", error, Group("hydra/launcher", ("basic",))
+    )
+    assert told == "hydra/launcher=joblib: its plugin is not installed; pip install 'recyclegpt[sweep]'"
