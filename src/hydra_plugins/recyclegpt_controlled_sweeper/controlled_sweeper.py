@@ -74,11 +74,13 @@ class ControlledSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         self.overrides = self.split_arguments(overrides, self.max_batch_size)
-        self._name_folders_by_what_differs(overrides)
+        shared = [o for o in overrides if not o.is_sweep_override() and o.key_or_group not in self.params]
+        self._name_folders_by_what_differs(shared)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        add_jobs(folder, [job for batch in self.overrides for job in batch])
+        lines = {line for job in _grid(shared) for line in job}
+        add_jobs(folder, [job for batch in self.overrides for job in batch], lines)
         results: list[JobReturn] = []
         for batch in self.overrides:
             self.validate_batch_is_legal(batch)
@@ -100,12 +102,11 @@ class ControlledSweeper(BasicSweeper):
                     jobs.append([*job, f"++{NAME}={name}"])
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
-    def _name_folders_by_what_differs(self, overrides: Sequence[Override]) -> None:
+    def _name_folders_by_what_differs(self, shared: Sequence[Override]) -> None:
         """Leave settings that hold for all jobs out of `override_dirname`, which folders are named after."""
         assert self.config is not None
-        shared = [o.key_or_group for o in overrides if not o.is_sweep_override() and o.key_or_group not in self.params]
         key = "hydra.job.config.override_dirname.exclude_keys"
-        excluded = sorted({*OmegaConf.select(self.config, key), *shared, NAME})
+        excluded = sorted({*OmegaConf.select(self.config, key), *(o.key_or_group for o in shared), NAME})
         # Every job is composed anew from these overrides.
         self.config.hydra.overrides.hydra.append(f"{key}=[{','.join(excluded)}]")
 

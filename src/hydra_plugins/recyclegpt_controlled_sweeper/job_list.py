@@ -1,7 +1,7 @@
 """`jobs.json` in a sweep's folder: every job that was asked for, whether it has run or not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 FILE_NAME = "jobs.json"
@@ -9,13 +9,16 @@ FORMAT = 1
 CONTROL = "++sweep.control="
 
 
-def add_jobs(folder: Path, jobs: Sequence[Sequence[str]]) -> None:
-    """Write the jobs of a sweep; those written by an earlier start in the same folder stay, ahead of new ones."""
+def add_jobs(folder: Path, jobs: Sequence[Sequence[str]], shared: Container[str] = ()) -> None:
+    """Write the jobs of a sweep; those written by an earlier start in the same folder stay, ahead of new ones.
+
+    Overrides in `shared` hold for all jobs and are left out: they may be given otherwise when a sweep is continued.
+    """
     listed = _read(folder / FILE_NAME)
     for job in jobs:
         control = next((line.removeprefix(CONTROL) for line in job if line.startswith(CONTROL)), None)
         entry: dict[str, object] = {
-            "overrides": [line for line in job if not line.startswith(CONTROL)],
+            "overrides": [line for line in job if not line.startswith(CONTROL) and line not in shared],
             "control": control,
         }
         if entry not in listed:

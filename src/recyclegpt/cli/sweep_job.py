@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL
 from hydra_plugins.recyclegpt_controlled_sweeper.job_list import FILE_NAME as JOB_LIST
 from recyclegpt.cli.run_folder import PROVENANCE, RESULT
 
@@ -36,16 +37,16 @@ def progress_line() -> str | None:
         return None
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
-    own = [line for line in hydra.overrides.task if "sweep.control=" not in line]
+    own = set(hydra.overrides.task)
+    control = next((line.removeprefix(CONTROL) for line in own if line.startswith(CONTROL)), None)
     try:
         jobs = json.loads((folder / JOB_LIST).read_text(encoding="utf-8"))["jobs"]
-        place = f"job {1 + [job['overrides'] for job in jobs].index(own)} of {len(jobs)}"
-    except (OSError, ValueError, KeyError, TypeError):
+        number = next(i for i, job in enumerate(jobs) if job["control"] == control and own >= set(job["overrides"]))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return f"job {hydra.job.num + 1}"  # of a sweeper that leaves no list
-    control = next((job["control"] for job in jobs if job["overrides"] == own), None)
+    line = f"job {number + 1} of {len(jobs)}: {' '.join(jobs[number]['overrides'])}"
+    line += f" (control {control})" if control else ""
     seconds = [s for s in map(job_seconds, folder.glob("*/")) if s is not None]
-    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
-    line = f"{place}: {' '.join(o for o in own if o not in shared)}" + (f" (control {control})" if control else "")
     if not seconds:
         return line
     line += f"; {len(seconds)} complete"

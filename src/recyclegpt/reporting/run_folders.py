@@ -171,11 +171,12 @@ def _read_jobs(path: Path, problems: list[Problem]) -> list[Job]:
 
 
 def _is_job(run: Run, job: Job) -> bool:
-    return run.folder.is_relative_to(job.folder) and _asked(run.overrides) == _asked(job.overrides)
-
-
-def _asked(overrides: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(text for text in overrides if text.lstrip("+").partition("=")[0] != CONTROL_KEY)
+    # A run has more overrides: those that hold for all jobs.
+    return (
+        run.folder.is_relative_to(job.folder)
+        and run.control == job.control
+        and set(job.overrides) <= set(run.overrides)
+    )
 
 
 def _seed(value: Any) -> int | None:
