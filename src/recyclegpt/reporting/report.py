@@ -123,7 +123,12 @@ def _what_was_run(runs: Runs) -> list[Block]:
     complete = runs.of_status(COMPLETED)
     items = [f"Runs: {', '.join(counts)}."]
     facts = {
-        "Hardware": {f"{run.hardware.get('device')}, {run.hardware.get('threads')} threads" for run in complete},
+        "Trained on": {f"{run.hardware.get('device')}, {run.hardware.get('threads')} threads" for run in complete},
+        "Benchmarked on": {
+            f"{run.bench_hardware.get('device')}, {run.bench_hardware.get('threads')} threads"
+            for run in complete
+            if run.bench
+        },
         "Commit": {_commit(run) for run in complete},
         "Data fingerprint": {str(run.provenance.get("data_fingerprint"))[:16] for run in complete},
         "Tokens trained on": {f"{tokens:,.0f}" for run in complete if (tokens := run.train.get("tokens"))},

@@ -57,6 +57,8 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     bench: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `bench.json`; empty: no such file, or contended."""
+    bench_hardware: dict[str, Any] = field(default_factory=dict)
+    """What those rows were measured on."""
     contended: bool = False
     """Other programs used the processors while speeds were measured."""
 

@@ -44,6 +44,7 @@ def take_bench(run: Run, document: dict[str, Any]) -> None:
     hardware = document.get("hardware")
     if isinstance(hardware, dict) and hardware.get("contended") is True:
         raise ValueError("its speeds are contended (other programs used the machine), and are left out")
+    run.bench_hardware = hardware if isinstance(hardware, dict) else {}
     run.bench = [row for row in rows if row.get("batch", 1) == 1]
     num_recycled = run.settings.get("decoding.num_recycled", 1)
     dtype = run.hardware.get("decode_dtype")

@@ -89,7 +89,7 @@ def test_what_differs_between_runs_is_told(tmp_path: Path, make_run: MakeRun) ->
     markdown = (tmp_path / "out/report.md").read_text()
     assert "Runs differ in commit" in markdown
     assert "Runs differ in data fingerprint" in markdown
-    assert "Runs differ in hardware" not in markdown
+    assert "Runs differ in trained on" not in markdown
     assert "dddddddddddd with changes" in markdown
     assert "1 runs were contended" in markdown
 
