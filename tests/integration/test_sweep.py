@@ -138,6 +138,21 @@ def test_jobs_side_by_side_build_the_cache_once_and_are_marked_contended(
     assert len(list((tmp_path / "cache").rglob("*.tmp*"))) == 0
 
 
+def test_another_config_is_refused_before_any_job_runs(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "-m", *small, "callbacks=no_monitor", "trainer.max_epochs=1", "sweep.tag=m", "optimizer=adamw"]
+    assert run(*argv, "seed=1,2") == 0
+    capsys.readouterr()
+    assert run(*argv, "seed=1,2,3", "optimizer.lr=0.4") == 2
+    told = capsys.readouterr().err
+    assert "holds a sweep with other settings" in told
+    assert "this command optimizer.lr=0.4" in told
+    assert len(results(Path("outputs/sweeps/adhoc/m"))) == 2, "nothing was run"
+    assert run(*argv, "seed=1,2,3", "logger=none") == 0, "how runs are watched may change"
+    assert len(results(Path("outputs/sweeps/adhoc/m"))) == 3
+
+
 def test_one_bench_pass_over_a_sweep(
     run: Run, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +172,12 @@ def test_one_bench_pass_over_a_sweep(
     assert run(*argv) == 0, "what has been measured is kept"
     assert before == [file.stat().st_mtime_ns for file in files]
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
-    assert run(*argv[:-1], "bench.num_recycled=[1]") == 0, "other settings are measured"
+    (checkpoint,) = Path("many/recycle.num_layers-0/checkpoints").glob("*.ckpt")
+    checkpoint.write_bytes(b"x")
+    assert run(*argv[:-1], "bench.num_recycled=[1]") == 1, "a run that cannot be read is told"
+    printed = capsys.readouterr()
+    assert "recycle.num_layers-0 was not measured" in printed.err
+    assert list(json.loads(printed.out.splitlines()[-1])["runs"]) == ["recycle.num_layers-1"], "the other is measured"
     assert before != [file.stat().st_mtime_ns for file in files]
     for wrong, told in (
         (["runs=nowhere"], "holds no complete run"),

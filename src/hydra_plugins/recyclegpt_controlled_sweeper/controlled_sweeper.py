@@ -79,8 +79,8 @@ class ControlledSweeper(BasicSweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        lines = {line for job in _grid(shared) for line in job}
-        add_jobs(folder, [job for batch in self.overrides for job in batch], lines)
+        jobs = [job for batch in self.overrides for job in batch]
+        add_jobs(folder, jobs, {line for job in _grid(shared) for line in job})
         results: list[JobReturn] = []
         for batch in self.overrides:
             self.validate_batch_is_legal(batch)
@@ -127,9 +127,15 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
     errors = [result._return_value for result in failed]  # `return_value` would raise it
     names = [" ".join(line for line in result.overrides or [] if f"{NAME}=" not in line) for result in failed]
     if all(isinstance(error, ConfigError) for error in errors):
-        raise ConfigError(
-            [f"{name}: {problem}" for name, error in zip(names, errors, strict=True) for problem in error.problems]
-        ) from errors[0]
+        by_problem: dict[str, list[str]] = {}
+        for name, error in zip(names, errors, strict=True):
+            for problem in error.problems:
+                by_problem.setdefault(problem, []).append(name)
+        told = [
+            f"all {len(results)} jobs: {problem}" if len(jobs) == len(results) > 1 else f"{'; '.join(jobs)}: {problem}"
+            for problem, jobs in by_problem.items()
+        ]
+        raise ConfigError(told) from errors[0]
     lines = [(str(error).strip().splitlines() or [""])[-1] for error in errors]
     told = [f"{name}: {type(error).__name__}: {line}" for name, error, line in zip(names, errors, lines, strict=True)]
     raise JobsFailed(len(results), told) from errors[0]

@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         _draw(folder, document)
         print(f"\nwritten to {folder}")
     print(json.dumps(finite(document)))
-    return 0
+    return 1 if document.get("failed") else 0
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:

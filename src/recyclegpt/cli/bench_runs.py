@@ -25,7 +25,7 @@ def bench_runs(cfg: DictConfig) -> dict[str, Any]:
     """Measure every complete run that has no trustworthy `bench.json` of the same settings yet.
 
     Returns:
-        `{"runs": {folder: document}}`, those measured earlier included.
+        `{"runs": {folder: document}, "failed": {folder: reason}}`, those measured earlier included.
 
     Raises:
         ConfigError: there is no complete run, or a checkpoint is named as well.
@@ -38,22 +38,39 @@ def bench_runs(cfg: DictConfig) -> dict[str, Any]:
     folders = sorted(path.parent for path in top.rglob(RESULT) if _status(path) == "completed")
     if not folders:
         raise ConfigError(f"runs: {top} holds no complete run (a folder with a {RESULT}); train first")
-    asked = {key: value for key, value in cfg.bench.items() if key != "output"}
+    asked = _plain(
+        {**{key: v for key, v in cfg.bench.items() if key != "output"}, "device": cfg.device, "seed": cfg.seed}
+    )
     documents: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     for number, folder in enumerate(folders, start=1):
         name = str(folder.relative_to(top))
         done = _read(folder / FILE_NAME)
-        if done is not None and done.get("settings") == _plain(asked) and not done["hardware"].get("contended"):
+        if done is not None and _is_current(folder, done, asked):
             documents[name] = done
             continue
         print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
         own = copy.deepcopy(cfg)
         with open_dict(own):
             own.checkpoint, own.runs = str(folder), None
-        documents[name] = bench.measure(own) | {"settings": _plain(asked)}
+        try:
+            documents[name] = bench.measure(own) | {"settings": asked}
+        except ConfigError as error:  # one damaged run does not keep the others from being measured
+            failed[name] = "; ".join(error.problems)
+            print(f"{name} was not measured: {failed[name]}", file=sys.stderr)
+            continue
         write_json(folder / FILE_NAME, documents[name])
         print()
-    return {"runs": documents}
+    return {"runs": documents, "failed": failed}
+
+
+def _is_current(folder: Path, done: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether an earlier measurement is of these settings, of this result, and had the machine to itself."""
+    try:
+        newer = (folder / FILE_NAME).stat().st_mtime >= (folder / RESULT).stat().st_mtime
+        return newer and done["settings"] == asked and not done["hardware"].get("contended")
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
@@ -220,6 +221,8 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
     logger = build(cfg.logger, "logger") or False
+    if not logger:  # there is nowhere to write it, and Lightning would refuse
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
     if precision == "auto":
         on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()

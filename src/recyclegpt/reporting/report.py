@@ -14,7 +14,15 @@ from recyclegpt.reporting.figures import QUALITY_OF, make_figures, pareto_points
 from recyclegpt.reporting.page import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
 from recyclegpt.reporting.run_folders import read_runs
 from recyclegpt.reporting.runs import COMPLETED, FAILED, UNFINISHED, UNREADABLE, Run, Runs
-from recyclegpt.reporting.settings import Setting, lines_along, pareto_front, pooled_spread, summarise, swept_keys
+from recyclegpt.reporting.settings import (
+    Setting,
+    lines_along,
+    pareto_front,
+    pooled_spread,
+    repeated,
+    summarise,
+    swept_keys,
+)
 from recyclegpt.reporting.tables import SUMMARY, run_rows, summary_cells, summary_rows, write_csv
 
 MOST_LISTED = 20
@@ -90,7 +98,7 @@ def _draw_all(figures: Iterable[Figure], output: Path, report: Report) -> dict[s
 
 def make_blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) -> list[Block]:
     """The report's sections, in order."""
-    blocks: list[Block] = [*_what_was_run(runs)]
+    blocks: list[Block] = [*_what_was_run(runs, repeated(runs, settings))]
     if settings:
         blocks += [
             Heading("Results"),
@@ -117,13 +125,15 @@ def make_blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figur
     return blocks + _what_is_missing(runs)
 
 
-def _what_was_run(runs: Runs) -> list[Block]:
+def _what_was_run(runs: Runs, repeats: Sequence[Run]) -> list[Block]:
     counts = [f"{len(runs.of_status(s))} {s}" for s in (COMPLETED, FAILED, UNFINISHED, UNREADABLE) if runs.of_status(s)]
     counts += [f"{len(runs.missing)} missing"] if runs.missing else []
     complete = runs.of_status(COMPLETED)
     items = [f"Runs: {', '.join(counts)}."]
     facts = {
-        "Trained on": {f"{run.hardware.get('device')}, {run.hardware.get('threads')} threads" for run in complete},
+        "Trained on": {
+            f"{run.hardware.get('device')}, {run.hardware.get('threads')} threads" for run in complete if run.hardware
+        },
         "Benchmarked on": {
             f"{run.bench_hardware.get('device')}, {run.bench_hardware.get('threads')} threads"
             for run in complete
@@ -143,6 +153,12 @@ def _what_was_run(runs: Runs) -> list[Block]:
     differs = {name: len(values) > 1 for name, values in facts.items()}
     differs["Data fingerprint"] = any(len(values) > 1 for values in by_seed.values())
     warnings = [f"Runs differ in {name.lower()}: compare them with care." for name in facts if differs[name]]
+    if repeats:
+        names = ", ".join(run.name for run in repeats[:MOST_LISTED])
+        warnings.append(f"{len(repeats)} runs repeat setting and seed of another and are not counted: {names}.")
+    unread = [run.name for run in complete if not run.config_read]
+    if unread:
+        warnings.append(f"{len(unread)} runs have no readable config and belong to no setting: {', '.join(unread)}.")
     contended = [run for run in complete if run.contended]
     replaced = [run for run in contended if run.bench]
     if contended:

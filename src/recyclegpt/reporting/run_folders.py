@@ -59,8 +59,13 @@ def _walk(top: Path, problems: list[Problem]) -> Iterator[tuple[Path, set[str]]]
     def note(error: OSError) -> None:
         problems.append(Problem(Path(error.filename or top), f"cannot be listed: {error.strerror}"))
 
-    for place, folders, files in os.walk(top, onerror=note):
+    visited: set[Path] = set()
+    for place, folders, files in os.walk(top, onerror=note, followlinks=True):
         folder = Path(place)
+        if folder.resolve() in visited:  # a link in a circle
+            folders.clear()
+            continue
+        visited.add(folder.resolve())
         names = set(files)
         yield folder, names
         # Nothing of interest lies deeper in a run folder, and checkpoints may be many.
@@ -120,6 +125,7 @@ def _take_config(run: Run, path: Path) -> None:
     control = leaves.get(CONTROL_KEY)
     run.control = run.control if control is None else str(control)
     run.seed = _seed(leaves.pop("seed", None)) if "seed" in leaves else run.seed
+    run.config_read = True
     run.settings = {key: value for key, value in leaves.items() if key.partition(".")[0] not in BOOKKEEPING}
 
 

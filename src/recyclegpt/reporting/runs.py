@@ -53,6 +53,8 @@ class Run:
     hardware: dict[str, Plain] = field(default_factory=dict)
     model: dict[str, float | None] = field(default_factory=dict)
     config_hash: str | None = None
+    config_read: bool = False
+    """Whether `settings` are those of the whole config, and not of the overrides alone."""
     overrides: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     bench: list[dict[str, Any]] = field(default_factory=list)

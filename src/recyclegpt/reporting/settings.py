@@ -37,7 +37,10 @@ class Setting:
     def label(self) -> str:
         """In words: `depth 2, weight 0.3`, or the control's name."""
         if self.control is not None:
-            return self.control.replace("_", " ")
+            others = [
+                f"{SHORT.get(key, key)} {value}" for key, value in self.values.items() if key != "model.num_layers"
+            ]
+            return ", ".join([self.control.replace("_", " "), *others])
         return ", ".join(f"{SHORT.get(key, key)} {value}" for key, value in self.values.items()) or "all runs"
 
     def numbers(self, name: str) -> list[float]:
@@ -64,32 +67,46 @@ def control_name(run: Run) -> str | None:
 
 def swept_keys(runs: Iterable[Run]) -> list[str]:
     """Full names of the settings in which runs with a module differ, in order of the config; the seed is none."""
+    return _differing([run for run in runs if run.has_module])
+
+
+def _differing(runs: Iterable[Run]) -> list[str]:
+    """A key that some configs lack, because another version wrote them, counts by the values it has."""
     seen: dict[str, set[Plain]] = defaultdict(set)
-    with_module = [run for run in runs if run.has_module and run.settings]
-    for run in with_module:
-        for key, value in run.settings.items():
-            seen[key].add(value)
-    return [
-        key
-        for key, values in seen.items()
-        if (len(values) > 1 or any(key not in run.settings for run in with_module)) and key not in FOLLOWS
-    ]
+    for run in runs:
+        if run.config_read:
+            for key, value in run.settings.items():
+                seen[key].add(value)
+    return [key for key, values in seen.items() if len(values) > 1 and key not in FOLLOWS]
 
 
 def summarise(runs: Sequence[Run]) -> list[Setting]:
-    """The complete runs by setting: those with a module in order of their values, then the controls."""
+    """The complete runs by setting: those with a module in order of their values, then the controls.
+
+    Of runs with the same setting and seed the first counts (`repeated` names the others); a run whose config cannot be
+    read belongs to no setting.
+    """
+    known = [run for run in runs if run.completed and run.config_read]
     keys = swept_keys(runs)
-    groups: dict[tuple[str | None, tuple[Plain, ...]], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.completed:
-            control = control_name(run)
-            own = keys if control is None else ["model.num_layers"]
-            groups[control, tuple(run.settings.get(key) for key in own)].append(run)
-    settings = []
-    for (control, values), members in groups.items():
-        own = keys if control is None else ["model.num_layers"]
-        settings.append(Setting(dict(zip(own, values, strict=True)), control, members))
+    plain_keys = _differing([run for run in known if not run.has_module])
+    # Without a module its settings mean nothing.
+    plain_keys = [
+        "model.num_layers",
+        *(k for k in plain_keys if k.partition(".")[0] not in ("recycle", "loss", "model")),
+    ]
+    groups: dict[tuple[str | None, tuple[tuple[str, Plain], ...]], dict[int | None, Run]] = defaultdict(dict)
+    for run in known:
+        control = control_name(run)
+        values = tuple((key, run.settings.get(key)) for key in (keys if control is None else plain_keys))
+        groups[control, values].setdefault(run.seed, run)
+    settings = [Setting(dict(values), control, list(members.values())) for (control, values), members in groups.items()]
     return sorted(settings, key=_order)
+
+
+def repeated(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Run]:
+    """Complete runs that no setting counts, because another of the same setting and seed came first."""
+    counted = {id(run) for setting in settings for run in setting.runs}
+    return [run for run in runs if run.completed and run.config_read and id(run) not in counted]
 
 
 def lines_along(settings: Sequence[Setting], key: str) -> list[tuple[str, list[Setting]]]:

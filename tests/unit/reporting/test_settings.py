@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recyclegpt.reporting import pareto_front, read_runs, summarise, swept_keys
-from recyclegpt.reporting.settings import lines_along, pooled_spread
+from recyclegpt.reporting.settings import lines_along, pooled_spread, repeated
 
 from .conftest import MakeRun
 
@@ -75,3 +76,37 @@ def test_every_point_is_on_the_front_or_beaten_by_it(points: list[tuple[int, int
         beaten = any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)
         assert ((x, y) in front) != beaten
         assert not beaten or any(a >= x and b <= y for a, b in front)
+
+
+def test_controls_of_other_settings_are_not_averaged(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run("a", depth=1)
+    for number, rate in enumerate((0.1, 0.2)):
+        folder = make_run(f"plain{number}", depth=0, control="no_module", ppl=30 + number)
+        config = yaml.safe_load((folder / ".hydra/config.yaml").read_text()) | {"optimizer": {"lr": rate}}
+        (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(config))
+    make_run("plain2", depth=0, control="no_module", weight=9, ppl=33, seed=2)
+    settings = summarise(read_runs(tmp_path))
+    assert [(setting.label, len(setting.runs)) for setting in settings[1:]] == [
+        ("no module, optimizer.lr 0.1", 1),
+        ("no module, optimizer.lr 0.2", 1),
+        ("no module, optimizer.lr None", 1),
+    ]
+
+
+def test_a_copy_is_no_further_seed(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run("a", seed=1, ppl=30)
+    make_run("b", seed=1, ppl=30)
+    make_run("c", seed=2, ppl=32)
+    runs = read_runs(tmp_path)
+    (setting,) = summarise(runs)
+    assert setting.numbers("val/ppl_backbone") == [30, 32]
+    assert [run.name for run in repeated(runs, [setting])] == ["b"]
+
+
+def test_a_run_whose_config_cannot_be_read_spoils_no_table(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run("a", depth=1)
+    make_run("b", depth=2)
+    make_run("c", depth=4).joinpath(".hydra/config.yaml").write_bytes(b"\xff\x00")
+    runs = read_runs(tmp_path)
+    assert swept_keys(runs) == ["recycle.num_layers"]
+    assert [setting.label for setting in summarise(runs)] == ["depth 1", "depth 2"]
