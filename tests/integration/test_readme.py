@@ -73,6 +73,7 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
     if command == "train":
         arguments += ["debug=smoke"]
         if "-m" in arguments or any(argument.startswith("sweep=") for argument in arguments):
+            arguments += ["seed=1"] if "seed=1,2" not in arguments else []
             arguments += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor"]
     if command == "bench":
         arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"]
