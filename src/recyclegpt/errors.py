@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, shared by every room."""
+"""What ends a command with a message instead of a traceback, shared by every room."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ class ConfigError(ValueError):
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("; ".join(self.problems))
+
+
+class RunError(RuntimeError):
+    """A run that had begun cannot go on. The message says what happened and what to do; the command exits 1."""
+
+
+class Stopped(SystemExit):
+    """Someone asked a run to stop, and it has saved and stopped. Ends a sweep too.
+
+    Args:
+        message: how far the run has come and how it goes on.
+        code: 128 + the number of the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures; each job's own error was told when it came

@@ -158,9 +158,12 @@ def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: 
     assert (Path("here") / "result.json").read_bytes() == before
 
 
-def test_a_failed_run_says_so(run: Run, small: list[str]) -> None:
-    with pytest.raises(RuntimeError, match="not finite 1 steps in a row"):
-        run("train", *small, "optimizer=adamw", "optimizer.lr=1e30", "max_skipped_steps=0", "hydra.run.dir=bad")
+def test_a_failed_run_says_so(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*small, "optimizer=adamw", "optimizer.lr=1e30", "max_skipped_steps=0", "hydra.run.dir=bad"]
+    assert run("train", *settings) == 1
+    message = capsys.readouterr().err
+    assert "not finite 1 steps in a row" in message
+    assert "Traceback" not in message
     found = result("bad")
     assert found["status"] == "failed"
     assert "not finite" in found["error"]

@@ -1,5 +1,6 @@
 """What is watched while the model learns."""
 
+from recyclegpt.callbacks.checkpoints import Checkpoints
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
 from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
@@ -8,6 +9,7 @@ from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.callbacks.trade_off import TradeOff
 
 __all__ = [
+    "Checkpoints",
     "DecodingMonitor",
     "EpochSummary",
     "HyperParameters",

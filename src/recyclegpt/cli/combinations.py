@@ -74,6 +74,8 @@ def check_combinations(cfg: DictConfig) -> list[str]:
     for key in ("every_n_steps", "keep"):
         if not _positive(cfg.checkpoint[key]):
             problems.append(f"checkpoint.{key}: {cfg.checkpoint[key]} is not a positive whole number")
+    if not isinstance(cfg.checkpoint.max_failed, int) or cfg.checkpoint.max_failed < 0:
+        problems.append(f"checkpoint.max_failed: {cfg.checkpoint.max_failed} is not a whole number of at least 0")
     if not isinstance(cfg.max_skipped_steps, int) or cfg.max_skipped_steps < 0:
         problems.append(f"max_skipped_steps: {cfg.max_skipped_steps} is not a whole number of at least 0")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from recyclegpt.cli.compose import VERSION_BASE, compose_or_explain, find_conf
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Stopped
 
 _SWITCHES = {
     "-m": "--multirun",
@@ -44,8 +44,6 @@ _CHOICES = {
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
 _REFUSED = "--experimental-rerun"
-TERMINATED = 143
-"""Exit code after SIGTERM, which ends a whole sweep and not only its job."""
 
 
 @dataclass
@@ -201,12 +199,9 @@ class _Job:
                     if self.multirun:
                         raise
                     raise _Refused(error) from error
+                except Stopped:
+                    raise
                 except SystemExit as leaving:
-                    # Lightning answers Ctrl-C with sys.exit(1); that is still the user's wish to stop everything.
-                    if isinstance(leaving.__context__, KeyboardInterrupt):
-                        raise KeyboardInterrupt from leaving
-                    if leaving.code == TERMINATED:
-                        raise
                     if self.multirun:
                         raise RuntimeError(f"the job ended itself by sys.exit({leaving.code!r})") from leaving
                     raise

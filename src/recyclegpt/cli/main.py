@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from recyclegpt import __version__
 from recyclegpt.cli.console import format_table
-from recyclegpt.errors import ConfigError, JobsFailed
+from recyclegpt.errors import ConfigError, JobsFailed, RunError, Stopped
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("recyclegpt.cli.train", "train a model and watch it decode; -m or sweep=NAME for many"),
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and its arguments; default: those this process was started with.
 
     Returns:
-        The exit code: 0 done, 2 a mistake of the user's (explained on stderr), 130 interrupted, else the command's own.
+        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143 and 138 stopped
+        by Ctrl-C, SIGTERM and SIGUSR1. All but 0 are explained on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
@@ -62,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)
         return MISTAKE
-    except JobsFailed as error:
+    except (JobsFailed, RunError) as error:
         print(f"recyclegpt {name}: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"recyclegpt {name}: {stopped.message}", file=sys.stderr)
+        return int(stopped.code or 0)
     except KeyboardInterrupt:
         print(f"recyclegpt {name}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 import warnings
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -30,20 +31,21 @@ from recyclegpt.cli.combinations import (
     sweep_problems,
     warn_of_settings_without_effect,
 )
-from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.hydra_entry import TERMINATED, hydra_run, parse_flags
+from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import make_result, model_facts, result_table
-from recyclegpt.cli.run_folder import RESULT, claim, config_hash, read_hash, to_plain, write_json
+from recyclegpt.cli.resume import LOCK, checkpoint_to_resume, folder_to_continue, is_complete, locked
+from recyclegpt.cli.run_folder import RESULT, claim, config_hash, to_plain, write_json
 from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
-from recyclegpt.cli.unset_values import is_multirun
 from recyclegpt.data import TextDataModule
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.evaluation.contention import OtherLoad, is_contended
 from recyclegpt.models import RecycleGPT, has_native_bf16, named_dtype
 from recyclegpt.training import LitRecycleGPT
-from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters, load_trained, newest_checkpoint
+from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters
+from recyclegpt.training.checkpoint_file import list_checkpoints
+from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
 from recyclegpt.training.initial_weights import freeze_backbone, take_backbone
 
 log = logging.getLogger("recyclegpt")
@@ -52,26 +54,8 @@ TRACEBACK = "traceback.txt"
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    hydra_run(train_job, "train", [*argv, *_folder_to_continue(argv)], also_check=find_problems)
+    hydra_run(train_job, "train", [*argv, *folder_to_continue(argv)], also_check=find_problems)
     return 0
-
-
-def _folder_to_continue(argv: Sequence[str]) -> list[str]:
-    """With `resume=auto` and no folder given: the newest unfinished run of the same name and config, as an override."""
-    flags = parse_flags(argv)
-    wanted = "resume=auto" in flags.overrides and flags.runs and not flags.multirun
-    if not wanted or any(override.startswith("hydra.run.dir=") for override in flags.overrides):
-        return []
-    cfg = compose_or_explain("train", flags.overrides, with_hydra=True)
-    if is_multirun(cfg):
-        return []
-    digest = config_hash(cfg)
-    found = [
-        folder
-        for folder in Path("outputs/train", cfg.name).glob("*/")
-        if read_hash(folder) == digest and newest_checkpoint(folder) and not _is_complete(folder)
-    ]
-    return [f"hydra.run.dir='{max(found)}'"] if found else []
 
 
 def train_job(cfg: DictConfig) -> float | None:
@@ -92,32 +76,44 @@ def train_job(cfg: DictConfig) -> float | None:
         raise ConfigError(problems)
     warn_of_settings_without_effect(cfg)
     digest = config_hash(cfg)
-    if claim(folder, digest) and _is_complete(folder):
-        if cfg.resume == "never" and not multirun:
+    begun = claim(folder, digest)
+    with locked(folder):
+        if begun and is_complete(folder):
+            if cfg.resume == "never" and not multirun:
+                raise ConfigError(
+                    f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
+                )
+            log.info("%s is complete, skipped", folder)
+            return None
+        if begun and cfg.resume == "never" and list_checkpoints(folder / FOLDER):
             raise ConfigError(
-                f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
+                f"{folder}: holds an unfinished run of this config; resume=auto goes on with it, "
+                "or choose another folder"
             )
-        log.info("%s is complete, skipped", folder)
-        return None
-    try:
-        return _train(cfg, folder, digest)
-    except ConfigError:
-        if {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
-            shutil.rmtree(folder)  # Hydra has made it for a run that did not begin
-        raise
-    except BaseException as error:
-        stopped = isinstance(error, SIGTERMException)
-        if isinstance(error.__context__, KeyboardInterrupt) or stopped:  # Lightning answers Ctrl-C with sys.exit
-            by = "SIGTERM" if stopped else "Ctrl-C"
-            told: BaseException = KeyboardInterrupt(f"stopped by {by}; the same command with resume=auto goes on")
-        else:
-            told = error
-            (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400 - the file has the traceback
-        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, told))
-        if stopped:
-            raise SystemExit(TERMINATED) from error
-        raise
+        try:
+            return _train(cfg, folder, digest)
+        except BaseException as error:
+            told = _told(error, cfg, folder, digest)
+            if told is error:
+                raise
+            raise told from error
+
+
+def _told(error: BaseException, cfg: DictConfig, folder: Path, digest: str) -> BaseException:
+    """Leave a record of what ended a run, and say it as the program's own errors do."""
+    if isinstance(error, ConfigError) and {path.name for path in folder.iterdir()} <= {".hydra", "train.log", LOCK}:
+        shutil.rmtree(folder)  # Hydra has made it for a run that did not begin
+        return error
+    if isinstance(error, SIGTERMException):  # it came in the moment before our own handler was there
+        error = Stopped("stopped by SIGTERM; the same command with resume=auto goes on", 128 + signal.SIGTERM)
+    elif isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        # Lightning answers a second Ctrl-C, which stops at once, with sys.exit.
+        error = Stopped("stopped by Ctrl-C at once; the same command with resume=auto goes on", 128 + signal.SIGINT)
+    elif not isinstance(error, ConfigError | RunError | Stopped):
+        (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)
+    write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
+    return error
 
 
 def start_afresh() -> None:
@@ -164,8 +160,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         cfg.compile,
     )
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
-    trainer = _make_trainer(cfg, plain)
-    checkpoint = _checkpoint_to_resume(cfg, folder)
+    trainer = _make_trainer(cfg, plain, digest)
+    checkpoint = checkpoint_to_resume(cfg, folder, model, datamodule, num_steps(cfg), trainer.world_size)
     write_provenance(
         folder,
         digest,
@@ -180,16 +176,10 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
 
     with OtherLoad() as load:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
     if "val/loss_backbone" not in trainer.callback_metrics:
         # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
         trainer.validate(module, datamodule=datamodule, verbose=False)
 
-    final = folder / FOLDER / f"step_{trainer.global_step:07d}.ckpt"
-    if not final.exists():
-        trainer.save_checkpoint(final)
     if not trainer.is_global_zero:
         return None
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | {"val/loss_unigram": unigram}
@@ -214,7 +204,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     return metrics["val/ppl_backbone"]
 
 
-def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
+def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
     callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
@@ -228,7 +218,11 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any]) -> Trainer:
         on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
         native = has_native_bf16(torch.device("cuda" if on_cuda else "cpu"))
         precision = "bf16-mixed" if native else "32-true"
-    trainer: Trainer = build(cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision)
+    plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
+    extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
+    trainer: Trainer = build(cfg.trainer, "trainer", **extra)
     return trainer
 
 
@@ -240,28 +234,6 @@ def _compared(plain: dict[str, Any]) -> dict[str, Any]:
         for key, value in plain.items()
         if key not in left_out and not key.startswith("_")
     }
-
-
-def _checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
-    if cfg.resume == "never":
-        return None
-    if cfg.resume == "auto":
-        return newest_checkpoint(folder)
-    path = load_trained(cfg.resume).path  # told as a mistake if it cannot be read
-    step = int(path.stem.removeprefix("step_")) if path.stem.startswith("step_") else 0
-    if step >= num_steps(cfg) and folder.resolve() not in path.resolve().parents:
-        raise ConfigError(
-            f"resume: {path} stands after step {step} and this run has {num_steps(cfg)}, so nothing is left to train; "
-            "raise trainer.max_epochs or give an earlier checkpoint"
-        )
-    return path
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "completed")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) -> dict[str, Any]:

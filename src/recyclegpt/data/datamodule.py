@@ -28,6 +28,7 @@ from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
 STATE_FORMAT = 1
+_SETTING_NAMES = {"data": "data: its files have changed", "tokenizer": "data.tokenizer: it is another one"}
 _log = logging.getLogger(__name__)
 _MAX_COUNTED_TOKENS = 50_000_000
 _CHUNK = 1 << 22
@@ -203,6 +204,30 @@ class TextDataModule(LightningDataModule):
             "ranks": ranks,
         }
 
+    def problems_with(self, state_dict: dict[str, Any], world_size: int) -> list[str]:
+        """Why a run of `world_size` processes cannot go on exactly from a saved state; empty if it can."""
+        if not isinstance(state_dict, dict) or state_dict.get("format") != STATE_FORMAT:
+            found = state_dict.get("format") if isinstance(state_dict, dict) else None
+            return [
+                f"data: the checkpoint's data state has format {found}, this version reads "
+                f"{STATE_FORMAT}; continue with the version that wrote it, or start a new run from its weights"
+            ]
+        problems = []
+        if state_dict["world_size"] != world_size:
+            problems.append(
+                f"data: the checkpoint was written by {state_dict['world_size']} process(es), this run has "
+                f"{world_size}; resume with {state_dict['world_size']}, so that no row is repeated or left out"
+            )
+        if state_dict["fingerprint"] != self.fingerprint:
+            saved = state_dict["settings"]
+            problems += [
+                f"{_SETTING_NAMES.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
+                f"this run has {value}; resume with the checkpoint's, or start a new run from its weights"
+                for name, value in self.settings.items()
+                if saved.get(name) != value
+            ]
+        return problems
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batch that `state_dict` was saved after.
 
@@ -210,26 +235,7 @@ class TextDataModule(LightningDataModule):
             ConfigError: naming everything that differs from the run that saved it.
         """
         rank, world_size = self._rank()
-        if state_dict.get("format") != STATE_FORMAT:
-            raise ConfigError(
-                f"data: the checkpoint's data state has format {state_dict.get('format')}, this version reads "
-                f"{STATE_FORMAT}; continue with the version that wrote it, or start a new run from its weights"
-            )
-        problems = []
-        if state_dict["world_size"] != world_size:
-            problems.append(
-                f"data: the checkpoint was written by {state_dict['world_size']} rank(s), this run has {world_size}; "
-                f"resume with {state_dict['world_size']}"
-            )
-        if state_dict["fingerprint"] != self.fingerprint:
-            saved = state_dict["settings"]
-            problems += [
-                f"data.{name}: the checkpoint was trained with {saved.get(name)}, this run has {value}; "
-                "resume with the checkpoint's, or start a new run from its weights"
-                for name, value in self.settings.items()
-                if saved.get(name) != value
-            ]
-        if problems:
+        if problems := self.problems_with(state_dict, world_size):
             raise ConfigError(problems)
         self._state = _map_arrays(state_dict["ranks"][rank], Tensor, lambda tensor: tensor.cpu().numpy())
         if self._loader is not None:

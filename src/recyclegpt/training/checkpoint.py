@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from recyclegpt.data import TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
 
 FORMAT = 1
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer.json"
+_MOST_NAMED = 5
+_log = logging.getLogger("recyclegpt")
 
 
 class Trained(NamedTuple):
@@ -39,15 +44,33 @@ def hyper_parameters(model: RecycleGPT, config: dict[str, Any]) -> dict[str, Any
     }
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most steps in a run folder or its `checkpoints/`; None if there is none."""
-    candidates = [
-        (int(match.group(1)), path)
-        for place in (folder, folder / FOLDER)
-        for path in place.glob("step_*.ckpt")
-        if (match := re.fullmatch(r"step_(\d+)\.ckpt", path.name))
-    ]
-    return max(candidates)[1] if candidates else None
+def newest_sound_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most steps in a run folder or its `checkpoints/` that is what was written.
+
+    One that is damaged is told and passed over.
+
+    Returns:
+        None if the folder holds no checkpoint at all.
+
+    Raises:
+        ConfigError: there are checkpoints, and every one of them is damaged.
+    """
+    found = list_checkpoints(folder) or list_checkpoints(folder / FOLDER)
+    problems: list[str] = []
+    for path in found:
+        try:
+            if not verify(path):
+                read_checkpoint(path)
+                _log.warning("%s has no checksum beside it, so that nobody can tell whether it is intact", path)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        for problem in problems:
+            _log.error("%s: going on from %s instead", problem, path.name)
+        return path
+    if problems:
+        raise ConfigError([*problems, f"checkpoint: none in {folder} can be read; move the folder away to start anew"])
+    return None
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -56,6 +79,8 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
+    if "://" in str(path):
+        raise ConfigError(f"checkpoint: {path} is not on this machine; download it first and name the file")
     path = Path(path).expanduser()
     if path.is_file():
         return path
@@ -63,13 +88,37 @@ def find_checkpoint(path: str | Path) -> Path:
         raise ConfigError(
             f"checkpoint: {path} does not exist; give a run folder (outputs/train/NAME/TIME) or a .ckpt file"
         )
-    found = newest_checkpoint(path)
+    found = newest_sound_checkpoint(path)
     if found is None:
-        runs = [run for run in (newest_checkpoint(folder.parent) for folder in path.rglob(FOLDER)) if run is not None]
-        found = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+        runs = [folder.parent for folder in path.rglob(FOLDER) if list_checkpoints(folder)]
+        runs.sort(key=lambda run: list_checkpoints(run / FOLDER)[0].stat().st_mtime)
+        found = newest_sound_checkpoint(runs[-1]) if runs else None
     if found is None:
         raise ConfigError(f"checkpoint: {path} holds no step_*.ckpt; train first, or give another run folder")
     return found
+
+
+def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint file of this project, verified, in a format this version reads.
+
+    Raises:
+        ConfigError: it is damaged, foreign, incomplete or of another format.
+    """
+    checkpoint = read_checkpoint(path, device)
+    stored = checkpoint.get("hyper_parameters")
+    found = stored.get("format") if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or found != FORMAT:
+        raise ConfigError(
+            f"checkpoint: {path} has format {found}, this version reads {FORMAT}; use the version that wrote it"
+            if found is not None
+            else f"checkpoint: {path} is not a recyclegpt checkpoint of format {FORMAT}; give one that "
+            "`recyclegpt train` wrote"
+        )
+    parts = {"state_dict": checkpoint, "model": stored, "recycle": stored, "config": stored}
+    missing = [name for name, place in parts.items() if not isinstance(place.get(name), dict)]
+    if missing:
+        raise ConfigError(f"checkpoint: {path} lacks {', '.join(missing)}; it is incomplete, use another")
+    return checkpoint
 
 
 def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
@@ -79,39 +128,65 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
     found = find_checkpoint(path)
-    try:
-        checkpoint = torch.load(found, map_location=device, weights_only=True, mmap=True)
-    except Exception as error:
-        raise ConfigError(
-            f"checkpoint: {found} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "it is damaged or not a checkpoint of this project"
-        ) from error
-    stored = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise ConfigError(
-            f"checkpoint: {found} is not a recyclegpt checkpoint of format {FORMAT}; "
-            "train again, or use the version that wrote it"
-        )
+    checkpoint = read_own_checkpoint(found, device)
+    stored = checkpoint["hyper_parameters"]
     known = {field.name for field in fields(ModelConfig)}
-    with torch.device("meta"):
-        model = RecycleGPT(
-            ModelConfig(**{key: value for key, value in stored["model"].items() if key in known}),
-            RecycleConfig(**stored["recycle"]),
-        )
-    weights = {
-        key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
-    }
+    try:
+        with torch.device("meta"):
+            model = RecycleGPT(
+                ModelConfig(**{key: value for key, value in stored["model"].items() if key in known}),
+                RecycleConfig(**stored["recycle"]),
+            )
+    except ConfigError as error:
+        raise ConfigError([f"checkpoint: {found}: {problem}" for problem in error.problems]) from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ConfigError(f"checkpoint: {found} names a shape that cannot be built ({error})") from error
+    if problems := weight_problems(checkpoint["state_dict"], model):
+        raise ConfigError([f"checkpoint: {found} does not fit the shape it names: {problem}" for problem in problems])
     model.to_empty(device=device)
     model.rotary.fill()
     if model.config.tie_embeddings:
         model.lm_head.weight = model.backbone.embed_tokens.weight
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(f"checkpoint: {found} does not fit the shape it names: {error}") from error
-    tokenizer = found.parent / TOKENIZER
-    if not tokenizer.is_file():
-        raise ConfigError(f"checkpoint: {tokenizer} is missing; copy it from the run the checkpoint comes from")
-    return Trained(
-        model.eval(), TextTokenizer.from_file(tokenizer), stored["config"], found, int(checkpoint.get("global_step", 0))
-    )
+    model.load_state_dict(_weights(checkpoint["state_dict"]))
+    tokenizer_file = found.parent / TOKENIZER
+    if not tokenizer_file.is_file():
+        raise ConfigError(f"checkpoint: {tokenizer_file} is missing; copy it from the run the checkpoint comes from")
+    tokenizer = TextTokenizer.from_file(tokenizer_file)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"checkpoint: {tokenizer_file} has {tokenizer.vocab_size:,} tokens and the model of {found} embeds "
+            f"{model.config.vocab_size:,}; put the tokenizer of that run beside it"
+        )
+    return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)))
+
+
+def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT) -> list[str]:
+    """How the weights of a checkpoint differ from what a model holds: missing, unknown, another shape, no numbers."""
+    given, wanted = _weights(state_dict), model.state_dict()
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    problems = [
+        f"{name} is {_shape(given[name])}, the model's {_shape(weight)}"
+        for name, weight in wanted.items()
+        if name in given
+        and not (
+            isinstance(given[name], Tensor)
+            and given[name].shape == weight.shape
+            and given[name].is_floating_point() == weight.is_floating_point()
+        )
+    ]
+    if len(problems) > _MOST_NAMED:
+        problems[_MOST_NAMED:] = [f"and {len(problems) - _MOST_NAMED} more weights"]
+    if missing:
+        problems.append(f"{len(missing)} weights are missing, {missing[0]} for one")
+    if unknown:
+        problems.append(f"{len(unknown)} weights are unknown, {unknown[0]} for one")
+    return problems
+
+
+def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from recyclegpt.data import Batch
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
@@ -27,7 +27,7 @@ class SchedulerFactory(Protocol):
     def __call__(self, optimizer: Optimizer, *, num_steps: int) -> LambdaLR: ...
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Gradients were NaN or infinite too many times in a row."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
 
 from recyclegpt.data import Batch, TextTokenizer
@@ -55,6 +56,12 @@ def build(max_skipped_steps: int = 2, optimizer: Any = None, compiled: bool = Fa
         max_skipped_steps,
         compiled,
     )
+
+
+def tiny_tokenizer() -> TextTokenizer:
+    """29 tokens, as many as the model embeds."""
+    vocab = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz .")}
+    return TextTokenizer(Tokenizer(models.BPE(vocab={**vocab, "</s>": 28}, merges=[])))
 
 
 def fit(module: LitRecycleGPT, data: Data, tmp_path: Path, **settings: Any) -> Trainer:
@@ -163,7 +170,7 @@ def test_checkpoint_gives_the_model_back_and_loads_weights_only(tmp_path: Path) 
     trainer = fit(module, Data(8), tmp_path)
     folder = tmp_path / "run" / "checkpoints"
     trainer.save_checkpoint(folder / "step_0000002.ckpt")
-    TextTokenizer.bytes().save(folder / "tokenizer.json")
+    tiny_tokenizer().save(folder / "tokenizer.json")
     torch.load(folder / "step_0000002.ckpt", weights_only=True)
     trained = load_trained(tmp_path)
     assert trained.path == folder / "step_0000002.ckpt"
@@ -176,11 +183,19 @@ def test_checkpoint_gives_the_model_back_and_loads_weights_only(tmp_path: Path) 
     assert trained.model.lm_head.weight is trained.model.backbone.embed_tokens.weight
 
 
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    trainer = fit(build(), Data(8), tmp_path)
+    trainer.save_checkpoint(tmp_path / "step_2.ckpt")
+    TextTokenizer.bytes().save(tmp_path / "tokenizer.json")
+    with pytest.raises(ConfigError, match="has 257 tokens and the model of .* embeds 29"):
+        load_trained(tmp_path)
+
+
 def test_the_newest_checkpoint_is_the_one_of_the_most_steps(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name in ("step_9.ckpt", "step_10.ckpt", "step_10.ckpt.tmp", "other.ckpt"):
-        (folder / name).touch()
+        torch.save({}, folder / name)
     assert find_checkpoint(tmp_path).name == "step_10.ckpt"
 
 
@@ -194,7 +209,7 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="damaged or not a checkpoint"):
         load_trained(broken)
     torch.save({"hyper_parameters": {"format": 99}, "state_dict": {}}, tmp_path / "step_2.ckpt")
-    with pytest.raises(ConfigError, match="not a recyclegpt checkpoint of format 1"):
+    with pytest.raises(ConfigError, match="has format 99, this version reads 1"):
         load_trained(tmp_path)
 
 

@@ -1,0 +1,171 @@
+"""When checkpoints are written, which are kept, and how a run that is asked to stop saves and stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from recyclegpt.callbacks.stop_signals import StopSignals
+from recyclegpt.errors import ConfigError, RunError, Stopped
+from recyclegpt.training.checkpoint_file import (
+    checkpoint_name,
+    list_checkpoints,
+    remove_checkpoint,
+    remove_temporaries,
+)
+from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
+
+_log = logging.getLogger("recyclegpt")
+
+
+class Checkpoints(Checkpoint):
+    """Saves every so many optimizer steps and at the end of training, and keeps the newest few.
+
+    A checkpoint is written only between two optimizer steps: one that stood inside an accumulation window would lose
+    the window's gradients. One that is due at the last batch of an epoch is written after that epoch's validation, so
+    that no resumed run is without it. A file is removed only after a newer one is on the disk.
+
+    When SIGINT, SIGTERM or SIGUSR1 has come to any process, all finish their step, save and stop (`Stopped`, with
+    exit code 128 + the signal's number). After SIGUSR1 inside a SLURM job the job is put back into the queue.
+
+    The callback wants `VerifiedCheckpointIO` as the trainer's plugin, and is a collective call on several processes.
+
+    Args:
+        folder: of the checkpoints.
+        every_n_steps: optimizer steps between two of them.
+        keep: newest checkpoints that stay on disk.
+        max_failed: checkpoints in a row that may fail to be written (a full disk, say), each told, before training
+            stops; the last one of a run may not fail.
+
+    Raises:
+        ConfigError: naming every value that cannot work.
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 500, keep: int = 2, max_failed: int = 3) -> None:
+        positive = {"every_n_steps": every_n_steps, "keep": keep}
+        problems = [f"{name}: {value} is not a positive whole number" for name, value in positive.items() if value < 1]
+        if max_failed < 0:
+            problems.append(f"max_failed: {max_failed} is negative")
+        if problems:
+            raise ConfigError(problems)
+        self.folder = Path(folder)
+        self.every_n_steps, self.keep, self.max_failed = every_n_steps, keep, max_failed
+        self.signals = StopSignals()
+        self._last_step = 0
+        self._saved_step: int | None = None
+        self._due = False
+        self._num_failed = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the checkpoint that was loaded, and listen to signals instead of Lightning."""
+        self._last_step = trainer.global_step
+        self._saved_step = trainer.global_step if trainer.ckpt_path else None
+        self._due = False
+        self._num_failed = 0
+        if trainer.is_global_zero and self.folder.is_dir():
+            for left in remove_temporaries(self.folder):
+                _log.info("removed %s, left by a run that was killed while it saved", left)
+        self.signals.install()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where an optimizer step has just been taken and a checkpoint is due."""
+        step, before = trainer.global_step, self._last_step
+        self._last_step = step
+        if step == before:
+            return  # inside an accumulation window
+        self._due = self._due or step % self.every_n_steps == 0
+        if trainer.is_last_batch:
+            return  # after validation, in on_train_epoch_end
+        stop = self._stop_requested(trainer)
+        if self._due or stop:
+            self._save(trainer)
+        if stop:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was due at the epoch's last batch."""
+        is_end = trainer.current_epoch + 1 == trainer.max_epochs
+        stop = self._stop_requested(trainer) and not is_end  # what is left of a run at its end takes no time
+        if self._due or stop or is_end:
+            self._save(trainer, may_fail=not is_end)
+        if stop:
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the signals back."""
+        self.signals.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Hand the signals back."""
+        self.signals.restore()
+
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        return _on_any(trainer, self.signals.received is not None)
+
+    def _save(self, trainer: Trainer, may_fail: bool = True) -> None:
+        self._due = False
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, VerifiedCheckpointIO):
+            raise TypeError(f"Checkpoints needs Trainer(plugins=[VerifiedCheckpointIO()]), not {type(io).__name__}")
+        with io.errors_held():
+            trainer.save_checkpoint(self.folder / checkpoint_name(step))
+        if not _on_any(trainer, io.error is not None):
+            self._saved_step, self._num_failed = step, 0
+            if trainer.is_global_zero:
+                for path in list_checkpoints(self.folder, upto=step)[self.keep :]:
+                    remove_checkpoint(path)
+            return
+        self._num_failed += 1
+        told = str(io.error or "a checkpoint could not be written; the first process says why")
+        if self._num_failed > self.max_failed or not may_fail:
+            raise RunError(f"{told}\nthe run stops after step {step}; the same command with resume=auto goes on")
+        if io.error is not None:
+            _log.error(
+                "%s; training goes on without it (%d in a row, more than checkpoint.max_failed=%d stop the run)",
+                told,
+                self._num_failed,
+                self.max_failed,
+            )
+
+    def _stop(self, trainer: Trainer) -> None:
+        received = self.signals.received or signal.SIGTERM  # another process was asked
+        if trainer.is_global_zero and received == getattr(signal, "SIGUSR1", None):
+            requeue()
+        saved = "saved" if self._saved_step == trainer.global_step else "not saved"
+        raise Stopped(
+            f"stopped by {received.name} after step {trainer.global_step}, {saved}; "
+            "the same command with resume=auto goes on",
+            128 + received,
+        )
+
+
+def requeue() -> None:
+    """Put the SLURM job this process belongs to back into the queue; nothing outside of SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = "_".join(part for part in array if part) if all(array) else os.environ.get("SLURM_JOB_ID", "")
+    if not re.fullmatch(r"[0-9_]+", job):
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        _log.info("put SLURM job %s back into the queue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or error
+        _log.error("SLURM job %s could not be put back into the queue (%s); submit it again", job, told)
+
+
+def _on_any(trainer: Trainer, here: bool) -> bool:
+    """Whether something holds on any process; all have to ask together."""
+    return bool(trainer.strategy.reduce_boolean_decision(here, all=False)) if trainer.world_size > 1 else here

@@ -1,0 +1,52 @@
+"""Signals that ask a run to stop: noted when they come, answered between two steps.
+
+Nothing is saved inside a handler, which may run in the middle of an optimizer step. Lightning's own handler for SIGTERM
+communicates with other processes inside it, and its handler for SLURM saves inside it
+(https://github.com/Lightning-AI/pytorch-lightning/issues/21406); both are replaced while training runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C; what `kill`, preemption and the end of a time limit send; what SLURM can send before a time limit."""
+
+
+class StopSignals:
+    """Remembers that one of `SIGNALS` came.
+
+    A second Ctrl-C raises KeyboardInterrupt, for someone who will not wait; any other second signal changes nothing.
+
+    Attributes:
+        received: the first signal that came; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Handle the signals from now on. Only the main thread can; elsewhere nothing is changed."""
+        self.received = None
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.received = signal.Signals(number)
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        print(f"\n{self.received.name}: saving after this step, then stopping{again}", file=sys.stderr, flush=True)

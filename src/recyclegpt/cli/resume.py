@@ -1,0 +1,142 @@
+"""Which run a command goes on with, and whether that can be done exactly: all that speaks against it, told at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.hydra_entry import parse_flags
+from recyclegpt.cli.run_folder import RESULT, config_hash, read_hash
+from recyclegpt.cli.unset_values import is_multirun
+from recyclegpt.data import TextDataModule
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleGPT
+from recyclegpt.training.checkpoint import (
+    find_checkpoint,
+    newest_sound_checkpoint,
+    read_own_checkpoint,
+    weight_problems,
+)
+
+LOCK = ".lock"
+NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers", TextDataModule.__name__)
+"""What a checkpoint holds besides weights, without which training cannot go on."""
+
+
+def folder_to_continue(argv: Sequence[str]) -> list[str]:
+    """With `resume=auto` and no folder given: the newest unfinished run of the same name and config, as an override."""
+    flags = parse_flags(argv)
+    wanted = "resume=auto" in flags.overrides and flags.runs and not flags.multirun
+    if not wanted or any(override.startswith("hydra.run.dir=") for override in flags.overrides):
+        return []
+    cfg = compose_or_explain("train", flags.overrides, with_hydra=True)
+    if is_multirun(cfg):
+        return []
+    digest = config_hash(cfg)
+    found = [
+        folder
+        for folder in Path("outputs/train", cfg.name).glob("*/")
+        if read_hash(folder) == digest and not is_complete(folder)
+    ]
+    return [f"hydra.run.dir='{max(found)}'"] if found else []
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has ended as it should."""
+    try:
+        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "completed")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from training in a run folder; a process that dies lets go of it.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if getattr(rank_zero_only, "rank", 0):  # the first process of a job holds it for the others
+        yield
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process trains in this folder; wait for it, stop it, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def checkpoint_to_resume(
+    cfg: DictConfig, folder: Path, model: RecycleGPT, datamodule: TextDataModule, num_steps: int, world_size: int
+) -> Path | None:
+    """The checkpoint this run goes on from; None to begin at step 0.
+
+    Args:
+        cfg: config of the run.
+        folder: its folder, where `resume=auto` looks.
+        model: freshly made.
+        datamodule: prepared.
+        num_steps: of the whole run.
+        world_size: processes that train together.
+
+    Raises:
+        ConfigError: the checkpoint is damaged or foreign, or belongs to another model, optimizer, corpus or number of
+            processes; every difference is named.
+    """
+    if cfg.resume == "never":
+        return None
+    path = newest_sound_checkpoint(folder) if cfg.resume == "auto" else find_checkpoint(cfg.resume)
+    if path is None:
+        return None
+    checkpoint = read_own_checkpoint(path)
+    if missing := [key for key in NEEDED if key not in checkpoint]:
+        raise ConfigError(
+            f"resume: {path} lacks {', '.join(missing)}, so that training cannot go on from it; "
+            "use one that `recyclegpt train` wrote, or begin from its weights with backbone.checkpoint=..."
+        )
+    problems = _differences(checkpoint, cfg, model)
+    problems += datamodule.problems_with(checkpoint[TextDataModule.__name__], world_size)
+    if problems:
+        raise ConfigError([f"resume: {path} cannot be gone on from", *problems])
+    step = int(checkpoint.get("global_step", 0))
+    if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
+        raise ConfigError(
+            f"resume: {path} stands after step {step} and this run has {num_steps}, so nothing is left to train; "
+            "raise trainer.max_epochs or give an earlier checkpoint"
+        )
+    return path
+
+
+def _differences(checkpoint: dict[str, Any], cfg: DictConfig, model: RecycleGPT) -> list[str]:
+    stored = checkpoint["hyper_parameters"]
+    shapes = {"model": vars(model.config), "recycle": vars(model.recycle_config)}
+    problems = [
+        f"{group}.{key}: the checkpoint has {stored[group][key]}, this run {value}; "
+        f"set it to the checkpoint's, or start a new run"
+        for group, own in shapes.items()
+        for key, value in own.items()
+        if key in stored[group] and stored[group][key] != value
+    ]
+    optimizer = stored["config"].get("optimizer") or {}
+    if isinstance(optimizer, dict) and optimizer.get("_target_") != cfg.optimizer._target_:
+        problems.append(
+            f"optimizer: the checkpoint was trained with {optimizer.get('_target_')}, this run has "
+            f"{cfg.optimizer._target_}; its state cannot be taken over, so resume with the checkpoint's"
+        )
+    if not problems:
+        problems += [f"model: {problem}" for problem in weight_problems(checkpoint["state_dict"], model)]
+    return problems
