@@ -187,7 +187,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
     trainer = fit(build(), Data(8), tmp_path)
     trainer.save_checkpoint(tmp_path / "step_2.ckpt")
     TextTokenizer.bytes().save(tmp_path / "tokenizer.json")
-    with pytest.raises(ConfigError, match="has 257 tokens and the model of .* embeds 29"):
+    with pytest.raises(ConfigError, match=r"has 257 tokens and the model of .* embeds 29"):
         load_trained(tmp_path)
 
 
