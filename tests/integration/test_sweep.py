@@ -84,7 +84,7 @@ def test_a_failed_job_is_listed_and_the_rest_run(
     told = capsys.readouterr().err
     assert "1 of 2 jobs failed" in told
     assert "optimizer.lr=1e+30 " in told
-    assert "NonFiniteError: the gradient was not finite" in told
+    assert "NonFiniteError: loss or gradient was not finite" in told
     assert "Traceback" not in told
     found = results(Path("outputs/sweeps/adhoc/f"))
     assert sorted(result["status"] for result in found.values()) == ["completed", "failed"]

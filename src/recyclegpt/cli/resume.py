@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,6 +27,8 @@ from recyclegpt.training.checkpoint import (
 )
 
 LOCK = ".lock"
+ORPHANS_S = 15
+"""Seconds to wait for a folder's lock."""
 NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers", TextDataModule.__name__)
 """What a checkpoint holds besides weights, without which training cannot go on."""
 
@@ -69,7 +71,8 @@ def locked(folder: Path) -> Iterator[None]:
         return
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        # The data workers of a run that was killed hold its lock until they notice, which takes five seconds.
+        lock.acquire(timeout=ORPHANS_S)
     except Timeout as error:
         raise ConfigError(
             f"{folder}: another process trains in this folder; wait for it, stop it, or choose another folder"
@@ -80,22 +83,24 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def checkpoint_to_resume(
-    cfg: DictConfig, folder: Path, model: RecycleGPT, datamodule: TextDataModule, num_steps: int, world_size: int
-) -> Path | None:
+class Begun(NamedTuple):
+    """A checkpoint that a run goes on from."""
+
+    path: Path
+    step: int
+    content: dict[str, Any]
+
+
+def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Begun | None:
     """The checkpoint this run goes on from; None to begin at step 0.
 
     Args:
         cfg: config of the run.
         folder: its folder, where `resume=auto` looks.
-        model: freshly made.
-        datamodule: prepared.
         num_steps: of the whole run.
-        world_size: processes that train together.
 
     Raises:
-        ConfigError: the checkpoint is damaged or foreign, or belongs to another model, optimizer, corpus or number of
-            processes; every difference is named.
+        ConfigError: the checkpoint is damaged, foreign or incomplete, or leaves nothing to train.
     """
     if cfg.resume == "never":
         return None
@@ -108,17 +113,34 @@ def checkpoint_to_resume(
             f"resume: {path} lacks {', '.join(missing)}, so that training cannot go on from it; "
             "use one that `recyclegpt train` wrote, or begin from its weights with backbone.checkpoint=..."
         )
-    problems = _differences(checkpoint, cfg, model)
-    problems += datamodule.problems_with(checkpoint[TextDataModule.__name__], world_size)
-    if problems:
-        raise ConfigError([f"resume: {path} cannot be gone on from", *problems])
     step = int(checkpoint.get("global_step", 0))
     if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
         raise ConfigError(
             f"resume: {path} stands after step {step} and this run has {num_steps}, so nothing is left to train; "
             "raise trainer.max_epochs or give an earlier checkpoint"
         )
-    return path
+    return Begun(path, step, checkpoint)
+
+
+def check_resumable(
+    begun: Begun, cfg: DictConfig, model: RecycleGPT, datamodule: TextDataModule, world_size: int
+) -> None:
+    """Make sure that a run can go on from a checkpoint exactly.
+
+    Args:
+        begun: the checkpoint.
+        cfg: config of the run.
+        model: freshly made.
+        datamodule: prepared.
+        world_size: processes that train together.
+
+    Raises:
+        ConfigError: naming every difference of model, optimizer, corpus or number of processes.
+    """
+    problems = _differences(begun.content, cfg, model)
+    problems += datamodule.problems_with(begun.content[TextDataModule.__name__], world_size)
+    if problems:
+        raise ConfigError([f"resume: this run cannot go on from {begun.path}", *problems])
 
 
 def _differences(checkpoint: dict[str, Any], cfg: DictConfig, model: RecycleGPT) -> list[str]:

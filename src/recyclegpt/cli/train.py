@@ -34,7 +34,7 @@ from recyclegpt.cli.combinations import (
 from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import make_result, model_facts, result_table
-from recyclegpt.cli.resume import LOCK, checkpoint_to_resume, folder_to_continue, is_complete, locked
+from recyclegpt.cli.resume import LOCK, check_resumable, checkpoint_to_resume, folder_to_continue, is_complete, locked
 from recyclegpt.cli.run_folder import RESULT, claim, config_hash, to_plain, write_json
 from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
 from recyclegpt.data import TextDataModule
@@ -160,8 +160,12 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         cfg.compile,
     )
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
-    trainer = _make_trainer(cfg, plain, digest)
-    checkpoint = checkpoint_to_resume(cfg, folder, model, datamodule, num_steps(cfg), trainer.world_size)
+    begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
+    trainer = _make_trainer(cfg, plain, digest, 0 if begun is None else begun.step)
+    checkpoint = None if begun is None else begun.path
+    if begun is not None:
+        check_resumable(begun, cfg, model, datamodule, trainer.world_size)
+        del begun  # it maps the whole file
     write_provenance(
         folder,
         digest,
@@ -204,13 +208,15 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     return metrics["val/ppl_backbone"]
 
 
-def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str) -> Trainer:
+def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
     callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
-    logger = build(cfg.logger, "logger") or False
+    # What a killed run logged after its last checkpoint is logged again: TensorBoard is told to forget it.
+    purge = {"purge_step": first_step} if first_step and _is_tensorboard(cfg.logger) else {}
+    logger = build(cfg.logger, "logger", **purge) or False
     if not logger:  # there is nowhere to write it, and Lightning would refuse
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
@@ -224,6 +230,10 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str) -> Traine
     extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
     trainer: Trainer = build(cfg.trainer, "trainer", **extra)
     return trainer
+
+
+def _is_tensorboard(logger: DictConfig | None) -> bool:
+    return logger is not None and str(logger.get("_target_")).endswith(".TensorBoardLogger")
 
 
 def _compared(plain: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -17,3 +19,6 @@ class Batch(NamedTuple):
     document it ends); None where documents may attend to each other."""
     state: dict[str, Any]
     """Plain Python or numpy arrays (which are not moved to a device): the stream's position after this batch."""
+    rows_B: NDArray[np.int64] | None = None
+    """Which rows these are. Of a corpus on disk: their numbers in it, the same in every pass. Of a pure stream: a
+    number for each row that was read, never used twice by any worker of any process."""

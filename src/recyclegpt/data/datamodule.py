@@ -27,7 +27,7 @@ from recyclegpt.data.tokenized import Tokenized
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _SETTING_NAMES = {"data": "data: its files have changed", "tokenizer": "data.tokenizer: it is another one"}
 _log = logging.getLogger(__name__)
 _MAX_COUNTED_TOKENS = 50_000_000
@@ -118,7 +118,15 @@ class TextDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Stop the workers; a later `fit` goes on after the batch last trained on."""
-        if stage == "fit" and self._loader is not None:
+        if stage == "fit":
+            self._close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the workers now: left to the garbage collector each takes five seconds to go."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._loader is not None:
             self._state = self._loader.state
             self._loader.close()
             self._loader = None

@@ -112,7 +112,7 @@ class ValBatches:
     def __iter__(self) -> Iterator[Batch]:
         for number, rows in enumerate(self.rows.tolist(), start=1):
             views, documents = self._packing.views(read_windows(self._tokens, self._packing, rows))
-            yield Batch(views, documents, {"batch": number})
+            yield Batch(views, documents, {"batch": number}, np.array(rows))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -93,8 +93,9 @@ class PackedRows(IterableDataset[Batch]):
 
     def batch(self, number: int) -> Batch:
         """Batch `number` of this rank, counted from 0."""
-        views, documents = self._packing.views(read_windows(self._tokens, self._packing, self.rows(number)))
-        return Batch(views, documents, {"batch": number + 1})
+        rows = self.rows(number)
+        views, documents = self._packing.views(read_windows(self._tokens, self._packing, rows))
+        return Batch(views, documents, {"batch": number + 1}, np.array(rows))
 
     def _order(self, turn: int) -> NDArray[np.int64]:
         if turn not in self._orders:

@@ -71,21 +71,25 @@ class StreamRows(IterableDataset[Batch]):
         rng = np.random.default_rng((self._seed, part))
         rows = _Rows(self, part, num_parts)
         buffer = np.empty((0, self._packing.window), np.int32)
+        names = np.empty(0, np.int64)
         number = 0
         if state is not None:
             rows.load(state["rows"])
             rng.bit_generator.state = state["rng"]
-            buffer = np.array(state["buffer"])
+            buffer, names = np.array(state["buffer"]), np.array(state["names"])
             number = state["batch"]
         while len(buffer) < self._source.shuffle_buffer:
             missing = self._source.shuffle_buffer - len(buffer)
-            buffer = np.concatenate([buffer, [next(rows) for _ in range(min(missing, 256))]])
+            read = [next(rows) for _ in range(min(missing, 256))]
+            buffer = np.concatenate([buffer, [window for _, window in read]])
+            names = np.concatenate([names, [name for name, _ in read]])
         while True:
             windows = np.empty((self._batch_size, self._packing.window), np.int32)
+            given = np.empty(self._batch_size, np.int64)
             for index in range(self._batch_size):
                 drawn = rng.integers(len(buffer))
-                windows[index] = buffer[drawn]
-                buffer[drawn] = next(rows)
+                windows[index], given[index] = buffer[drawn], names[drawn]
+                names[drawn], buffer[drawn] = next(rows)
             number += 1
             views, documents = self._packing.views(windows)
             after = {
@@ -95,32 +99,40 @@ class StreamRows(IterableDataset[Batch]):
                 "rows": rows.state(),
                 "rng": rng.bit_generator.state,
                 "buffer": buffer.copy(),
+                "names": names.copy(),
             }
-            yield Batch(views, documents, after)
+            yield Batch(views, documents, after, given)
 
 
 class _Rows:
-    """Windows of one share of the documents, pass after pass."""
+    """Windows of one share of the documents, pass after pass, each with a name no other share uses."""
 
     def __init__(self, stream: StreamRows, part: int, num_parts: int) -> None:
         self._stream = stream
         self._part = part
         self._num_parts = num_parts
         self._num_passes = 0
+        self._num_rows = 0
         self._position: Any = None
         self._tokens: NDArray[np.int32] = np.empty(0, np.int32)
         self._documents = self._read()
 
     def state(self) -> State:
-        return {"num_passes": self._num_passes, "position": self._position, "tokens": self._tokens.copy()}
+        return {
+            "num_passes": self._num_passes,
+            "num_rows": self._num_rows,
+            "position": self._position,
+            "tokens": self._tokens.copy(),
+        }
 
     def load(self, state: State) -> None:
         self._num_passes = state["num_passes"]
+        self._num_rows = state["num_rows"]
         self._position = state["position"]
         self._tokens = np.array(state["tokens"])
         self._documents = self._read()
 
-    def __next__(self) -> NDArray[np.int32]:
+    def __next__(self) -> tuple[int, NDArray[np.int32]]:
         packing = self._stream._packing
         if len(self._tokens) < packing.window:
             pieces, length = [self._tokens], len(self._tokens)
@@ -130,7 +142,9 @@ class _Rows:
             self._tokens = np.concatenate(pieces)
         window = self._tokens[: packing.window]
         self._tokens = self._tokens[packing.row_length :]
-        return window
+        name = self._part + self._num_parts * self._num_rows
+        self._num_rows += 1
+        return name, window
 
     def _read(self) -> Iterator[NDArray[np.int32]]:
         stream = self._stream

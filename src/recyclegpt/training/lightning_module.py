@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +22,9 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
+
+NOT_FINITE = "not_finite.jsonl"
+_log = logging.getLogger("recyclegpt")
 
 OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
 
@@ -28,14 +36,15 @@ class SchedulerFactory(Protocol):
 
 
 class NonFiniteError(RunError):
-    """Gradients were NaN or infinite too many times in a row."""
+    """Loss or gradients were NaN or infinite too many times in a row."""
 
 
 class LitRecycleGPT(LightningModule):
     """Training and validation of a RecycleGPT.
 
-    A step whose gradient is not finite changes nothing: every gradient is dropped, on all ranks alike because they have
-    been summed by then, and after `max_skipped_steps` such steps in a row training stops.
+    A step whose loss or gradient is not finite changes nothing: every gradient is dropped, on all ranks alike because
+    they have been summed by then. Each such step leaves a line in `not_finite.jsonl` that names the rows it was
+    computed from, and after `max_skipped_steps` of them in a row training stops.
     """
 
     def __init__(
@@ -69,6 +78,8 @@ class LitRecycleGPT(LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.num_skipped_steps = 0
         self.num_skipped_in_a_row = 0
+        self._window: list[tuple[Batch, Tensor]] = []
+        """Batches whose gradients the next optimizer step will take, and their losses."""
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOut | None = None
         self.save_hyperparameters(hyper_parameters or {})
@@ -104,7 +115,10 @@ class LitRecycleGPT(LightningModule):
                 "train/recycle_weight",
                 self.dual_loss.config.recycle_weight_at(self.trainer.global_step / self.num_steps),
             )
-        return parts.loss
+        loss = parts.loss.detach()
+        self._window.append((batch, loss))
+        # A loss that is not finite makes all gradients so, here and, once they are summed, on every other rank.
+        return parts.loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
 
     def on_validation_epoch_start(self) -> None:
         """Begin new sums."""
@@ -129,20 +143,49 @@ class LitRecycleGPT(LightningModule):
         """Drop every gradient if one is not finite; the optimizer then leaves all weights as they are."""
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.log("train/grad_norm", norm)
+        window, self._window = self._window, []
         if torch.isfinite(norm):
             self.num_skipped_in_a_row = 0
         else:
-            self.num_skipped_steps += 1
-            self.num_skipped_in_a_row += 1
-            for parameter in self.parameters():
-                parameter.grad = None
-            if self.num_skipped_in_a_row > self.max_skipped_steps:
-                raise NonFiniteError(
-                    f"the gradient was not finite {self.num_skipped_in_a_row} steps in a row, last at step "
-                    f"{self.trainer.global_step}; lower optimizer.lr, or train in fp32 (trainer.precision=32-true)"
-                )
+            self._skip_step(window, float(norm))
         self.log("train/skipped_steps", float(self.num_skipped_steps))
+
+    def _skip_step(self, window: Sequence[tuple[Batch, Tensor]], norm: float) -> None:
+        self.num_skipped_steps += 1
+        self.num_skipped_in_a_row += 1
+        for parameter in self.parameters():
+            parameter.grad = None
+        step = self.trainer.global_step
+        file = Path(self.trainer.default_root_dir) / NOT_FINITE
+        losses = [loss.item() for _, loss in window]
+        batches = [
+            {"rows": None if batch.rows_B is None else batch.rows_B.tolist(), "loss": str(loss)}
+            for (batch, _), loss in zip(window, losses, strict=True)
+        ]
+        line = json.dumps(
+            {"format": 1, "step": step, "rank": self.global_rank, "grad_norm": str(norm), "batches": batches}
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as opened:  # one short write a line, so that ranks do not mix theirs
+            opened.write(f"{line}\n")
+        what = "gradient" if all(math.isfinite(loss) for loss in losses) else "loss"
+        _log.warning("step %d: the %s was not finite and the step was skipped; its rows are in %s", step, what, file)
+        if self.num_skipped_in_a_row > self.max_skipped_steps:
+            raise NonFiniteError(
+                f"loss or gradient was not finite {self.num_skipped_in_a_row} steps in a row, last at step {step}; "
+                "lower optimizer.lr, or train in fp32 (trainer.precision=32-true); "
+                f"the rows these steps were computed from are in {file}"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count skipped steps on after a restart."""
+        checkpoint["skipped_steps"] = [self.num_skipped_steps, self.num_skipped_in_a_row]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count skipped steps on."""
+        self.num_skipped_steps, self.num_skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
 
     def configure_gradient_clipping(
         self,
