@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check format bench tensorboard lock clean FORCE
+.PHONY: help install train test check soak format bench tensorboard lock clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ check: $(STAMP)  ## format, lint, types and tests, as in CI
 format: $(STAMP)  ## format the code and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+
+soak: $(STAMP)  ## kill whole runs, fill disks and measure what safety costs, for half an hour
+	@$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
 
 bench: $(STAMP)  ## measure the decoders' speed on this machine, with random weights or ARGS="checkpoint=outputs/train"
 	@$(BIN)/recyclegpt bench $(ARGS)

@@ -1,7 +1,8 @@
 """Decode after every validation epoch and log speed and quality of the three decoders side by side.
 
 Every rank decodes the same prompts with its own copy of the model and there is no collective inside, so none waits for
-another. The random state of training is put back afterwards: training with the monitor equals training without it.
+another; weights that are spread over ranks are gathered by all of them first. The random state of training is put back
+afterwards: training with the monitor equals training without it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingCo
 from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
 from recyclegpt.evaluation.contention import OtherLoad
 from recyclegpt.models import RecycleGPT, named_dtype
+from recyclegpt.training.sharding import gathered
 
 TAGS = (
     "decode/tokens_per_s_autoregressive",
@@ -124,10 +126,11 @@ class DecodingMonitor(Callback):
             begin = self.clock()
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
+                    model = gathered(pl_module.model)  # type: ignore[arg-type]
                     with OtherLoad() as load:
-                        speeds, costs, prompts = self._measure(trainer, pl_module)
+                        speeds, costs, prompts = self._measure(trainer, model)
                     self.others_cpu = load.share
-                    metrics |= self._metrics(pl_module.model, speeds, costs, prompts)  # type: ignore[arg-type]
+                    metrics |= self._metrics(model, speeds, costs, prompts)
                 metrics["decode/seconds"] = self.clock() - begin
                 if trainer.is_global_zero:
                     self._write(trainer, pl_module, metrics, speeds, prompts)
@@ -150,18 +153,14 @@ class DecodingMonitor(Callback):
             return (
                 f"prompt_tokens + new_tokens = {self.prompt_tokens + self.new_tokens} exceed the context of {context}"
             )
-        if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
-            return "the weights are sharded over ranks; decode a checkpoint with `recyclegpt generate` instead"
         return None
 
     def _measure(
-        self, trainer: Trainer, pl_module: LightningModule
+        self, trainer: Trainer, model: RecycleGPT
     ) -> tuple[dict[str, Speed], PassCosts | None, list[list[int]]]:
-        model = pl_module.model
-        assert isinstance(model, RecycleGPT), "the monitor decodes a RecycleGPT"
         prompts_PT = trainer.datamodule.val_prompts(self.num_prompts, self.prompt_tokens)  # type: ignore[attr-defined]
         prompts: list[list[int]] = prompts_PT.tolist()
-        dtype = named_dtype(self.dtype, pl_module.device, decoding=True)
+        dtype = named_dtype(self.dtype, model.device, decoding=True)
         # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
         decoder = Decoder.optimised(model, dtype)
         strategies: list[Strategy] = [Autoregressive()]

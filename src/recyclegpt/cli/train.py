@@ -293,6 +293,6 @@ def _announce(
         f"folder  {_shown(folder)}",
     ]
     if checkpoint is not None:
-        lines.append(f"resumed {checkpoint}")
+        lines.append(f"resumed {_shown(checkpoint)}")
     if trainer.is_global_zero:
         print("\n".join(lines), file=sys.stderr)

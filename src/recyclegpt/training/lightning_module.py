@@ -22,6 +22,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.sharding import is_sharded, shard
 
 NOT_FINITE = "not_finite.jsonl"
 _log = logging.getLogger("recyclegpt")
@@ -90,6 +91,11 @@ class LitRecycleGPT(LightningModule):
                 model.recyclable.compile()
 
     token_num_bytes_V: Tensor
+
+    def configure_model(self) -> None:
+        """Spread the weights over processes, where the strategy has laid out a mesh for it (`trainer=fsdp`)."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard(self, self.device_mesh["data_parallel"])
 
     def loss_parts(self, batch: Batch) -> LossParts:
         """The dual loss on a batch, with the recycle weight of the current step."""

@@ -1,0 +1,57 @@
+"""Weights spread over processes (FSDP2, `torch.distributed.fsdp.fully_shard`), and gathered again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from recyclegpt.models import RecycleGPT
+
+if TYPE_CHECKING:
+    from recyclegpt.training.lightning_module import LitRecycleGPT
+
+
+def shard(module: LitRecycleGPT, mesh: DeviceMesh) -> None:
+    """Spread the weights over the processes of a one-dimensional mesh, in place.
+
+    Each layer is gathered when it runs. Embedding, norms, fold and classifier belong to the step as a whole, because
+    the dual loss reads the classifier's weight itself: they are gathered when a step begins and kept until its backward
+    pass has ended.
+    """
+    model = module.model
+    layers = [*model.backbone.layers, *([] if model.recyclable is None else model.recyclable.layers)]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for step in ("training_step", "validation_step"):
+        register_fsdp_forward_method(module, step)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether any weight is spread over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def gathered(model: RecycleGPT) -> RecycleGPT:
+    """A whole copy of a model of which each process holds a part. Every process has to call it.
+
+    A model that is whole already is given back itself.
+    """
+    if not is_sharded(model):
+        return model
+    with torch.device("meta"):
+        whole = RecycleGPT(model.config, model.recycle_config)
+    weights = {
+        name: weight.full_tensor() if isinstance(weight, DTensor) else weight
+        for name, weight in model.state_dict().items()
+    }
+    whole.to_empty(device=model.device)
+    whole.rotary.fill()
+    if model.config.tie_embeddings:
+        whole.lm_head.weight = whole.backbone.embed_tokens.weight
+    whole.load_state_dict(weights)
+    return whole

@@ -1,0 +1,61 @@
+"""A real file system that fills up while a checkpoint is written. Needs the right to mount one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recyclegpt.cli.main import main
+from recyclegpt.training import checkpoint_file
+from recyclegpt.training.checkpoint_file import list_checkpoints, verify
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False).returncode == 0
+    if not mounted:
+        pytest.skip("needs root, to mount a tmpfs; tests/unit/training/test_checkpoint_file.py stands in for the disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_disk_that_fills_up(
+    text: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    foreseen: bool,
+) -> None:
+    """Seen before anything is written; or met by a write, as with a quota, which nobody can ask about."""
+    if not foreseen:
+        monkeypatch.setattr(checkpoint_file, "_check_free_space", lambda *_: None)
+    settings = ["callbacks=no_monitor", "checkpoint.every_n_steps=1", "checkpoint.keep=99", "checkpoint.max_failed=2"]
+    settings += ["model.hidden_size=64", "trainer.limit_train_batches=20", f"hydra.run.dir={small_disk}/run"]
+    common = ["debug=smoke", "data=text_files", f"data.paths=[{text}]", "data.tokenizer.vocab_size=300"]
+    assert main(["train", *common, *settings]) == 1
+    captured = capsys.readouterr()
+    told = captured.out + captured.err
+    assert "Traceback" not in told
+    assert told.count("the disk is full") >= 3
+    assert "earlier checkpoints are intact; free space on that disk" in told
+    assert "training goes on without it (1 in a row" in told
+    assert "the run stops after step" in told
+    found = list_checkpoints(small_disk / "run/checkpoints")
+    assert len(found) >= 2
+    assert all(verify(path) for path in found)
+    assert not list((small_disk / "run/checkpoints").glob(".*.tmp"))
+    assert json.loads((small_disk / "run/result.json").read_text())["status"] == "failed"
+    with capsys.disabled():
+        print(f"\n{len(found)} checkpoints intact; told: {captured.err.strip().splitlines()[-2]}")
+
+    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)  # someone frees space
+    assert main(["train", *common, *settings, "resume=auto"]) == 0
