@@ -1,0 +1,167 @@
+"""What safety costs: a checkpoint against writing the same bytes plainly, and a step against a plain trainer's."""
+
+from __future__ import annotations
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+
+from recyclegpt.callbacks import Checkpoints, RandomState, Throughput
+from recyclegpt.data import TextDataModule, TextFiles, TokenizerConfig
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training import LitRecycleGPT, LossConfig, adamw, constant
+from recyclegpt.training.checkpoint_file import write_checkpoint
+from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
+CHECKPOINT_MB = 400
+MOST_TIMES_PLAIN = 1.3
+MOST_TIMES_PLAIN_STEP = 1.02
+NUM_BLOCKS = 40
+BLOCK = 10
+"""Steps of one trainer before the other takes its turn."""
+
+
+def quartiles(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.4f} (quartiles {low:.4f} to {high:.4f}, {len(values)} pairs)"
+
+
+def test_a_checkpoint_blocks_little_longer_than_writing_its_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    size = 4_000_000
+    checkpoint = {str(n): torch.randn(size, generator=draw) for n in range(CHECKPOINT_MB * 1_000_000 // (4 * size))}
+
+    def plainly() -> None:
+        with (tmp_path / "plain.pt").open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    ratios, seconds = [], []
+    for number in range(13):
+        times = []
+        for save in (plainly, lambda: write_checkpoint(checkpoint, tmp_path / "step_1.ckpt")):
+            begin = time.perf_counter()
+            save()
+            times.append(time.perf_counter() - begin)
+        if number >= 2:  # the first ones find a cold disk
+            ratios.append(times[1] / times[0])
+            seconds.append(times[1])
+    with capsys.disabled():
+        print(f"\n{CHECKPOINT_MB} MB: {statistics.median(seconds):.2f} s, over plain writing {quartiles(ratios)}")
+    assert statistics.median(ratios) < MOST_TIMES_PLAIN
+
+
+class Plain(LitRecycleGPT):
+    """The same learning without the guard: nothing is looked at before an optimizer step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss_parts(batch).loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+
+class Turns(Callback):
+    """Hands the processor over to the other trainer after each block of steps, and times the blocks."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.wait: Callable[[], None] = lambda: None
+        self._begin = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % BLOCK == 0:
+            self.seconds.append(time.perf_counter() - self._begin)
+            self.wait()
+            self._begin = time.perf_counter()
+
+
+def build(kind: type[LitRecycleGPT]) -> LitRecycleGPT:
+    seed_everything(1, verbose=False)
+    config = ModelConfig(512, 128, num_layers=4, hidden_size=256, num_heads=4)
+    optimizer = functools.partial(adamw, lr=1e-3)
+    model = RecycleGPT(config, RecycleConfig(num_layers=1))
+    return kind(model, LossConfig(), optimizer, constant, NUM_BLOCKS * BLOCK, torch.ones(512))
+
+
+def steps(
+    kind: type[LitRecycleGPT], text: Path, folder: Path, callbacks: list[Callback], turns: Turns
+) -> Iterator[None]:
+    """A generator that trains a block each time it is asked: the trainer runs in a thread, which waits for its turn."""
+    import threading
+
+    mine, others = threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait() -> None:
+        others.release()
+        mine.acquire()
+
+    turns.wait = wait
+    data = TextDataModule(TextFiles([str(text)]), TokenizerConfig("byte"), 128, 8, cache_dir=folder / "cache")
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        limit_train_batches=NUM_BLOCKS * BLOCK,
+        limit_val_batches=0,
+        precision="32-true",
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        callbacks=[turns, *callbacks],
+        plugins=[VerifiedCheckpointIO()],
+        default_root_dir=folder,
+    )
+
+    def run() -> None:
+        mine.acquire()
+        trainer.fit(build(kind), data)
+        others.release()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        mine.release()
+        others.acquire()
+        yield
+
+
+def test_a_step_takes_no_longer_than_a_plain_trainers(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    safe, plain = Turns(), Turns()
+    callbacks = [RandomState(), Throughput(), Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=10**6)]
+    runs = [
+        steps(LitRecycleGPT, text, tmp_path / "safe", callbacks, safe),
+        steps(Plain, text, tmp_path / "plain", [], plain),
+    ]
+    for _ in range(NUM_BLOCKS):
+        for run in runs:
+            next(run, None)
+    pairs = list(zip(safe.seconds, plain.seconds, strict=False))[3:]
+    ratios = [mine / other for mine, other in pairs]
+    with capsys.disabled():
+        step_ms = 1000 * statistics.median(mine for mine, _ in pairs) / BLOCK
+        print(f"\na step takes {step_ms:.1f} ms, over a plain trainer's {quartiles(ratios)}")
+    assert len(pairs) > NUM_BLOCKS // 2
+    assert statistics.median(ratios) < MOST_TIMES_PLAIN_STEP
