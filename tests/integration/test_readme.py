@@ -52,6 +52,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
         "tokenize",
         "bench",
         "report",
+        "doctor",
     }
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"@$(BIN)/{MAKE_TRAIN}" in makefile

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench": ("recyclegpt.cli.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),
     "report": ("recyclegpt.cli.report", "tables, figures and pages from run folders"),
     "tokenize": ("recyclegpt.cli.tokenize", "write a corpus to disk as token shards"),
+    "doctor": ("recyclegpt.cli.doctor", "check installation, machine, disk and runs, and say what to do"),
 }
 """Name: (module with `run(argv) -> int`, one line of help)."""
 

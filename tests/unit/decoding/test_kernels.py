@@ -310,7 +310,7 @@ def test_kernels_are_compiled_once_for_what_they_are_made_of(tmp_path: Path, mon
 
 @pytest.mark.parametrize("damage", ["cut short", "another library", "no checksum", "empty"])
 def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    compiler = build._compiler()
+    compiler = build.find_compiler()
     assert compiler is not None
     built: list[str] = []
 
@@ -343,7 +343,7 @@ def test_odd_widths_decode_without_kernels_and_say_so() -> None:
 
 
 def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = build._compiler()
+    compiler = build.find_compiler()
     assert compiler is not None
     monkeypatch.setattr(build, "SOURCES", (Path(build.__file__).with_name("layer.cpp"),))  # one file: seconds less
     library = tmp_path / "kernels.so"

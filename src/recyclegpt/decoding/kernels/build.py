@@ -40,11 +40,11 @@ def load() -> None:
     Raises:
         KernelsUnavailableError: there is no C++ compiler, it fails, or the result cannot be loaded.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:
         raise KernelsUnavailableError("no C++ compiler was found; install g++, or name one in CXX")
-    library = folder() / f"kernels-{_key(compiler)}.so"
-    if not _is_whole(library):
+    library = library_path(compiler)
+    if not is_whole(library):
         _compile(compiler, library)
     try:
         torch.ops.load_library(str(library))
@@ -52,7 +52,7 @@ def load() -> None:
         raise KernelsUnavailableError(f"{library} cannot be loaded ({error}); delete it to compile anew") from error
 
 
-def _is_whole(library: Path) -> bool:
+def is_whole(library: Path) -> bool:
     """Whether the file is what was compiled: half a library, as a full disk leaves it, would kill the process."""
     try:
         return library.with_suffix(".sha256").read_text(encoding="ascii") == _checksum(library)
@@ -64,7 +64,8 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """The C++ compiler's command line: `CXX`, else the first of the usual names; None where there is none."""
     return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
@@ -73,16 +74,25 @@ def folder() -> Path:
     return Path(os.environ.get("RECYCLEGPT_CACHE") or "~/.cache/recyclegpt").expanduser() / "kernels"
 
 
+def library_path(compiler: str) -> Path:
+    """Where the library that this compiler makes for this processor is kept, compiled already or not."""
+    return folder() / f"kernels-{_key(compiler)}.so"
+
+
+def tuning() -> str:
+    """The option that makes a compiler use all instructions of this processor."""
+    return "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+
+
 def _compile(compiler: str, library: Path) -> None:
     paths = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
     sources = [str(path) for path in SOURCES if path.suffix == ".cpp"]
-    tuning = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
             # Several processes may build at once: each into its own file, and the last one renames it into place.
             built = Path(temporary) / library.name
-            command = [*shlex.split(compiler), *FLAGS, tuning, *paths, *sources, "-o", str(built), "-ltorch_cpu"]
+            command = [*shlex.split(compiler), *FLAGS, tuning(), *paths, *sources, "-o", str(built), "-ltorch_cpu"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
