@@ -43,12 +43,12 @@ class Runs:
     def trace(self, name: str) -> Path:
         return self.here / f"{name}.trace"
 
-    def start(self, name: str, kill_at: str = "", processes_env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(self, name: str, kill_at: str = "") -> subprocess.Popen[str]:
         """Begin or go on with the run `name`: always the same command."""
-        environment = {**os.environ, "TRACE": str(self.trace(name)), "KILL_AT": kill_at, **(processes_env or {})}
+        environment = {**os.environ, "TRACE": str(self.trace(name)), "KILL_AT": kill_at}
         command = [sys.executable, str(SCRIPT), "train", *self.settings, f"hydra.run.dir={name}", "resume=auto"]
-        log = (self.here / f"{name}.log").open("a", encoding="utf-8")
-        return subprocess.Popen(command, cwd=self.here, env=environment, stdout=log, stderr=log, text=True)
+        with (self.here / f"{name}.log").open("a", encoding="utf-8") as log:
+            return subprocess.Popen(command, cwd=self.here, env=environment, stdout=log, stderr=log, text=True)
 
     def finish(self, name: str) -> float:
         """Let the run end by itself; the seconds it took."""
