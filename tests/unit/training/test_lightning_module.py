@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -157,6 +159,55 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, value: float,
     with pytest.raises(NonFiniteError, match=r"3 steps in a row, last at step 3; lower optimizer\.lr"):
         fit(other, Data(4), tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in other.parameters())
+
+
+def test_a_loss_that_is_not_finite_makes_every_gradient_so(tmp_path: Path) -> None:
+    """Its gradient may be finite by itself; then other ranks would take the step and this one would not."""
+
+    class Infinite(LitRecycleGPT):
+        def loss_parts(self, batch: Batch) -> Any:
+            parts = super().loss_parts(batch)
+            return parts._replace(loss=parts.loss + torch.inf)
+
+    module = build(max_skipped_steps=9)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    module.__class__ = Infinite
+    fit(module, Data(4), tmp_path)
+    assert module.num_skipped_steps == 4
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
+
+
+def test_the_rows_of_a_skipped_step_are_saved(tmp_path: Path) -> None:
+    class Named(Data):
+        def train_dataloader(self) -> DataLoader[Batch]:
+            loader = super().train_dataloader()
+            loader.dataset[:] = [  # type: ignore[index]
+                batch._replace(rows_B=np.array([10 * number, 10 * number + 1]))
+                for number, batch in enumerate(loader.dataset)  # type: ignore[arg-type, var-annotated]
+            ]
+            return loader
+
+    module = build()
+    module.__class__ = Poisoned
+    module.poison = (3, 4)
+    fit(module, Named(2), tmp_path, accumulate_grad_batches=2)
+    lines = [json.loads(line) for line in (tmp_path / "not_finite.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rank"], line["format"]) for line in lines] == [(1, 0, 1), (2, 0, 1)]
+    assert [[batch["rows"] for batch in line["batches"]] for line in lines] == [
+        [[20, 21], [30, 31]],
+        [[40, 41], [50, 51]],
+    ]
+    assert all(line["grad_norm"] == "nan" for line in lines)
+
+
+def test_the_count_of_skipped_steps_goes_on_after_a_restart(tmp_path: Path) -> None:
+    module = build()
+    module.num_skipped_steps, module.num_skipped_in_a_row = 7, 1
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    other = build()
+    other.on_load_checkpoint(checkpoint)
+    assert (other.num_skipped_steps, other.num_skipped_in_a_row) == (7, 1)
 
 
 def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:
