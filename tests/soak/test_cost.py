@@ -27,7 +27,7 @@ CHECKPOINT_MB = 400
 MOST_TIMES_PLAIN = 1.3
 MOST_TIMES_PLAIN_STEP = 1.02
 NUM_BLOCKS = 40
-BLOCK = 10
+BLOCK = 5
 """Steps of one trainer before the other takes its turn."""
 
 

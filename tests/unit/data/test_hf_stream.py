@@ -211,6 +211,9 @@ def test_resume_is_exact_twice(folder: Path, num_workers: int) -> None:
         loader.close()
     assert len(pieces) == len(whole)
     assert all(torch.equal(one.views_NBT, other.views_NBT) for one, other in zip(whole, pieces, strict=True))
+    names, again = ([name for batch in batches for name in batch.rows_B.tolist()] for batches in (whole, pieces))  # type: ignore[union-attr]
+    assert names == again
+    assert len(set(names)) == len(names) == 3 * len(whole), "no row has been given twice, in none of the passes"
 
 
 def test_a_worker_without_documents_says_so(folder: Path) -> None:
