@@ -18,7 +18,7 @@ from recyclegpt.callbacks import Checkpoints, RandomState, Throughput
 from recyclegpt.data import TextDataModule, TextFiles, TokenizerConfig
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import LitRecycleGPT, LossConfig, adamw, constant
-from recyclegpt.training.checkpoint_file import write_checkpoint
+from recyclegpt.training.checkpoint_file import remove_checkpoint, write_checkpoint
 from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -43,19 +43,22 @@ def test_a_checkpoint_blocks_little_longer_than_writing_its_bytes(
     size = 4_000_000
     checkpoint = {str(n): torch.randn(size, generator=draw) for n in range(CHECKPOINT_MB * 1_000_000 // (4 * size))}
 
-    def plainly() -> None:
-        with (tmp_path / "plain.pt").open("wb") as file:
+    def plainly(path: Path) -> None:
+        with path.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
 
     ratios, seconds = [], []
-    for number in range(13):
+    for number in range(23):
         times = []
-        for save in (plainly, lambda: write_checkpoint(checkpoint, tmp_path / "step_1.ckpt")):
+        # A file of its own each time, as checkpoints are: writing over an old one would find its memory ready.
+        for save in (plainly, lambda path: write_checkpoint(checkpoint, path)):
+            path = tmp_path / f"step_{number}.ckpt"
             begin = time.perf_counter()
-            save()
+            save(path)
             times.append(time.perf_counter() - begin)
+            remove_checkpoint(path)
         if number >= 2:  # the first ones find a cold disk
             ratios.append(times[1] / times[0])
             seconds.append(times[1])

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import queue
 import re
 import secrets
 import shutil
@@ -76,18 +77,17 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(path.parent, _num_bytes(checkpoint))
         try:
-            with temporary.open("xb") as file, ThreadPoolExecutor(1) as pool:
-                hashing = _Hashing(file, pool)
-                torch.save(checkpoint, cast(IO[bytes], hashing))
-                file.flush()
-                os.fsync(file.fileno())
+            with temporary.open("xb+", buffering=0) as file:
+                with _Hashing(file) as hashing:
+                    torch.save(checkpoint, cast(IO[bytes], hashing))
+                    os.fsync(file.fileno())
                 size = file.tell()
             # Without a checksum the old file stays readable until the new one has taken its place, and so does that.
             sidecar(path).unlink(missing_ok=True)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        described = {"format": SIDECAR_FORMAT, "size": size, "sha256": hashing.digest.hexdigest(), **(facts or {})}
+        described = {"format": SIDECAR_FORMAT, "size": size, "sha256": hashing.hexdigest, **(facts or {})}
         _write_text(sidecar(path), json.dumps(described, indent=2) + "\n")
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -171,25 +171,45 @@ def remove_temporaries(folder: Path) -> list[Path]:
 
 
 class _Hashing(io.RawIOBase):
-    """A file that is hashed by a second thread while it is written, so that the checksum costs no time of its own."""
+    """A file that a second thread reads back and hashes while it is still written and brought to the disk, so that the
+    checksum costs next to no time of its own.
+    """
 
-    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, file: io.FileIO) -> None:
         super().__init__()
         self._file = file
-        self._pool = pool
-        self.digest = hashlib.sha256()
+        self._written: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(1)
+        self._hashed = self._pool.submit(self._hash)
+        self.hexdigest = ""
 
     def writable(self) -> bool:
         return True
 
     def write(self, piece: Any) -> int:
-        if len(piece) < _CHUNK_BYTES >> 4:
-            self.digest.update(piece)
-            return self._file.write(piece)
-        hashed = self._pool.submit(self.digest.update, piece)
-        written = self._file.write(piece)
-        hashed.result()  # the piece is torch's own memory, which is gone after this call
-        return written
+        piece = memoryview(piece).cast("B")
+        at = 0
+        while at < len(piece):
+            at += self._file.write(piece[at:])
+        self._written.put(at)
+        return at
+
+    def __exit__(self, *exception: object) -> None:
+        self._written.put(0)
+        self.hexdigest = self._hashed.result()
+        self._pool.shutdown()
+
+    def _hash(self) -> str:
+        digest, at = hashlib.sha256(), 0
+        while length := self._written.get():
+            end = at + length
+            while at < end:
+                piece = os.pread(self._file.fileno(), min(_CHUNK_BYTES, end - at), at)
+                if not piece:
+                    raise OSError(errno.EIO, "what was just written cannot be read back")
+                digest.update(piece)
+                at += len(piece)
+        return digest.hexdigest()
 
 
 def _num_bytes(value: Any, seen: set[int] | None = None) -> int:
