@@ -81,6 +81,7 @@ class LitRecycleGPT(LightningModule):
         self.num_skipped_in_a_row = 0
         self._window: list[tuple[Batch, Tensor]] = []
         """Batches whose gradients the next optimizer step will take, and their losses."""
+        self._grad_norm = torch.zeros(())
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOut | None = None
         self.save_hyperparameters(hyper_parameters or {})
@@ -148,8 +149,8 @@ class LitRecycleGPT(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop every gradient if one is not finite; the optimizer then leaves all weights as they are."""
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._grad_norm = torch.nn.utils.get_total_norm(grads)
+        norm = self._grad_norm.full_tensor() if isinstance(self._grad_norm, DTensor) else self._grad_norm
         self.log("train/grad_norm", norm)
         window, self._window = self._window, []
         if torch.isfinite(norm):
@@ -202,8 +203,8 @@ class LitRecycleGPT(LightningModule):
         """Clip by the norm of all gradients: Lightning's own clipping refuses fused optimizers in mixed precision."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ConfigError(f"trainer.gradient_clip_algorithm: {gradient_clip_algorithm} is not supported; use norm")
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        if gradient_clip_val:  # the norm has just been taken, by on_before_optimizer_step
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._grad_norm)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all trainable parameters, its schedule stepped after every optimizer step."""
