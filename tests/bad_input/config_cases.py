@@ -44,7 +44,7 @@ _target(
 _target(
     "a compiler of our own", "recyclegpt.decoding.kernels.build.build", "recyclegpt.decoding.kernels.build"
 )
-_target("what a module has imported", "recyclegpt.training.checkpoint.torch.load", "is not allowed")
+_target("what a module has imported", "recyclegpt.training.checkpoint.torch.load", "cannot be imported")
 _target("a list", "[os.system, x]", "is not a string")
 _target("a number", "5", "5 is not a string")
 _target("dots alone", "'...'", "is not allowed")
@@ -94,7 +94,7 @@ _overrides("a corpus of another kind", ["data={_target_: recyclegpt.models.Recyc
 _overrides("a trainer of another kind", ["trainer._target_=torch.optim.SGD"], "trainer")
 _overrides("an optimizer of another kind", ["optimizer._target_=torch.optim.SGD"], "optimizer")
 _overrides("a callback of another kind", ["+callbacks.mine={_target_: recyclegpt.models.RecycleConfig}"], "callbacks.mine")
-_overrides("a logger of another kind", ["+logger.mine={_target_: recyclegpt.models.RecycleConfig}"], "logger")
+_overrides("a logger of another kind", ["logger={_target_: recyclegpt.models.RecycleConfig}"], "logger")
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
@@ -171,4 +171,4 @@ _overrides("an override without a key", ["=5"], "has no key")
 _overrides("an unknown flag", ["--no-such-flag"], "--no-such-flag: unknown flag")
 _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun")
 _overrides("a folder of configs that is not there", ["--config-dir", "nowhere"], "nowhere", "no such configuration folder")
-_overrides("several mistakes at once", ["trainer.max_epochs=0", "seed=-1", "name=.."], "max_epochs", "seed", "name", "3 problems")
+_overrides("several mistakes at once", ["trainer.max_epochs=0", "seed=-1", "name=.."], "max_epochs", "seed", "name", "4 problems")

@@ -64,9 +64,10 @@ def find_problems(cfg: DictConfig) -> list[str]:
         problems += memory_problems(built["model"], built["recycle"])
     # Optimizer and schedule look at their settings only when they are given something to optimise.
     weight = torch.nn.Parameter(torch.zeros(1, 1))
+    steps = max(1, num_steps(cfg)) if "trainer" in sound else 1
     for key, arguments in (
         ("optimizer", {"named_parameters": [("weight", weight)]}),
-        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": max(1, num_steps(cfg))}),
+        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": steps}),
     ):
         if key in sound and "trainer" in sound:
             try:

@@ -172,6 +172,8 @@ class _Composition:
         for line in lines:
             try:
                 parsed += OverridesParser.create(config_loader=self.loader).parse_overrides([str(line)])
+            except RecursionError:
+                self.problems.append(f"{where}{str(line)[:60]}...: is nested too deeply to be read")
             except (HydraException, ValueError) as error:
                 self.problems.append(where + explain_parse(str(line), str(error)))
         axes = []

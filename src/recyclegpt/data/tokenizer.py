@@ -233,12 +233,11 @@ def _read(path: str | Path) -> tuple[Tokenizer, Path]:
         raise ConfigError(f"tokenizer.path: {file} {why}; give a tokenizer.json or its folder")
     try:
         tokenizer = Tokenizer.from_file(str(file))
-        # Read here as well, so that what only Rust's reader takes is found out now.
-        content = json.loads(tokenizer.to_str())
+        # Looked at before it is written out, which takes a step for every number up to the largest id.
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     except Exception as error:  # the Rust extension raises bare Exception
         raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
-    if not content["model"].get("vocab") and largest < 0:
+    if largest < 0:
         raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: its vocabulary is empty")
     if largest >= LARGEST_VOCABULARY:
         raise ConfigError(
