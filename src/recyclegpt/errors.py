@@ -16,6 +16,10 @@ class ConfigError(ValueError):
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("; ".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """A data worker hands it to the process that trains."""
+        return type(self), (self.problems,)
+
 
 class RunError(RuntimeError):
     """A run that had begun cannot go on. The message says what happened and what to do; the command exits 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,12 +21,12 @@ from recyclegpt.callbacks.provenance import cpu_model
 from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.bench_table import print_progress, print_tables
 from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.evaluate import corpus_of
 from recyclegpt.cli.generate import choose_device
-from recyclegpt.cli.instantiate import build, build_all
+from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.result import model_facts
-from recyclegpt.cli.run_folder import finite, write_json
+from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
 from recyclegpt.cli.settings import BENCH, type_problems
-from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
@@ -61,7 +62,13 @@ def run(argv: Sequence[str]) -> int:
         document = bench_runs(cfg)
     else:
         folder = _output_folder(cfg)
-        document = measure(cfg)
+        try:
+            document = measure(cfg)
+        except ConfigError:
+            with contextlib.suppress(OSError):  # it holds something: it was there before
+                folder.rmdir()
+                remove_empty_parents(folder)
+            raise
         write_json(folder / "bench.json", document)
         _draw(folder, document)
         print(f"\nwritten to {folder}")
@@ -201,7 +208,7 @@ def _model_and_prompts(
     state_dtype = torch.float32 if dtype == torch.int8 else dtype
     if cfg.checkpoint is not None:
         trained = load_trained(cfg.checkpoint, device)
-        datamodule: TextDataModule = build(trained.config["data"], "data")
+        datamodule = corpus_of(trained.config.get("data"), trained.path)
         return trained.model.to(state_dtype), lambda num, length: datamodule.val_prompts(num, length).tolist()
     built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": cfg.bench.vocab_size}})
     recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)

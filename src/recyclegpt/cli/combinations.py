@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recyclegpt.cli.instantiate import build_all, check
+from recyclegpt.cli.instantiate import build_all, check, locate
+from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import named_dtype
+from recyclegpt.models import ModelConfig, RecycleConfig, named_dtype
+from recyclegpt.models.fitting import memory_problems
+from recyclegpt.training import LossConfig
 from recyclegpt.training.checkpoint import find_checkpoint
 
 GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
 """Arguments that no config holds, or that are worked out from what it holds."""
 VOCABULARY_MULTIPLE = 64
+_LONGEST_NAME = 200
+KINDS: Mapping[str, type] = {
+    "model": ModelConfig,
+    "recycle": RecycleConfig,
+    "loss": LossConfig,
+    "data": TextDataModule,
+}
+"""What the nodes that are built before a run have to be."""
+CLASSES: Mapping[str, type] = {"trainer": Trainer, "callbacks": Callback, "logger": Logger}
+"""What targets have to be classes of, whose objects are made in the run alone."""
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true")
 
 log = logging.getLogger("recyclegpt")
@@ -41,17 +57,48 @@ def find_problems(cfg: DictConfig) -> list[str]:
         built = build_all(cfg, wanted, {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
     except ConfigError as error:
         return problems + error.problems
+    kinds = _kind_problems(cfg, built, sound)
+    if kinds:
+        return problems + kinds
+    if "model" in built and "recycle" in built:
+        problems += memory_problems(built["model"], built["recycle"])
     # Optimizer and schedule look at their settings only when they are given something to optimise.
     weight = torch.nn.Parameter(torch.zeros(1, 1))
+    steps = max(1, num_steps(cfg)) if "trainer" in sound else 1
     for key, arguments in (
         ("optimizer", {"named_parameters": [("weight", weight)]}),
-        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": max(1, num_steps(cfg))}),
+        ("scheduler", {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": steps}),
     ):
         if key in sound and "trainer" in sound:
             try:
-                built[key](**arguments)
+                made = built[key](**arguments)
             except ConfigError as error:
                 problems += error.problems
+            except (TypeError, ValueError) as error:
+                problems.append(f"{key}: {cfg[key].get('_target_')} cannot be used here ({error})")
+            else:
+                kind = torch.optim.Optimizer if key == "optimizer" else torch.optim.lr_scheduler.LRScheduler
+                if not isinstance(made, kind):
+                    problems.append(f"{key}: {cfg[key].get('_target_')} makes no {kind.__name__}")
+    return problems
+
+
+def _kind_problems(cfg: DictConfig, built: Mapping[str, Any], sound: Sequence[str]) -> list[str]:
+    """Nodes whose target may be built, but not there."""
+    problems = [
+        f"{key}: {type(built[key]).__name__} is not a {kind.__name__}, which {key} has to be"
+        for key, kind in KINDS.items()
+        if key in built and not isinstance(built[key], kind)
+    ]
+    for key in (key for key in CLASSES if key in sound):
+        node, kind = cfg[key], CLASSES[key]
+        children = {key: node} if node is None or "_target_" in node else {f"{key}.{k}": v for k, v in node.items()}
+        for name, child in children.items():
+            if not isinstance(child, DictConfig) or "_target_" not in child:
+                continue
+            found = locate(child["_target_"])
+            if not (isinstance(found, type) and issubclass(found, kind)):
+                problems.append(f"{name}: {child['_target_']} is not a {kind.__name__}, which {name} has to be")
     return problems
 
 
@@ -80,10 +127,23 @@ def check_combinations(cfg: DictConfig) -> list[str]:
         problems.append(f"max_skipped_steps: {cfg.max_skipped_steps} is not a whole number of at least 0")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
-    if not isinstance(cfg.name, str) or cfg.name in ("", ".", "..") or set(cfg.name) & set("/\\=,"):
-        problems.append(f"name: {cfg.name!r} is not a folder's name; use letters, digits, - and _")
+    problems += _name_problems(cfg)
     if not isinstance(cfg.compile, bool):
         problems.append(f"compile: {cfg.compile} is not true or false")
+    return problems
+
+
+def _name_problems(cfg: DictConfig) -> list[str]:
+    """Names of folders that are none: they would lead elsewhere, or no file system takes them."""
+    problems = []
+    for key in ("name", "sweep.name", "sweep.tag"):
+        value = OmegaConf.select(cfg, key)
+        text = str(value) if key != "name" and isinstance(value, int | float) else value
+        if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\=,") or not text.isprintable():
+            shown = f"{value!r:.80}"
+            problems.append(f"{key}: {shown} is not a folder's name; use letters, digits, - and _")
+        elif len(text.encode()) > _LONGEST_NAME:
+            problems.append(f"{key}: is too long for a folder's name; {_LONGEST_NAME} bytes are allowed")
     return problems
 
 

@@ -24,6 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from hydra_plugins.recyclegpt_controlled_sweeper.increase import increased
+from recyclegpt.cli.config_files import checked_files
+from recyclegpt.cli.hydra_targets import hydra_problems
 from recyclegpt.cli.override_errors import Group, explain_override, explain_parse, explain_section
 from recyclegpt.cli.unset_values import is_multirun, value_problems
 from recyclegpt.errors import ConfigError
@@ -97,7 +99,7 @@ def compose_or_explain(
     for searched in (folder, extra_dir):
         if searched is not None and not searched.is_dir():
             raise ConfigError(f"{searched}: no such configuration folder")
-    with _opened(folder, extra_dir) as loader:
+    with checked_files(), _opened(folder, extra_dir) as loader:
         composition = _Composition(loader, config_name, multirun, check_values, also_check)
         cfg = composition.compose(list(overrides))
     if composition.problems or cfg is None:
@@ -170,6 +172,8 @@ class _Composition:
         for line in lines:
             try:
                 parsed += OverridesParser.create(config_loader=self.loader).parse_overrides([str(line)])
+            except RecursionError:
+                self.problems.append(f"{where}{str(line)[:60]}...: is nested too deeply to be read")
             except (HydraException, ValueError) as error:
                 self.problems.append(where + explain_parse(str(line), str(error)))
         axes = []
@@ -270,6 +274,7 @@ class _Composition:
     def _finish(self, cfg: DictConfig) -> None:
         if self.incomplete:
             self.problems.append(f"{self.config_name}: {self.incomplete}")
+        self.problems += hydra_problems(cfg)
         if self.check_values:
             found = value_problems(cfg)
             self.problems += found

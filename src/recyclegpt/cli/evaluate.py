@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from recyclegpt.cli.console import print_table
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build
 from recyclegpt.cli.run_folder import to_plain
+from recyclegpt.cli.settings import type_problems
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
@@ -31,7 +34,9 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("evaluate", list(argv))
-    problems: list[str] = []
+    problems = type_problems(cfg, {"checkpoint": str, "device": str, "dtype": str, "seed": int})
+    if problems:
+        raise ConfigError(problems)
     device, dtype = choose_device(cfg.device, cfg.dtype, problems, "dtype")
     if problems:
         raise ConfigError(problems)
@@ -44,8 +49,8 @@ def run(argv: Sequence[str]) -> int:
         if "tokenizer" in settings:
             settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
     else:
-        settings = dict(trained.config["data"])
-    datamodule: TextDataModule = build(settings, "data")
+        settings = trained.config.get("data")
+    datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
     datamodule.prepare()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         raise ConfigError(
@@ -54,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         )
     num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
-    if cfg.dtype == "auto" and trained.config["trainer"]["precision"] in ("32-true", "64-true"):
+    if cfg.dtype == "auto" and _precision(trained.config) in ("32-true", "64-true"):
         dtype = torch.float32
     autocast = None if dtype == torch.float32 else dtype
     batches = datamodule.val_dataloader()
@@ -73,3 +78,28 @@ def run(argv: Sequence[str]) -> int:
     }
     print(json.dumps(document))
     return 0
+
+
+def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
+    """The corpus that a config, or the config inside of a checkpoint, describes.
+
+    Raises:
+        ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.
+    """
+    try:
+        built = build(settings, "data")
+    except ConfigError as error:
+        if checkpoint is None:
+            raise
+        raise ConfigError(
+            [f"checkpoint: the config of {checkpoint}: {problem}" for problem in error.problems]
+        ) from error
+    if not isinstance(built, TextDataModule):
+        where = "data" if checkpoint is None else f"checkpoint: the config of {checkpoint}: data"
+        raise ConfigError(f"{where}: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
+    return built
+
+
+def _precision(config: dict[str, Any]) -> Any:
+    trainer = config.get("trainer")
+    return trainer.get("precision") if isinstance(trainer, dict) else None

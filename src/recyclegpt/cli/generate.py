@@ -129,16 +129,28 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         ConfigError: the file cannot be read as UTF-8 text.
     """
     if arguments.prompt is not None:
-        return str(arguments.prompt)
+        return _encodable(str(arguments.prompt), "--prompt")
     if arguments.prompt_file is None:
         if sys.stdin.isatty():
             print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
-        return sys.stdin.read()
+        try:
+            return _encodable(sys.stdin.read(), "prompt")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"prompt: what was read from stdin is not UTF-8 text ({error})") from error
     path = arguments.prompt_file.expanduser()
     try:
         return str(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file: {path} cannot be read as UTF-8 text ({error})") from error
+
+
+def _encodable(prompt: str, key: str) -> str:
+    # The shell's bytes that are not UTF-8 arrive as halves of surrogate pairs.
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{key}: is not UTF-8 text (character {error.start + 1}); give it in UTF-8") from error
+    return prompt
 
 
 def choose_device(

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from recyclegpt.cli.compose import VERSION_BASE, compose_or_explain, find_conf
 from recyclegpt.errors import ConfigError, Stopped
@@ -146,6 +147,7 @@ def hydra_run(
     name = flags.values.get("--config-name", config_name)
     extra = flags.values.get("--config-dir")
     multirun = flags.multirun
+    kept: dict[Path, dict[Path, bytes]] = {}
     if "--shell-completion" not in flags.switches:
         cfg = compose_or_explain(
             name,
@@ -158,18 +160,43 @@ def hydra_run(
             also_check=also_check,
         )
         multirun = multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        kept = {} if multirun or not flags.runs else _files_of_earlier_run(cfg)
     job = _Job(task, multirun)
     hydra_argv = [sys.argv[0], *flags.to_argv()]
     try:
         with _argv(hydra_argv), _full_errors(), _global_state_kept():
             hydra.main(config_path=str(folder.resolve()), config_name=name, version_base=VERSION_BASE)(job.wrapped())()
     except _Refused as refused:
+        _put_back(kept)
         raise refused.error from refused.error.__cause__
     except (HydraException, ValueError) as error:
         if job.num_started or isinstance(error, ConfigError):
             raise
         raise ConfigError(str(error)) from error
     return None if multirun else job.value
+
+
+def _files_of_earlier_run(cfg: DictConfig) -> dict[Path, dict[Path, bytes]]:
+    """What Hydra overwrites in the folder of an earlier run, before the task can refuse: its configs and its log."""
+    try:
+        folder = Path(str(cfg.hydra.run.dir))
+        return {folder: {path: path.read_bytes() for path in _written_by_hydra(folder)}} if folder.is_dir() else {}
+    except (OmegaConfBaseException, OSError, ValueError):  # the folder's name is known inside of the run alone
+        return {}
+
+
+def _written_by_hydra(folder: Path) -> list[Path]:
+    return [path for path in (*folder.glob(".hydra/*.yaml"), *folder.glob("*.log")) if path.is_file()]
+
+
+def _put_back(kept: dict[Path, dict[Path, bytes]]) -> None:
+    for folder, files in kept.items():
+        for path in _written_by_hydra(folder):
+            if path not in files:
+                path.unlink()
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 class _Refused(BaseException):

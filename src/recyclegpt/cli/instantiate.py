@@ -27,17 +27,27 @@ class Allowed(NamedTuple):
     """A package that targets may come from."""
 
     package: str
-    functions: bool
-    """Whether its functions may be called too, or its classes alone."""
+    functions: tuple[str, ...] = ()
+    """Its functions that may be called besides its classes."""
     except_in: tuple[str, ...] = ()
 
 
+PARTS_OF_A_RUN = (
+    "recyclegpt.data.hf_stream_data",
+    "recyclegpt.data.python_stdlib_data",
+    "recyclegpt.data.text_files_data",
+    "recyclegpt.data.tokenized_data",
+    "recyclegpt.training.adamw",
+    "recyclegpt.training.constant",
+    "recyclegpt.training.cosine",
+    "recyclegpt.training.wsd",
+)
 ALLOWED_PACKAGES = (
-    # Its commands and file writers are no parts of a run.
-    Allowed("recyclegpt", functions=True, except_in=("recyclegpt.cli",)),
+    # Of the functions those that make a part of a run: others write reports, remove checkpoints or call a compiler.
+    Allowed("recyclegpt", functions=PARTS_OF_A_RUN, except_in=("recyclegpt.cli",)),
     # Classes alone: among the functions are loaders of pickles. Its CLI instantiates any class path.
-    Allowed("lightning.pytorch", functions=False, except_in=("lightning.pytorch.cli",)),
-    Allowed("torch.optim", functions=False),
+    Allowed("lightning.pytorch", except_in=("lightning.pytorch.cli",)),
+    Allowed("torch.optim"),
 )
 ALLOWED_NAMES = ("datetime.timedelta",)
 """Single targets besides; `timedelta` is how a process group's timeout is given."""
@@ -133,7 +143,7 @@ def locate(target: Any) -> Callable[..., Any]:
         raise ConfigError(f"_target_: {target} is not allowed; no part of a target begins with an underscore")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(f"_target_: {target} cannot be imported ({error})") from error
     try:
         found = getattr(module, name)
@@ -148,8 +158,9 @@ def locate(target: Any) -> Callable[..., Any]:
             raise ConfigError(f"_target_: {target} is neither a class nor a function")
         if _rule(f"{home}.{name}") is not rule:
             raise ConfigError(f"_target_: {target} is not allowed; it belongs to {home or 'no module'}")
-        if not rule.functions and not inspect.isclass(found):
-            raise ConfigError(f"_target_: {target} is not allowed; of {rule.package} only classes are")
+        if not inspect.isclass(found) and target not in rule.functions:
+            own = f" and {', '.join(rule.functions)}" if rule.functions else ""
+            raise ConfigError(f"_target_: {target} is not allowed; of {rule.package} only classes{own} are")
     return cast("Callable[..., Any]", found)
 
 

@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from recyclegpt.errors import ConfigError
+
 EXTRA_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 """Of the extra `sweep`."""
 
@@ -66,6 +68,11 @@ def explain_override(line: str, error: Exception, cfg: DictConfig, group: Group 
 
 def explain_section(error: BaseException) -> str:
     """Hydra's message without its advice on search paths and links."""
+    found: BaseException | None = error
+    while found is not None:  # a file that we have refused ourselves
+        if isinstance(found, ConfigError):
+            return "; ".join(found.problems)
+        found = found.__cause__ or found.__context__
     text = str(error) or str(error.__cause__ or type(error).__name__)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}: {str(error.__cause__).splitlines()[0]}"

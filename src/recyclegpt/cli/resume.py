@@ -55,7 +55,7 @@ def is_complete(folder: Path) -> bool:
     """Whether a run has ended as it should."""
     try:
         return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "completed")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -137,10 +137,29 @@ def check_resumable(
     Raises:
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
-    problems = _differences(begun.content, cfg, model)
+    problems = _malformed(begun.content) + _differences(begun.content, cfg, model)
     problems += datamodule.problems_with(begun.content[TextDataModule.__name__], world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot go on from {begun.path}", *problems])
+
+
+def _malformed(checkpoint: dict[str, Any]) -> list[str]:
+    """What Lightning would stumble over: parts of the state that are not what it has written."""
+    optimizers = checkpoint["optimizer_states"]
+    sound = {
+        "loops": isinstance(checkpoint["loops"], dict) and {"fit_loop"} <= checkpoint["loops"].keys(),
+        "callbacks": isinstance(checkpoint["callbacks"], dict),
+        "optimizer_states": isinstance(optimizers, list)
+        and all(isinstance(one, dict) and {"state", "param_groups"} <= one.keys() for one in optimizers),
+        "lr_schedulers": isinstance(checkpoint["lr_schedulers"], list)
+        and all(isinstance(one, dict) for one in checkpoint["lr_schedulers"]),
+    }
+    return [
+        f"{name}: the checkpoint's is not what training writes; use another checkpoint, or begin from its weights with "
+        "backbone.checkpoint=..."
+        for name, is_sound in sound.items()
+        if not is_sound
+    ]
 
 
 def _differences(checkpoint: dict[str, Any], cfg: DictConfig, model: RecycleGPT) -> list[str]:

@@ -80,7 +80,7 @@ def read_hash(folder: Path) -> str | None:
         found = json.loads(path.read_text(encoding="utf-8"))["config_hash"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: cannot read its config_hash ({error!r}); move the folder away or choose another"
         ) from error
@@ -107,6 +107,18 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_empty_parents(folder: Path) -> None:
+    """Remove the empty folders above one that is gone, up to the working folder."""
+    here = Path.cwd()
+    for parent in folder.absolute().parents:
+        if parent == here or here not in parent.parents:
+            return
+        try:
+            parent.rmdir()
+        except OSError:  # something is in it
+            return
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import print_table
-from recyclegpt.cli.instantiate import build
-from recyclegpt.data import TextDataModule, Tokenized, tokenize_corpus
+from recyclegpt.cli.evaluate import corpus_of
+from recyclegpt.cli.settings import type_problems
+from recyclegpt.data import Tokenized, tokenize_corpus
 from recyclegpt.errors import ConfigError
 
 HELP = """usage: recyclegpt tokenize output=FOLDER [data=GROUP] [data.KEY=VALUE ...]
@@ -23,7 +24,9 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("tokenize", list(argv))
-    datamodule: TextDataModule = build(cfg.data, "data")
+    if problems := type_problems(cfg, {"output": str}):
+        raise ConfigError(problems)
+    datamodule = corpus_of(cfg.data)
     source, tokenizer = datamodule.source, datamodule.tokenizer_config
     if isinstance(source, Tokenized) or tokenizer is None:
         raise ConfigError("data: data=tokenized is tokenized already; choose python_stdlib, text_files or hf_stream")

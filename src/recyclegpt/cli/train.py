@@ -35,7 +35,15 @@ from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all
 from recyclegpt.cli.result import make_result, model_facts, result_table
 from recyclegpt.cli.resume import LOCK, check_resumable, checkpoint_to_resume, folder_to_continue, is_complete, locked
-from recyclegpt.cli.run_folder import RESULT, claim, config_hash, to_plain, write_json
+from recyclegpt.cli.run_folder import (
+    PROVENANCE,
+    RESULT,
+    claim,
+    config_hash,
+    remove_empty_parents,
+    to_plain,
+    write_json,
+)
 from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError, RunError, Stopped
@@ -90,20 +98,32 @@ def train_job(cfg: DictConfig) -> float | None:
                 f"{folder}: holds an unfinished run of this config; resume=auto goes on with it, "
                 "or choose another folder"
             )
+        provenance = _changed_at(folder / PROVENANCE)
         try:
             return _train(cfg, folder, digest)
         except BaseException as error:
+            if isinstance(error, ConfigError) and _changed_at(folder / PROVENANCE) == provenance:
+                _leave_no_trace(folder)
+                raise
             told = _told(error, cfg, folder, digest)
             if told is error:
                 raise
             raise told from error
 
 
+def _changed_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _leave_no_trace(folder: Path) -> None:
+    """Remove the folder that Hydra has made for a run that did not begin; one that was there before stays."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", LOCK}:
+        shutil.rmtree(folder)
+        remove_empty_parents(folder)
+
+
 def _told(error: BaseException, cfg: DictConfig, folder: Path, digest: str) -> BaseException:
     """Leave a record of what ended a run, and say it as the program's own errors do."""
-    if isinstance(error, ConfigError) and {path.name for path in folder.iterdir()} <= {".hydra", "train.log", LOCK}:
-        shutil.rmtree(folder)  # Hydra has made it for a run that did not begin
-        return error
     if isinstance(error, SIGTERMException):  # it came in the moment before our own handler was there
         error = Stopped("stopped by SIGTERM; the same command with resume=auto goes on", 128 + signal.SIGTERM)
     elif isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
@@ -162,6 +182,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
     begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
     trainer = _make_trainer(cfg, plain, digest, 0 if begun is None else begun.step)
+    datamodule.check_lengths(trainer.world_size)
     checkpoint = None if begun is None else begun.path
     if begun is not None:
         check_resumable(begun, cfg, model, datamodule, trainer.world_size)

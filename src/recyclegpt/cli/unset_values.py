@@ -37,6 +37,7 @@ def _missing(cfg: DictConfig) -> list[str]:
 def _unresolved(cfg: DictConfig) -> list[str]:
     """One problem for every interpolation that does not resolve, in the run and in the folder it would be kept in."""
     problems: dict[str, str] = {}
+    in_circles: list[str] = []
     folders = ["hydra.sweep.dir", "hydra.sweep.subdir"] if is_multirun(cfg) else ["hydra.run.dir"]
     names = [name for name in flat_keys(cfg) if not name.startswith("hydra")]
     texts = {key: str(node._value()) for key, node in _nodes(cfg) if node._is_interpolation()}
@@ -53,12 +54,15 @@ def _unresolved(cfg: DictConfig) -> list[str]:
             continue  # the value it points to is a problem of its own
         except OmegaConfBaseException as error:
             first = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
+            if "Recursive" in first:
+                first = "it leads back to itself in a circle"
+                in_circles.append(key)
             problems[key] = f"{key}: {what} cannot be resolved ({first}); set {key}=..."
     # A value that points to a broken one is not broken itself.
     return [
         problem
         for key, problem in problems.items()
-        if not any(f"${{{other}}}" in texts.get(key, "") for other in problems if other != key)
+        if key in in_circles or not any(f"${{{other}}}" in texts.get(key, "") for other in problems if other != key)
     ]
 
 

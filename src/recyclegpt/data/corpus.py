@@ -13,7 +13,7 @@ import tokenizers
 from filelock import FileLock
 
 from recyclegpt.data.shard_writer import TOKENS_PER_SHARD, write_shards
-from recyclegpt.data.shards import open_shards
+from recyclegpt.data.shards import open_shards, read_meta
 from recyclegpt.data.skipped import Skipped
 from recyclegpt.data.sources import SPLITS, Source, documents
 from recyclegpt.data.tokenized import Tokenized
@@ -89,7 +89,26 @@ def build_shards(
             shutil.rmtree(folder)
         if not folder.exists():
             _write(source, fingerprint, tokenizer, folder, max_skipped, TOKENS_PER_SHARD, progress)
+        else:
+            _tell_again(folder, source.kind, max_skipped)
     return folder
+
+
+def _tell_again(folder: Path, corpus: str, max_skipped: int) -> None:
+    """Name what was left out when the cached tokens were written, and hold it against today's limit.
+
+    Raises:
+        ConfigError: it was more than `max_skipped`.
+    """
+    meta = read_meta(folder)
+    left_out = meta.get("left_out", {})
+    skipped = Skipped(max_skipped, corpus)
+    for problem in left_out.get("unreadable", []):
+        skipped.add(problem)
+    for where in left_out.get("empty", []):
+        skipped.add_empty(where)
+    skipped.num_empty = meta.get("empty", 0)  # of many, the first are named
+    skipped.report()
 
 
 def _write(

@@ -220,6 +220,15 @@ class TextDataModule(LightningDataModule):
                 f"data: the checkpoint's data state has format {found}, this version reads "
                 f"{STATE_FORMAT}; continue with the version that wrote it, or start a new run from its weights"
             ]
+        kinds: dict[str, type] = {"world_size": int, "fingerprint": str, "settings": dict, "ranks": list}
+        broken = [name for name, kind in kinds.items() if not isinstance(state_dict.get(name), kind)]
+        if not broken and len(state_dict["ranks"]) != state_dict["world_size"]:
+            broken = ["ranks"]
+        if broken or not all(map(self._is_position, state_dict["ranks"])):
+            return [
+                f"data: the checkpoint's {type(self).__name__} state cannot be used (its "
+                f"{', '.join(broken) or 'batch'}); use another checkpoint, or start a new run from its weights"
+            ]
         problems = []
         if state_dict["world_size"] != world_size:
             problems.append(
@@ -235,6 +244,35 @@ class TextDataModule(LightningDataModule):
                 if saved.get(name) != value
             ]
         return problems
+
+    def _is_position(self, state: Any) -> bool:
+        """Whether a rank's state is one; None is that before the first batch."""
+        if state is None:
+            return True
+        name, kind = ("workers", dict) if isinstance(self.source, HFStream) else ("batch", int)
+        found = state.get(name) if isinstance(state, dict) else None
+        return isinstance(found, dict) if kind is dict else isinstance(found, int) and found >= 0
+
+    def check_lengths(self, world_size: int) -> None:
+        """Make sure that both splits are long enough, before anything is written.
+
+        Raises:
+            ConfigError: naming every split that is too short.
+        """
+        problems: list[str] = []
+        val, train = self.corpus.val, self.corpus.train
+        try:
+            packing = self._packing(max(3, 2 + self.num_unrolled))
+            ValBatches(val, packing, self.val_batch_size, self.num_val_batches, 0, world_size)
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            if isinstance(train, TokenShards):
+                PackedRows(train, self._packing(2 + self.num_unrolled), self.batch_size, self.seed)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(problems)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batch that `state_dict` was saved after.

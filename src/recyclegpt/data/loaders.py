@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.packing import Packing
@@ -26,7 +26,7 @@ class TrainLoader:
         self._stream = stream
         self._num_workers = num_workers
         self._seed = seed
-        self._running: Iterator[Batch] | None = None  # Lightning shuts down what it finds as `_iterator`
+        self._running: Iterator[Batch | ConfigError] | None = None  # Lightning shuts down what it finds as `_iterator`
         self._given: State | None = None
         self._trained_batch: State | None = None
         self.state = state
@@ -60,13 +60,15 @@ class TrainLoader:
             self._running = iter(self._start())
         while True:
             batch = next(self._running)
+            if isinstance(batch, ConfigError):
+                raise batch
             self._given = batch.state
             yield batch
 
-    def _start(self) -> DataLoader[Batch]:
+    def _start(self) -> DataLoader[Batch | ConfigError]:
         self._stream.resume(self.state)
         return DataLoader(
-            self._stream,  # type: ignore[arg-type]
+            _Telling(self._stream),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self._num_workers,
@@ -74,6 +76,20 @@ class TrainLoader:
             # Its own generator: otherwise starting an iterator draws from the global one.
             generator=torch.Generator().manual_seed(self._seed),
         )
+
+
+class _Telling(IterableDataset[Batch | ConfigError]):
+    """Hands a mistake over as an item: raised in a worker, it would arrive as a traceback inside a message."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Batch | ConfigError]:
+        try:
+            yield from self._stream
+        except ConfigError as error:
+            yield error
 
 
 class ValBatches:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ from recyclegpt.data.sources import EMPTY, Record
 
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_OTHER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_NO_FILE = "is no regular file"
 
 
 def read_text(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Record]:
     """One document, in pieces of about a megabyte cut at line ends, so that a large file is never in memory.
 
-    A line that is not UTF-8 is left out; a file with NUL bytes is not text and is left out from there on.
+    A line that is not UTF-8 is left out; a file with NUL bytes is not text and is left out from that line on.
 
     Args:
         file: read as UTF-8, with or without a byte order mark; CR LF becomes LF.
@@ -24,19 +33,22 @@ def read_text(file: Path, start: int = 0, stop: int | None = None) -> Iterator[R
         stop: end of the part that is read; None: of the file.
     """
     waiting: str | None = None
+    told = False
     try:
-        for piece in _pieces(file, start, stop):
+        for piece in _pieces(_regular(file), start, stop):
             if isinstance(piece, Record):
+                told = True
                 yield piece
                 continue
             if waiting is not None:
                 yield Record(waiting, ends=False)
             waiting = piece
     except OSError as error:
+        told = True
         yield Record("", f"{file}: {error.strerror or error}")
     if waiting is not None:
         yield Record(waiting)
-    elif file.is_file() and file.stat().st_size == 0:
+    elif not told and start == 0:
         yield Record("", f"{EMPTY}{file}")
 
 
@@ -57,6 +69,8 @@ def _pieces(file: Path, start: int, stop: int | None) -> Iterator[str | Record]:
             lines.append(line)
             size += len(line)
             if size >= _PIECE_BYTES:
+                if any(b"\0" in line for line in lines):
+                    break
                 yield from _decode(file, lines, line_number)
                 line_number += len(lines)
                 lines, size = [], 0
@@ -65,13 +79,23 @@ def _pieces(file: Path, start: int, stop: int | None) -> Iterator[str | Record]:
 
 
 def _decode(file: Path, lines: list[bytes], line_number: int) -> Iterator[str | Record]:
-    if line_number == 1 and lines[0].startswith(_BOM):
-        lines[0] = lines[0][len(_BOM) :]
+    if line_number == 1:
+        for mark, encoding in _OTHER_MARKS.items():
+            if lines[0].startswith(mark):
+                yield Record("", f"{file}:1: {encoding}, not UTF-8; convert it (iconv -f {encoding} -t UTF-8)")
+                return
+        lines[0] = lines[0].removeprefix(_BOM)
+    for index, line in enumerate(lines):
+        if b"\0" in line:
+            yield from _decode_lines(file, lines[:index], line_number)
+            where = f"{file}:{line_number + index}"
+            yield Record("", f"{where}: a NUL byte, so this is not a text file; left out from this line on")
+            return
+    yield from _decode_lines(file, lines, line_number)
+
+
+def _decode_lines(file: Path, lines: list[bytes], line_number: int) -> Iterator[str | Record]:
     together = b"".join(lines)
-    if b"\0" in together:
-        at = together[: together.index(b"\0")].count(b"\n") + line_number
-        yield Record("", f"{file}:{at}: a NUL byte, so this is not a text file")
-        return
     try:
         text = together.decode()
     except UnicodeDecodeError:
@@ -86,13 +110,24 @@ def _decode(file: Path, lines: list[bytes], line_number: int) -> Iterator[str | 
         yield text.replace("\r\n", "\n")
 
 
+def _regular(file: Path) -> Path:
+    """The file, unless it is a pipe or the like, whose reading would wait for ever.
+
+    Raises:
+        OSError: it is no regular file, or there is none.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, _NO_FILE)
+    return file
+
+
 def tail_start(file: Path, fraction: float) -> int | None:
     """The first line start in the last `fraction` of a file, in bytes; None where no line starts there.
 
     Raises:
         OSError: if the file cannot be read.
     """
-    size = file.stat().st_size
+    size = _regular(file).stat().st_size
     with file.open("rb") as opened:
         opened.seek(int(size * (1 - fraction)))
         opened.readline()
@@ -103,7 +138,7 @@ def tail_start(file: Path, fraction: float) -> int | None:
 def read_jsonl(file: Path, field: str) -> Iterator[Record]:
     """One document a line, in `field`. Blank lines are nothing; a line that cannot be read is named."""
     try:
-        with file.open("rb") as lines:
+        with _regular(file).open("rb") as lines:
             num_lines = 0
             for number, raw in enumerate(lines, start=1):
                 line = raw.removeprefix(_BOM) if number == 1 else raw
@@ -127,7 +162,21 @@ def _json_record(line: bytes, field: str, where: str) -> Record:
         return Record("", f"{where}: a JSON {type(value).__name__}, not an object with the field {field!r}")
     if field not in value:
         return Record("", f"{where}: no field {field!r} among {sorted(value)}; set data.field")
+    if line.count(json.dumps(field).encode()) > 1 and _says_twice(line, field):
+        return Record("", f"{where}: {field!r} twice in one object, so that it has two texts")
     return _text_record(value[field], field, where)
+
+
+def _says_twice(line: bytes, field: str) -> bool:
+    # The hook sees inner objects first, so that the last it was given are the line's own.
+    pairs: list[tuple[str, Any]] = []
+
+    def note(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = found
+        return dict(found)
+
+    json.loads(line.decode(), object_pairs_hook=note)
+    return [name for name, _ in pairs].count(field) > 1
 
 
 def read_parquet(file: Path, field: str) -> Iterator[Record]:
@@ -137,7 +186,7 @@ def read_parquet(file: Path, field: str) -> Iterator[Record]:
 
     number = 0
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(_regular(file)) as table:
             if field not in table.schema_arrow.names:
                 yield Record(
                     "", f"{file}: no column {field!r} among {sorted(table.schema_arrow.names)}; set data.field"
@@ -150,7 +199,8 @@ def read_parquet(file: Path, field: str) -> Iterator[Record]:
                     number += 1
                     yield _parquet_record(value, field, f"{file}: row {number}")
     except (OSError, pa.ArrowException) as error:
-        yield Record("", f"{file}: after row {number}: {error}")
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        yield Record("", f"{file}: after row {number}: {why}")
 
 
 def _parquet_record(value: Any, field: str, where: str) -> Record:

@@ -65,6 +65,7 @@ def write_shards(
             "splits": splits,
             "skipped": len(skipped) if skipped is not None else 0,
             "empty": skipped.num_empty if skipped is not None else 0,
+            "left_out": skipped.names() if skipped is not None else {},
             **(facts or {}),
         }
         tokenizer.save(partial / "tokenizer.json")

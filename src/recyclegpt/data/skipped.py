@@ -55,6 +55,10 @@ class Skipped:
         if len(self._empty) < _NUM_SHOWN:
             self._empty.append(where)
 
+    def names(self) -> dict[str, list[str]]:
+        """Every unreadable document, and the first of the empty ones."""
+        return {"unreadable": list(self.problems), "empty": list(self._empty)}
+
     def report(self) -> None:
         """Name what was left out in one warning of each kind; says nothing when nothing was."""
         kinds = [(self._empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]

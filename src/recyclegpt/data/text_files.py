@@ -100,7 +100,7 @@ class TextFiles:
         for role, files in (("train", self.files), ("val", self.val_files or [])):
             for file in files:
                 try:
-                    content = sha256_of(file)
+                    content = sha256_of(file) if file.is_file() or not file.exists() else "no regular file"
                 except OSError as error:
                     content = f"unreadable: {error.strerror}"
                 digest.update(json.dumps([role, file.name, content]).encode())
@@ -163,13 +163,20 @@ def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
         path = Path(given).expanduser()
         files: list[Path] = []
         num_not_text = 0
+        if "\0" in given:
+            problems.append(f"{key}: {given!r} holds a NUL byte, which no file's name may")
+            continue
         if path.is_file():
             files = [path]
+        elif path.exists() and not path.is_dir():
+            problems.append(f"{key}: {given!r} is no regular file; name a file, a folder or a pattern")
+            continue
         else:
             is_folder = path.is_dir()
             inside = path.rglob("*") if is_folder else (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
             for file in inside:
-                if not file.is_file() or (is_folder and _is_hidden(file.relative_to(path))):
+                # A pipe, or a link that leads nowhere, stays: reading it says why it cannot be read.
+                if file.is_dir() or (is_folder and _is_hidden(file.relative_to(path))):
                     continue
                 if file.suffix.lower() in _NOT_TEXT:
                     num_not_text += 1
@@ -180,5 +187,5 @@ def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
         if not files:
             why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
             problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
-        found.update(file.resolve() for file in files)
+        found.update(file.resolve() if file.is_file() else file.absolute() for file in files)
     return sorted(found)

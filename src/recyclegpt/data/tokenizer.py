@@ -24,6 +24,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 END_TOKEN = "<|endoftext|>"
 KNOWN_END_TOKENS = (END_TOKEN, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[EOS]")
+LARGEST_VOCABULARY = 1 << 24
+"""Sixty times the largest in use."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -50,6 +52,8 @@ class TokenizerConfig:
             problems.append(f"tokenizer.kind: {self.kind!r} is unknown; choose bpe, byte or file")
         if self.kind == "bpe" and self.vocab_size < 257:
             problems.append(f"tokenizer.vocab_size: {self.vocab_size} is too small; bytes and end token need 257")
+        if self.kind == "bpe" and self.vocab_size > LARGEST_VOCABULARY:
+            problems.append(f"tokenizer.vocab_size: {self.vocab_size} is too large; the most is {LARGEST_VOCABULARY:,}")
         if self.kind == "file" and not self.path:
             problems.append("tokenizer.path: missing; kind=file needs a tokenizer.json or its folder")
         if self.kind in ("bpe", "byte") and self.path:
@@ -112,15 +116,27 @@ class TextTokenizer:
         Raises:
             ConfigError: if there is none or it cannot be parsed.
         """
-        path = Path(path).expanduser()
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise ConfigError(f"tokenizer.path: {file} does not exist; give a tokenizer.json or its folder")
+        tokenizer, file = _read(path)
         try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the Rust extension raises bare Exception
-            raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
-        return cls(tokenizer, end_token)
+            return cls(tokenizer, end_token)
+        except ConfigError as error:
+            raise ConfigError([f"{problem} ({file})" for problem in error.problems]) from error
+
+    @classmethod
+    def from_file_with(cls, path: str | Path, fingerprint: str) -> TextTokenizer | None:
+        """The tokenizer of this fingerprint, whichever of the file's tokens ends a document; None: it is another one.
+
+        Raises:
+            ConfigError: if there is none or it cannot be parsed.
+        """
+        tokenizer, _ = _read(path)
+        added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
+        for name in dict.fromkeys([*KNOWN_END_TOKENS, *added]):
+            if tokenizer.token_to_id(name) is not None:
+                found = cls(tokenizer, name)
+                if found.fingerprint == fingerprint:
+                    return found
+        return None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -207,6 +223,28 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterator[str] | None = None) 
     if texts is None:
         raise ConfigError("tokenizer.kind: bpe has to be trained, and there is no text to train it on")
     return TextTokenizer.train(texts, config.vocab_size, config.end_token or END_TOKEN)
+
+
+def _read(path: str | Path) -> tuple[Tokenizer, Path]:
+    path = Path(path).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        why = "is no regular file" if file.exists() else "does not exist"
+        raise ConfigError(f"tokenizer.path: {file} {why}; give a tokenizer.json or its folder")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        # Looked at before it is written out, which takes a step for every number up to the largest id.
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    except Exception as error:  # the Rust extension raises bare Exception
+        raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
+    if largest < 0:
+        raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: its vocabulary is empty")
+    if largest >= LARGEST_VOCABULARY:
+        raise ConfigError(
+            f"tokenizer.path: {file} has the id {largest:,}, so that an embedding would need {largest + 1:,} rows; "
+            f"ids below {LARGEST_VOCABULARY:,} are allowed"
+        )
+    return tokenizer, file
 
 
 def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]:

@@ -29,17 +29,21 @@ def training_curve(run: Run) -> Curve:
 
 def read_scalars(folder: Path, tags: tuple[str, ...]) -> dict[str, dict[int, float]]:
     """Value by step of scalars in a folder's event files, the files in order of age; a cut-off end is left out."""
+    from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.util.tensor_util import make_ndarray
 
     wanted = {tag: tag.encode() for tag in tags}
     found: dict[str, dict[int, float]] = {tag: {} for tag in tags}
-    for path in sorted(folder.glob("events.*")):
+    for path in sorted(path for path in folder.glob("events.*") if path.is_file()):
         for record in _records(path.read_bytes()):
             # Pictures and texts are long, and most scalars are not asked for: look before parsing.
             if not any(name in record for name in wanted.values()):
                 continue
-            event = Event.FromString(record)
+            try:
+                event = Event.FromString(record)
+            except DecodeError:  # a damaged record; the next begins where its length says
+                continue
             for value in event.summary.value:
                 if value.tag in found and value.HasField("simple_value"):
                     found[value.tag][event.step] = value.simple_value

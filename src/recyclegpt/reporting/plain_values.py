@@ -15,6 +15,8 @@ Plain = str | int | float | bool | None
 
 # PyYAML follows YAML 1.1, for which `1e-3` is text; Hydra reads a number there, and so does whoever typed it.
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_MOST_ALIASES = 16
+_MOST_BRACKETS = 10_000
 # The parser in C is ten times as fast, and not in every build of PyYAML.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -59,7 +61,25 @@ def read_yaml(path: Path) -> Any:
     Raises:
         OSError, ValueError, RecursionError, yaml.YAMLError: see `UNREADABLE`.
     """
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    text = _read_text(path)
+    if "*" in text:
+        _check_aliases(text)
+    if text.count("[") + text.count("{") > _MOST_BRACKETS:  # the parser in C has no limit of its own
+        raise ValueError("is nested too deeply or too long for a config")
+    return yaml.load(text, Loader=_LOADER)
+
+
+def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise OSError("is no regular file")
+    return path.read_text(encoding="utf-8")
+
+
+def _check_aliases(text: str) -> None:
+    """Refuse what a few aliases blow up: an alias of an alias of an alias."""
+    num_aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+    if num_aliases > _MOST_ALIASES:
+        raise ValueError(f"holds {num_aliases} aliases, more than any config of ours")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -68,7 +88,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, RecursionError: see `UNREADABLE`.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(_read_text(path))
     if not isinstance(document, dict):
         raise ValueError(f"holds {type(document).__name__}, not a JSON object")
     return document

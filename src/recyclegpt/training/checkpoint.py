@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recyclegpt.data import TextTokenizer
+from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.models.fitting import memory_problems
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
 
 FORMAT = 1
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer.json"
 _MOST_NAMED = 5
+_LONGEST_SHOWN = 200
 _log = logging.getLogger("recyclegpt")
 
 
@@ -79,15 +82,26 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"checkpoint: {path!r} is not a string; give a run folder or a .ckpt file")
     if "://" in str(path):
         raise ConfigError(f"checkpoint: {path} is not on this machine; download it first and name the file")
+    if "\0" in str(path):
+        raise ConfigError(f"checkpoint: {str(path)!r} holds a NUL byte, which no file's name may")
     path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
         raise ConfigError(
             f"checkpoint: {path} does not exist; give a run folder (outputs/train/NAME/TIME) or a .ckpt file"
-        )
+        ) from error
+    except OSError as error:  # a name too long, a link to itself, a folder that may not be entered
+        shown = str(path) if len(str(path)) <= _LONGEST_SHOWN else f"{str(path)[:_LONGEST_SHOWN]}..."
+        raise ConfigError(f"checkpoint: {shown} cannot be read ({error.strerror}); give another") from error
+    if stat.S_ISREG(mode):
+        return path
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(f"checkpoint: {path} is no regular file; give a run folder or a .ckpt file")
     found = newest_sound_checkpoint(path)
     if found is None:
         runs = [folder.parent for folder in path.rglob(FOLDER) if list_checkpoints(folder)]
@@ -118,6 +132,9 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
     missing = [name for name, place in parts.items() if not isinstance(place.get(name), dict)]
     if missing:
         raise ConfigError(f"checkpoint: {path} lacks {', '.join(missing)}; it is incomplete, use another")
+    step = checkpoint.get("global_step", 0)
+    if not isinstance(step, int) or step < 0:
+        raise ConfigError(f"checkpoint: {path} has global_step {step!r}, which is no number of steps; use another")
     return checkpoint
 
 
@@ -130,13 +147,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored = checkpoint["hyper_parameters"]
-    known = {field.name for field in fields(ModelConfig)}
     try:
-        with torch.device("meta"):
-            model = RecycleGPT(
-                ModelConfig(**{key: value for key, value in stored["model"].items() if key in known}),
-                RecycleConfig(**stored["recycle"]),
-            )
+        model = _empty_model(stored, checkpoint["state_dict"])
     except ConfigError as error:
         raise ConfigError([f"checkpoint: {found}: {problem}" for problem in error.problems]) from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -148,16 +160,62 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     if model.config.tie_embeddings:
         model.lm_head.weight = model.backbone.embed_tokens.weight
     model.load_state_dict(_weights(checkpoint["state_dict"]))
-    tokenizer_file = found.parent / TOKENIZER
-    if not tokenizer_file.is_file():
-        raise ConfigError(f"checkpoint: {tokenizer_file} is missing; copy it from the run the checkpoint comes from")
-    tokenizer = TextTokenizer.from_file(tokenizer_file)
+    tokenizer = _tokenizer_of(checkpoint, found)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
-            f"checkpoint: {tokenizer_file} has {tokenizer.vocab_size:,} tokens and the model of {found} embeds "
-            f"{model.config.vocab_size:,}; put the tokenizer of that run beside it"
+            f"checkpoint: {found.parent / TOKENIZER} has {tokenizer.vocab_size:,} tokens and the model of {found} "
+            f"embeds {model.config.vocab_size:,}; put the tokenizer of that run beside it"
         )
     return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)))
+
+
+def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any]) -> RecycleGPT:
+    """A model of the shape that a checkpoint names, without memory; nothing is made that its weights cannot fill."""
+    known = {field.name for field in fields(ModelConfig)}
+    shape = {key: value for key, value in stored["model"].items() if key in known}
+    problems = [
+        f"{group}.{field.name}: {values[field.name]!r} is not {getattr(field.type, '__name__', field.type)}"
+        for group, kind, values in (("model", ModelConfig, shape), ("recycle", RecycleConfig, stored["recycle"]))
+        for field in fields(kind)
+        if field.name in values and not _is(values[field.name], field.type)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    model, recycle = ModelConfig(**shape), RecycleConfig(**stored["recycle"])
+    # Making layers takes time even where they take no memory.
+    for group, config in (("model", model), ("recycle", recycle)):
+        if config.num_layers > len(state_dict):
+            problems.append(f"{group}.num_layers: {config.num_layers}, and the file holds {len(state_dict)} weights")
+    problems += [problem for problem in memory_problems(model, recycle) if "context_length" in problem]
+    if problems:
+        raise ConfigError(problems)
+    with torch.device("meta"):
+        return RecycleGPT(model, recycle)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
+    """The tokenizer beside a checkpoint, which has to be the one that it was trained with."""
+    file = path.parent / TOKENIZER
+    if not file.exists():
+        raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
+    data = checkpoint.get(TextDataModule.__name__)
+    settings = data.get("settings") if isinstance(data, dict) else None
+    expected = settings.get("tokenizer") if isinstance(settings, dict) else None
+    if not isinstance(expected, str):  # weights that were written without their place in the data
+        return TextTokenizer.from_file(file)
+    tokenizer = TextTokenizer.from_file_with(file, expected)
+    if tokenizer is None:
+        raise ConfigError(
+            f"checkpoint: {file} is not the one that {path} was trained with; copy it from the run the checkpoint "
+            "comes from"
+        )
+    return tokenizer
 
 
 def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT) -> list[str]:
@@ -172,8 +230,14 @@ def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT) -> list[st
         and not (
             isinstance(given[name], Tensor)
             and given[name].shape == weight.shape
+            and given[name].layout == weight.layout
             and given[name].is_floating_point() == weight.is_floating_point()
         )
+    ]
+    problems += [
+        f"{name} is not finite, so the model would compute nothing"
+        for name in wanted
+        if isinstance(given.get(name), Tensor) and not _finite(given[name])
     ]
     if len(problems) > _MOST_NAMED:
         problems[_MOST_NAMED:] = [f"and {len(problems) - _MOST_NAMED} more weights"]
@@ -188,5 +252,14 @@ def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
 
 
+def _finite(weight: Tensor) -> bool:
+    # A sum needs no copy of the weight; it may overflow where the weight does not.
+    if weight.layout != torch.strided or not weight.is_floating_point():
+        return True
+    return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
+
+
 def _shape(value: Any) -> str:
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        return f"{list(value.shape)} {value.dtype}, {value.layout}"
     return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -108,6 +108,10 @@ def verify(path: Path) -> bool:
     """
     beside = sidecar(path)
     remedy = "use an earlier checkpoint, or copy this one again"
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise DamagedCheckpoint(
+            f"checkpoint: {path} {'is a folder' if path.is_dir() else 'is no regular file'}; {remedy}"
+        )
     try:
         expected = json.loads(beside.read_bytes())
         if expected["format"] != SIDECAR_FORMAT:
@@ -118,7 +122,7 @@ def verify(path: Path) -> bool:
         size, digest = int(expected["size"]), str(expected["sha256"])
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint: {beside} cannot be read ({error!r}); {remedy}") from error
     try:
         found = path.stat().st_size

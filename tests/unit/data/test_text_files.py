@@ -149,7 +149,9 @@ def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert [record.text for record in records if not record.problem] == ["first\nthird\n"]
     assert problems(records) == [f"{file}:2: byte 0xe9 is not UTF-8"]
     file.write_bytes(b"ok\nPK\0\1")
-    assert problems(readers.read_text(file)) == [f"{file}:2: a NUL byte, so this is not a text file"]
+    assert problems(readers.read_text(file)) == [
+        f"{file}:2: a NUL byte, so this is not a text file; left out from this line on"
+    ]
     file.write_bytes(b"")
     assert problems(readers.read_text(file)) == [f"{EMPTY}{file}"]
     assert len(problems(readers.read_text(tmp_path / "none.txt"))) == 1

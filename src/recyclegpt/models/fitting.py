@@ -1,0 +1,50 @@
+"""Whether a shape fits into this machine's memory, told from its numbers before anything is made."""
+
+from __future__ import annotations
+
+import os
+
+from recyclegpt.models.config import ModelConfig, RecycleConfig
+
+_BYTES = 4
+_LAYER_NORMS = 2
+
+
+def num_weights(model: ModelConfig, recycle: RecycleConfig) -> int:
+    """Weights of a model of this shape, by arithmetic; norms at the ends and the module's fold included."""
+    width = model.hidden_size
+    attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
+    layer = attention + 3 * width * model.intermediate_size + _LAYER_NORMS * width
+    embeddings = model.vocab_size * width * (1 if model.tie_embeddings else 2)
+    fold = 2 * width * width + width if recycle.num_layers else 0
+    return embeddings + (model.num_layers + recycle.num_layers) * layer + width + fold
+
+
+def memory_problems(model: ModelConfig, recycle: RecycleConfig) -> list[str]:
+    """Why a shape cannot be made here: its weights in fp32, or its tables of positions, exceed the memory."""
+    memory = physical_memory()
+    if memory is None:
+        return []
+    weights = num_weights(model, recycle)
+    needed = weights * _BYTES
+    tables = 2 * model.context_length * model.head_dim * _BYTES
+    problems = []
+    if needed > memory:
+        problems.append(
+            f"model: {weights:,} weights take {needed / 1e9:,.0f} GB and this machine has {memory / 1e9:,.0f} GB; "
+            "lower model.num_layers, model.hidden_size or the vocabulary"
+        )
+    if tables > memory:
+        problems.append(
+            f"model.context_length: tables of {model.context_length} positions take {tables / 1e9:,.0f} GB and this "
+            f"machine has {memory / 1e9:,.0f} GB; lower it"
+        )
+    return problems
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,200 @@
+"""Random bytes and random trees: what reads them ends in its own error, or names what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.instantiate import build, check
+from recyclegpt.cli.run_folder import read_hash
+from recyclegpt.data import TextTokenizer
+from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
+from recyclegpt.data.shards import read_meta
+from recyclegpt.errors import ConfigError
+from recyclegpt.reporting.run_folders import read_runs
+from recyclegpt.training.checkpoint import load_trained
+
+from .place import NEWEST, make_base, run_in
+
+PIECES = st.sampled_from(
+    [
+        *(b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\r\n", b"\n", b"\xed\xa0\x80", b"\xe9", b" ", b"text"),
+        *(b'{"text": "a"}', b'{"text": 5}', b'{"text": "\\ud800"}', b'{"text": ', b"[", b"]", b"{}", b"null", b"1e999"),
+    ]
+)
+BYTES = st.lists(PIECES | st.binary(max_size=6), max_size=14).map(b"".join)
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TARGETS = st.sampled_from(
+    [
+        "os.system",
+        "torch.load",
+        "builtins.exec",
+        "recyclegpt.models.ModelConfig",
+        "recyclegpt.data.TextTokenizer.bytes",
+        "torch.optim.SGD",
+        "recyclegpt.cli.main.main",
+        "torch.hub.load",
+        "..",
+        "",
+        "recyclegpt.",
+        "lightning.pytorch.Trainer",
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | TARGETS
+KEYS = st.sampled_from(["_target_", "_args_", "_partial_", "_convert_", "_recursive_", "x"]) | st.text(max_size=5)
+TREES = st.recursive(
+    SCALARS, lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=3), max_leaves=8
+)
+GROUPS = st.sampled_from(["model", "data", "trainer", "callbacks", "logger", "name", "seed", "hydra", "sweep", "new"])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random-base")
+    make_base(folder)
+    return folder
+
+
+@MANY
+@given(BYTES)
+def test_every_line_of_a_text_is_read_or_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.txt"
+    file.write_bytes(content)
+    records = list(read_text(file))
+    assert records, "a file without a word about it"
+    problems = [record.problem for record in records if record.problem]
+    assert all(str(file) in problem for problem in problems)
+    read = "".join(record.text for record in records)
+    if not problems:
+        assert read == content.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
+    elif not any("left out from this line" in p or "not UTF-8; convert" in p or "empty" in p for p in problems):
+        lines = content.split(b"\n")
+        named = {int(problem.removeprefix(f"{file}:").partition(":")[0]) for problem in problems}
+        good = b"\n".join(line for number, line in enumerate(lines, 1) if number not in named)
+        assert read.replace("\n", "") == good.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n").replace(
+            "\n", ""
+        ) or ("\r" in read)
+
+
+@MANY
+@given(BYTES)
+def test_every_json_line_is_read_or_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(content)
+    records = list(read_jsonl(file, "text"))
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert len(records) == max(1, sum(bool(line.strip()) for line in lines))
+    assert all(str(file) in record.problem for record in records if record.problem)
+
+
+@MANY
+@given(BYTES)
+def test_random_parquet_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.parquet"
+    file.write_bytes(content)
+    (record,) = read_parquet(file, "text")
+    assert record.problem is not None
+    assert str(file) in record.problem
+
+
+@MANY
+@given(TREES)
+def test_random_trees_are_refused_or_built(tree: Any) -> None:
+    refused: list[str] = check(tree, "node")
+    try:
+        build(tree, "node")
+    except ConfigError as error:
+        assert error.problems
+    else:
+        assert not refused
+
+
+@FEW
+@given(st.dictionaries(GROUPS, TREES, max_size=3))
+def test_random_experiments_compose_or_are_explained(tmp_path: Path, tree: dict[str, Any]) -> None:
+    (tmp_path / "experiment").mkdir(exist_ok=True)
+    text = "# @package _global_\n" + yaml.dump(tree, allow_unicode=False)
+    (tmp_path / "experiment/mine.yaml").write_text(text, encoding="utf-8")
+    try:
+        compose_or_explain("train", ["experiment=mine"], extra_dir=tmp_path, with_hydra=True)
+    except ConfigError as error:
+        assert error.problems
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment"]
+
+
+@FEW
+@given(BYTES)
+def test_random_bytes_as_an_experiment_are_explained(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "experiment").mkdir(exist_ok=True)
+    (tmp_path / "experiment/mine.yaml").write_bytes(content)
+    try:
+        compose_or_explain("train", ["experiment=mine"], extra_dir=tmp_path)
+    except ConfigError as error:
+        assert error.problems
+
+
+def damaged(content: bytes, kind: str, place: int, more: bytes) -> bytes:
+    """A file cut off, with a byte changed, or with others appended."""
+    at = place % max(1, len(content))
+    if kind == "cut":
+        return content[:at]
+    if kind == "flip":
+        return content[:at] + bytes([content[at] ^ (1 + place % 255)]) + content[at + 1 :] if content else more
+    return content + more if kind == "append" else more
+
+
+DAMAGE = (st.sampled_from(["cut", "flip", "append", "replace"]), st.integers(0, 1 << 20), BYTES)
+READERS: dict[str, Callable[[Path], object]] = {
+    f"run/checkpoints/{NEWEST}": lambda root: load_trained(root / "run"),
+    f"run/checkpoints/{NEWEST}.json": lambda root: load_trained(root / "run"),
+    "run/checkpoints/tokenizer.json": lambda root: TextTokenizer.from_file(root / "run/checkpoints"),
+    "run/provenance.json": lambda root: read_hash(root / "run"),
+    "run/result.json": lambda root: read_runs(root / "run"),
+    "run/.hydra/config.yaml": lambda root: read_runs(root / "run"),
+    "shards/meta.json": lambda root: read_meta(root / "shards"),
+    "jobs.json": read_runs,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@FEW
+@given(*DAMAGE)
+def test_a_damaged_file_is_read_or_refused(
+    base: Path, tmp_path: Path, name: str, kind: str, place: int, more: bytes
+) -> None:
+    for part in ("run", "shards"):
+        if not (tmp_path / part).exists():
+            shutil.copytree(base / part, tmp_path / part)
+    original = base / name
+    content = original.read_bytes() if original.exists() else json.dumps({"jobs": [{"overrides": []}]}).encode()
+    (tmp_path / name).write_bytes(damaged(content, kind, place, more))
+    try:
+        READERS[name](tmp_path)
+    except ConfigError as error:
+        assert error.problems
+
+
+@FEW
+@given(*DAMAGE)
+def test_a_damaged_checkpoint_without_a_checksum(
+    base: Path, tmp_path: Path, kind: str, place: int, more: bytes
+) -> None:
+    if not (tmp_path / "run").exists():
+        shutil.copytree(base / "run", tmp_path / "run")
+    path = tmp_path / "run/checkpoints" / NEWEST
+    path.with_name(f"{NEWEST}.json").unlink(missing_ok=True)
+    path.unlink()
+    path.write_bytes(damaged((base / "run/checkpoints" / NEWEST).read_bytes(), kind, place, more))
+    code, text = run_in(tmp_path, ["generate", f"checkpoint={path}", "--prompt", "x", "decoding.max_new_tokens=1"])
+    assert code in (0, 2), text
+    assert "Traceback" not in text
