@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from recyclegpt.cli.hydra_entry import hydra_run, parse_flags
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Stopped
 
 
 @pytest.fixture
@@ -128,21 +128,18 @@ def test_a_failing_job_does_not_end_a_sweep(conf_dir, program, error):
     assert seen == [1, 2, 3]
 
 
-def test_an_interrupt_ends_a_sweep_also_when_lightning_has_turned_it_into_an_exit(conf_dir, program):
+def test_a_run_that_was_asked_to_stop_ends_its_sweep(conf_dir, program):
     seen = []
 
     def task(cfg):
         seen.append(cfg.depth)
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)
+        raise Stopped("stopped by SIGTERM after step 3, saved", 143)
 
-    with pytest.raises(KeyboardInterrupt):
-        hydra_run(task, "train", program("-m", "depth=1,2"), conf_dir=conf_dir)
-    assert seen == [1]
-    with pytest.raises(KeyboardInterrupt):
-        hydra_run(task, "train", program("depth=1"), conf_dir=conf_dir)
+    for argv in (("-m", "depth=1,2"), ("depth=1",)):
+        with pytest.raises(Stopped, match="after step 3") as stopped:
+            hydra_run(task, "train", program(*argv), conf_dir=conf_dir)
+        assert stopped.value.code == 143
+    assert seen == [1, 1]
 
 
 def test_cfg_job_prints_and_runs_nothing(conf_dir, program, tmp_path, capsys):
