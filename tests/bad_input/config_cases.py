@@ -41,9 +41,7 @@ _target(
     "recyclegpt.reporting.write_report, folders: [corpus], output: out",
     "write_report is not allowed",
 )
-_target(
-    "a compiler of our own", "recyclegpt.decoding.kernels.build.build", "recyclegpt.decoding.kernels.build"
-)
+_target("a compiler of our own", "recyclegpt.decoding.kernels.build.build", "recyclegpt.decoding.kernels.build")
 _target("what a module has imported", "recyclegpt.training.checkpoint.torch.load", "cannot be imported")
 _target("a list", "[os.system, x]", "is not a string")
 _target("a number", "5", "5 is not a string")
@@ -85,7 +83,8 @@ _file(
 )
 _file(
     "a log handler of a class that is none",
-    f"hydra:\n  job_logging:\n    handlers:\n      mine:\n        class: subprocess.Popen\n        args: [touch, {MARKER}]\n",
+    "hydra:\n  job_logging:\n    handlers:\n      mine:\n"
+    f"        class: subprocess.Popen\n        args: [touch, {MARKER}]\n",
     "hydra.job_logging.handlers.mine",
     "subprocess.Popen",
 )
@@ -93,7 +92,9 @@ _overrides("a group of another kind", ["model._target_=recyclegpt.models.Recycle
 _overrides("a corpus of another kind", ["data={_target_: recyclegpt.models.RecycleConfig}"], "data")
 _overrides("a trainer of another kind", ["trainer._target_=torch.optim.SGD"], "trainer")
 _overrides("an optimizer of another kind", ["optimizer._target_=torch.optim.SGD"], "optimizer")
-_overrides("a callback of another kind", ["+callbacks.mine={_target_: recyclegpt.models.RecycleConfig}"], "callbacks.mine")
+_overrides(
+    "a callback of another kind", ["+callbacks.mine={_target_: recyclegpt.models.RecycleConfig}"], "callbacks.mine"
+)
 _overrides("a logger of another kind", ["logger={_target_: recyclegpt.models.RecycleConfig}"], "logger")
 
 # Names ----------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,11 @@ _file("a YAML file that is a list", "- 1\n- 2\n", "experiment/bad.yaml")
 _file("a YAML file that is a text", "just words\n", "experiment/bad.yaml")
 _file("a YAML file with two documents", "seed: 1\n---\nseed: 2\n", "experiment/bad.yaml")
 _file("a YAML file with an unknown key", "trainer:\n  max_epoch: 3\n", "max_epoch", "max_epochs")
-_file("a YAML file with os.system", f"model:\n  _target_: os.system\n  command: touch {MARKER}\n", "os.system is not allowed")
+_file(
+    "a YAML file with os.system",
+    f"model:\n  _target_: os.system\n  command: touch {MARKER}\n",
+    "os.system is not allowed",
+)
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
@@ -170,5 +175,14 @@ _overrides("a deeply nested override", ["data.paths=" + "[" * 2000 + "]" * 2000]
 _overrides("an override without a key", ["=5"], "has no key")
 _overrides("an unknown flag", ["--no-such-flag"], "--no-such-flag: unknown flag")
 _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun")
-_overrides("a folder of configs that is not there", ["--config-dir", "nowhere"], "nowhere", "no such configuration folder")
-_overrides("several mistakes at once", ["trainer.max_epochs=0", "seed=-1", "name=.."], "max_epochs", "seed", "name", "4 problems")
+_overrides(
+    "a folder of configs that is not there", ["--config-dir", "nowhere"], "nowhere", "no such configuration folder"
+)
+_overrides(
+    "several mistakes at once",
+    ["trainer.max_epochs=0", "seed=-1", "name=.."],
+    "max_epochs",
+    "seed",
+    "name",
+    "4 problems",
+)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from recyclegpt.cli.main import main
-from recyclegpt.training.checkpoint_file import sidecar, write_checkpoint
+from recyclegpt.training.checkpoint_file import sidecar
 
 MARKER = "executed"
 """The file that every payload tries to make in the working folder."""
@@ -58,7 +58,8 @@ def write_corpus(folder: Path, num_files: int = 6) -> None:
     names = ["alpha", "beta", "gamma", "delta", "omega"]
     for number in range(num_files):
         lines = [
-            f"def {draw.choice(names)}({draw.choice(names)}, n={draw.randrange(10)}):\n    return n\n" for _ in range(150)
+            f"def {draw.choice(names)}({draw.choice(names)}, n={draw.randrange(10)}):\n    return n\n"
+            for _ in range(150)
         ]
         (folder / f"part{number}.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -102,7 +103,11 @@ class Place:
         path = self.checkpoint()
         content = torch.load(path, weights_only=True)
         change(content)
-        write_checkpoint(content, path)
+        path.unlink()
+        torch.save(content, path)
+        found = path.read_bytes()
+        described = {"format": 1, "size": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+        sidecar(path).write_text(json.dumps(described), encoding="utf-8")
 
     def overwrite_checkpoint(self, content: bytes) -> None:
         """Put other bytes in place of the newest checkpoint, without a checksum: as a file from elsewhere."""
@@ -114,7 +119,9 @@ class Place:
 
     def experiment(self, text: str | bytes) -> list[str]:
         """Write an experiment file of the user's, and say how it is chosen."""
-        self.write("mine/experiment/bad.yaml", b"# @package _global_\n" + (text.encode() if isinstance(text, str) else text))
+        self.write(
+            "mine/experiment/bad.yaml", b"# @package _global_\n" + (text.encode() if isinstance(text, str) else text)
+        )
         return ["--config-dir", "mine", "experiment=bad"]
 
 

@@ -1,4 +1,4 @@
-"""Writes `docs/bad-input.md`: every case with the message it really got. `python -m tests.bad_input.table`"""
+"""Writes `docs/bad-input.md`, every case with the message it really got: `python -m tests.bad_input.table`."""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     except ConfigError as error:
         if checkpoint is None:
             raise
-        raise ConfigError([f"checkpoint: the config of {checkpoint}: {problem}" for problem in error.problems]) from error
+        raise ConfigError(
+            [f"checkpoint: the config of {checkpoint}: {problem}" for problem in error.problems]
+        ) from error
     if not isinstance(built, TextDataModule):
         where = "data" if checkpoint is None else f"checkpoint: the config of {checkpoint}: data"
         raise ConfigError(f"{where}: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")

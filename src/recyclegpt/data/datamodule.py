@@ -241,9 +241,11 @@ class TextDataModule(LightningDataModule):
         """Whether a rank's state is one; None is that before the first batch."""
         if state is None:
             return True
-        name, kind = ("workers", dict) if isinstance(self.source, HFStream) else ("batch", int)
-        found = state.get(name) if isinstance(state, dict) else None
-        return isinstance(found, kind) and (kind is dict or found >= 0)
+        if not isinstance(state, dict):
+            return False
+        if isinstance(self.source, HFStream):
+            return isinstance(state.get("workers"), dict)
+        return isinstance(state.get("batch"), int) and state["batch"] >= 0
 
     def check_lengths(self, world_size: int) -> None:
         """Make sure that both splits are long enough, before anything is written.

@@ -174,7 +174,9 @@ def _fault(file: Path, shard: dict[str, Any], verify: bool, vocab_size: int) -> 
         return None  # what is read is compared with the vocabulary then
     if sha256_of(file) != shard["sha256"]:
         return "its checksum differs from meta.json's: it was altered or damaged"
-    largest = max((int(tokens[at : at + _CHUNK_TOKENS].max()) for at in range(0, len(tokens), _CHUNK_TOKENS)), default=0)
+    largest = max(
+        (int(tokens[at : at + _CHUNK_TOKENS].max()) for at in range(0, len(tokens), _CHUNK_TOKENS)), default=0
+    )
     return _beyond(largest, vocab_size) if largest >= vocab_size else None
 
 
