@@ -27,7 +27,6 @@ class Case:
     prepare: Prepare
     words: tuple[str, ...]
     code: int = REFUSED
-    slow: bool = False
 
 
 class Cases(list[Case]):
@@ -37,17 +36,17 @@ class Cases(list[Case]):
         super().__init__()
         self.category = category
 
-    def refused(self, name: str, *words: str, slow: bool = False) -> Callable[[Prepare], Prepare]:
+    def refused(self, name: str, *words: str) -> Callable[[Prepare], Prepare]:
         """A case that ends in a message and exit code 2, with everything as it was."""
-        return self._add(name, words, REFUSED, slow)
+        return self._add(name, words, REFUSED)
 
     def tolerated(self, name: str, *words: str) -> Callable[[Prepare], Prepare]:
         """A case in which the rest is used, and what is left out is counted and named."""
-        return self._add(name, words, DONE, False)
+        return self._add(name, words, DONE)
 
-    def _add(self, name: str, words: tuple[str, ...], code: int, slow: bool) -> Callable[[Prepare], Prepare]:
+    def _add(self, name: str, words: tuple[str, ...], code: int) -> Callable[[Prepare], Prepare]:
         def add(prepare: Prepare) -> Prepare:
-            self.append(Case(self.category, name, prepare, words, code, slow))
+            self.append(Case(self.category, name, prepare, words, code))
             return prepare
 
         return add

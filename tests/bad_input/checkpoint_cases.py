@@ -102,7 +102,7 @@ _changed(
 _changed(
     "a width beyond any memory",
     lambda c: c["hyper_parameters"]["model"].update(hidden_size=2**40, head_dim=16),
-    "does not fit the shape it names",
+    "names a shape that cannot be built",
     "1099511627776",
 )
 _changed(
@@ -219,7 +219,7 @@ def _(place: Place) -> Sequence[str]:
     return ("generate", "checkpoint=https://example.org/step_0000001.ckpt", "--prompt", "x")
 
 
-@CASES.refused("a name with a NUL byte", "checkpoint", "NUL")
+@CASES.refused("a name with a NUL byte", "checkpoint", "cannot be read")
 def _(place: Place) -> Sequence[str]:
     return ("generate", "checkpoint=a\0b", "--prompt", "x")
 

@@ -95,14 +95,14 @@ _command(
 )
 _command(
     "os.system as a corpus",
-    ("tokenize", "data={_target_: os.system, command: touch " + MARKER + "}", "output=x"),
+    ("tokenize", "data._target_=os.system", f"+data.command=touch {MARKER}", "output=x"),
     "os.system is not allowed",
 )
 _command(
     "a corpus of another kind",
     ("tokenize", "data={_target_: recyclegpt.models.RecycleConfig}", "output=x"),
     "data",
-    "RecycleConfig",
+    "data.root: unknown key",
 )
 _command("an unknown command", ("trian",), "unknown command 'trian'", "did you mean train?")
 _command("no folder", ("report",), "FOLDER")
@@ -118,7 +118,7 @@ def _(place: Place) -> Sequence[str]:
     return ("report", "run", "--output", "corpus/part0.txt")
 
 
-# Damaged files of a run: the report is written, and names them ---
+# Damaged files of a run: the report is written, and names them ---------------------------------------------
 
 
 def _damaged(name: str, file: str, content: str | bytes | None, *words: str) -> None:

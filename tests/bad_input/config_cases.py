@@ -83,8 +83,8 @@ _file(
 )
 _file(
     "a log handler of a class that is none",
-    "hydra:\n  job_logging:\n    handlers:\n      mine:\n        class: subprocess.Popen\n"
-    f"        args: [touch, {MARKER}]\n",
+    "hydra:\n  job_logging:\n    handlers:\n      mine:\n"
+    f"        class: subprocess.Popen\n        args: [touch, {MARKER}]\n",
     "hydra.job_logging.handlers.mine",
     "subprocess.Popen",
 )

@@ -94,7 +94,7 @@ def check_file(path: Path) -> None:
 
 
 def _check_nodes(path: Path, text: str) -> None:
-    """Follow the parser's events, which make nothing; an alias counts as much as it stands for."""
+    """Follow the parser's events, which are in the file's order and make nothing; aliases count as what they name."""
     sizes: dict[str, int] = {}
     open_nodes: list[_Open] = []
     num_documents = 0

@@ -145,7 +145,7 @@ def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
         if num_chars >= MAX_TRAINING_CHARS:
             return
     if num_chars == 0:
-        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.problems])
+        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.all_named()])
 
 
 def _intact(folder: Path) -> bool:

@@ -59,6 +59,10 @@ class Skipped:
         """Every unreadable document, and the first of the empty ones."""
         return {"unreadable": list(self.problems), "empty": list(self._empty)}
 
+    def all_named(self) -> list[str]:
+        """What was left out, one sentence each: for an error that says why nothing is there."""
+        return [*self.problems, *(f"{where}: is empty" for where in self._empty)]
+
     def report(self) -> None:
         """Name what was left out in one warning of each kind; says nothing when nothing was."""
         kinds = [(self._empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]

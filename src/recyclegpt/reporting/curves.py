@@ -29,7 +29,6 @@ def training_curve(run: Run) -> Curve:
 
 def read_scalars(folder: Path, tags: tuple[str, ...]) -> dict[str, dict[int, float]]:
     """Value by step of scalars in a folder's event files, the files in order of age; a cut-off end is left out."""
-    from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -42,7 +41,7 @@ def read_scalars(folder: Path, tags: tuple[str, ...]) -> dict[str, dict[int, flo
                 continue
             try:
                 event = Event.FromString(record)
-            except DecodeError:  # a damaged record; the next begins where its length says
+            except Exception:  # noqa: BLE001 - protobuf, which has no types here, names it; the next record is another
                 continue
             for value in event.summary.value:
                 if value.tag in found and value.HasField("simple_value"):
