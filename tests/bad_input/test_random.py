@@ -65,9 +65,10 @@ def test_every_line_of_a_text_is_read_or_named(tmp_path: Path, content: bytes) -
         lines = content.split(b"\n")
         named = {int(problem.removeprefix(f"{file}:").partition(":")[0]) for problem in problems}
         good = b"\n".join(line for number, line in enumerate(lines, 1) if number not in named)
-        assert read.replace("\n", "") == good.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n").replace(
+        # Which line ends stay beside a line that was left out is of no interest.
+        assert "".join(read.split("\n")).replace("\r", "") == good.removeprefix(b"\xef\xbb\xbf").decode().replace(
             "\n", ""
-        ) or ("\r" in read)
+        ).replace("\r", "")
 
 
 @MANY
@@ -95,7 +96,7 @@ def test_random_parquet_is_named(tmp_path: Path, content: bytes) -> None:
 @given(TREES)
 def test_random_trees_are_refused_or_built(tree: Any) -> None:
     refused: list[str] = check(tree, "node")
-    with contextlib.suppress(ConfigError):
+    try:
         build(tree, "node")
     except ConfigError:
         return
@@ -108,7 +109,7 @@ def test_random_experiments_compose_or_are_explained(tmp_path: Path, tree: dict[
     (tmp_path / "experiment").mkdir(exist_ok=True)
     text = "# @package _global_\n" + yaml.dump(tree, allow_unicode=False)
     (tmp_path / "experiment/mine.yaml").write_text(text, encoding="utf-8")
-    try:
+    with contextlib.suppress(ConfigError):
         compose_or_explain("train", ["experiment=mine"], extra_dir=tmp_path, with_hydra=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment"]
 

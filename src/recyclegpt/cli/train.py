@@ -187,6 +187,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     if begun is not None:
         check_resumable(begun, cfg, model, datamodule, trainer.world_size)
         del begun  # it maps the whole file
+    # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
+    unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     write_provenance(
         folder,
         digest,
@@ -196,7 +198,6 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
-    unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
     with OtherLoad() as load:

@@ -17,6 +17,7 @@ import queue
 import re
 import secrets
 import shutil
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
@@ -114,16 +115,18 @@ def verify(path: Path) -> bool:
         )
     try:
         expected = json.loads(beside.read_bytes())
-        if expected["format"] != SIDECAR_FORMAT:
-            raise DamagedCheckpoint(
-                f"checkpoint: {beside} has format {expected['format']}, this version reads {SIDECAR_FORMAT}; "
-                "use the version that wrote it"
-            )
-        size, digest = int(expected["size"]), str(expected["sha256"])
+        written_as = expected["format"]
+        ours = written_as == SIDECAR_FORMAT
+        size, digest = (int(expected["size"]), str(expected["sha256"])) if ours else (0, "")
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint: {beside} cannot be read ({error!r}); {remedy}") from error
+    if not ours:
+        raise DamagedCheckpoint(
+            f"checkpoint: {beside} has format {written_as}, this version reads {SIDECAR_FORMAT}; "
+            "use the version that wrote it"
+        )
     try:
         found = path.stat().st_size
         if found != size:
@@ -146,13 +149,19 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
         ConfigError: it is damaged, or not a checkpoint.
     """
     verify(path)
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ConfigError(
+            f"checkpoint: {path} cannot be read (it is no zip file, as torch.save writes them); "
+            "it is damaged or not a checkpoint of this project"
+        )
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises whatever bad bytes lead it to
-        told = (str(error).splitlines() or [""])[0][:200]
+        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        if type(error).__name__ == "UnpicklingError":
+            told = "it holds more than tensors and plain values, which could run a program"
         raise ConfigError(
-            f"checkpoint: {path} cannot be read ({type(error).__name__}: {told}); "
-            "it is damaged or not a checkpoint of this project"
+            f"checkpoint: {path} cannot be read ({told}); it is damaged or not a checkpoint of this project"
         ) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f"checkpoint: {path} holds a {type(checkpoint).__name__}, not a checkpoint of this project")
