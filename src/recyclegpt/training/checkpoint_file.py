@@ -150,6 +150,11 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises whatever bad bytes lead it to
         told = (str(error).splitlines() or [""])[0][:200]
+        # torch's own words advise to unpickle all the same, and to save the file again.
+        if type(error).__name__ == "UnpicklingError":
+            told = "it holds other things than tensors and plain values, which are never unpickled"
+        elif "mmap can only" in told:
+            told = "it is no zip file, as checkpoints are"
         raise ConfigError(
             f"checkpoint: {path} cannot be read ({type(error).__name__}: {told}); "
             "it is damaged or not a checkpoint of this project"
