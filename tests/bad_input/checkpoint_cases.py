@@ -116,7 +116,7 @@ _changed(
 _changed("a config that is a text", lambda c: c["hyper_parameters"].update(config="x"), "lacks config")
 _changed("a step that is no number", lambda c: c.update(global_step="soon"), "global_step", "soon")
 
-_bytes("a pickle that runs a command", lambda: saved(Payload()), "cannot be read", "could run a program")
+_bytes("a pickle that runs a command", lambda: saved(Payload()), "cannot be read", "never unpickled")
 _bytes("a bare pickle that runs a command", lambda: pickle.dumps({"state_dict": Payload()}), "cannot be read")
 _bytes(
     "a payload inside of a checkpoint",

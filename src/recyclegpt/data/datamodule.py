@@ -222,7 +222,7 @@ class TextDataModule(LightningDataModule):
             ]
         kinds: dict[str, type] = {"world_size": int, "fingerprint": str, "settings": dict, "ranks": list}
         broken = [name for name, kind in kinds.items() if not isinstance(state_dict.get(name), kind)]
-        if not broken and len(state_dict["ranks"]) != state_dict["world_size"]:
+        if not broken and state_dict["world_size"] == world_size != len(state_dict["ranks"]):
             broken = ["ranks"]
         if broken or not all(map(self._is_position, state_dict["ranks"])):
             return [

@@ -17,7 +17,6 @@ import queue
 import re
 import secrets
 import shutil
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
@@ -149,17 +148,15 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
         ConfigError: it is damaged, or not a checkpoint.
     """
     verify(path)
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise ConfigError(
-            f"checkpoint: {path} cannot be read (it is no zip file, as torch.save writes them); "
-            "it is damaged or not a checkpoint of this project"
-        )
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises whatever bad bytes lead it to
-        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        told = (str(error).splitlines() or [""])[0][:200]
+        # torch's own words advise to unpickle all the same, and to save the file again.
         if type(error).__name__ == "UnpicklingError":
-            told = "it holds more than tensors and plain values, which could run a program"
+            told = "it holds other things than tensors and plain values, which are never unpickled"
+        elif "mmap can only" in told:
+            told = "it is no zip file, as checkpoints are"
         raise ConfigError(
             f"checkpoint: {path} cannot be read ({told}); it is damaged or not a checkpoint of this project"
         ) from error

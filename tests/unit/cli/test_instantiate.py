@@ -15,6 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recyclegpt.cli import instantiate
 from recyclegpt.cli.instantiate import build, build_all, check, locate
 from recyclegpt.errors import ConfigError
 
@@ -62,6 +63,9 @@ def parts(monkeypatch):
     module.os, module.load, module.number = os, torch.load, 3
     module.a_lambda_of_others = os.system
     monkeypatch.setitem(sys.modules, HOME, module)
+    ours, *others = instantiate.ALLOWED_PACKAGES
+    ours = ours._replace(functions=(*ours.functions, f"{HOME}.scale", f"{HOME}.broken"))
+    monkeypatch.setattr(instantiate, "ALLOWED_PACKAGES", (ours, *others))
     built.clear()
 
 
