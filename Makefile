@@ -38,8 +38,8 @@ format: $(STAMP)  ## format the code and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 
-soak: $(STAMP)  ## kill whole runs, fill disks and measure what safety costs, for half an hour
-	@$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
+soak: $(STAMP)  ## the long tests: kill whole runs, fill disks, every bad input, what safety costs
+	@$(BIN)/python -m pytest -m "soak or slow" $(ARGS)
 
 bench: $(STAMP)  ## measure the decoders' speed on this machine, with random weights or ARGS="checkpoint=outputs/train"
 	@$(BIN)/recyclegpt bench $(ARGS)
