@@ -126,3 +126,23 @@ def test_validation_takes_what_there_is_and_says_when_it_is_too_little() -> None
 def test_too_little_text_for_a_row() -> None:
     with pytest.raises(ConfigError, match="row_length"):
         PackedRows(TokenArray(np.arange(5)), PACKING, 1, 1)
+
+
+class Damaged(PackedRows):
+    """Meets something it cannot read in its third batch."""
+
+    def batch(self, number: int) -> Batch:
+        if number == 2:
+            raise ConfigError(["corpus/a.txt:3: byte 0xff is not UTF-8", "corpus/b.txt: cannot be read"])
+        return super().batch(number)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_mistake_found_by_a_worker_arrives_as_it_is(num_workers: int) -> None:
+    loader = TrainLoader(Damaged(TOKENS, PACKING, 2, 1), num_workers, 1, None)
+    batches = iter(loader)
+    next(batches), next(batches)
+    with pytest.raises(ConfigError) as caught:
+        next(batches)
+    assert caught.value.problems == ["corpus/a.txt:3: byte 0xff is not UTF-8", "corpus/b.txt: cannot be read"]
+    loader.close()
