@@ -11,6 +11,9 @@ UV := uv==0.13.8
 PYTHON ?=
 # More arguments for the command: make train ARGS="seed=2 model=small", make test ARGS="tests/unit/models -x"
 ARGS ?=
+# Test files run side by side, each with one thread. JOBS=0: one after the other, in one process (for a debugger).
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,19 +23,20 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  ARGS="..."        more arguments for train, test, tensorboard or lock'
+	@echo '  JOBS=...          test files that run side by side (2)'
 	@echo '  PYTHON=...        Python 3.11, 3.12 or 3.13 for a new .venv'
 
 train: $(STAMP)  ## train the small default model on this machine's CPU, in minutes, and print its result
 	@$(BIN)/recyclegpt train experiment=tiny_cpu $(ARGS)
 
 test: $(STAMP)  ## run the tests (no GPU, no network)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: $(STAMP)  ## format, lint, types and tests, as in CI
 	@echo "format"; $(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@echo "lint"; $(BIN)/ruff check --quiet .
 	@echo "types"; $(BIN)/python -m mypy
-	@echo "tests"; $(BIN)/python -m pytest $(ARGS)
+	@echo "tests"; $(PYTEST) $(ARGS)
 
 format: $(STAMP)  ## format the code and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .

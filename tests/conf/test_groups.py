@@ -32,7 +32,7 @@ NEEDED = {
     "data=hf_stream": ["data.name=a/b"],
     "data=tokenized": ["data.path=shards"],
 }
-NEEDS_GPU = ("trainer=gpu", "trainer=ddp")
+NEEDS_GPU = ("trainer=gpu", "trainer=ddp", "trainer=fsdp")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -18,7 +18,7 @@ from recyclegpt.cli.compose import compose_or_explain
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE_TRAIN = "recyclegpt train experiment=tiny_cpu"
-COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "data=hf_stream")
+COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "trainer=fsdp", "data=hf_stream")
 """What needs a GPU or a network is checked as far as the configuration goes."""
 
 
