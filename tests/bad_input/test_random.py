@@ -33,8 +33,12 @@ PIECES = st.sampled_from(
     ]
 )
 BYTES = st.lists(PIECES | st.binary(max_size=6), max_size=14).map(b"".join)
-MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+FEW = settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 TARGETS = st.sampled_from(
     [
         *("os.system", "torch.load", "builtins.exec", "torch.hub.load", "recyclegpt.cli.main.main", "..", ""),
@@ -65,10 +69,9 @@ def test_every_line_of_a_text_is_read_or_named(tmp_path: Path, content: bytes) -
         lines = content.split(b"\n")
         named = {int(problem.removeprefix(f"{file}:").partition(":")[0]) for problem in problems}
         good = b"\n".join(line for number, line in enumerate(lines, 1) if number not in named)
-        # Which line ends stay beside a line that was left out is of no interest.
-        assert "".join(read.split("\n")).replace("\r", "") == good.removeprefix(b"\xef\xbb\xbf").decode().replace(
-            "\n", ""
-        ).replace("\r", "")
+        # Which line ends stay beside a line that was left out is of no interest, and a mark may stand in the middle.
+        alike = str.maketrans("", "", "\r\n\ufeff")
+        assert read.translate(alike) == good.decode().translate(alike)
 
 
 @MANY

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ Run = Callable[..., int]
 Place = tuple[str, int, int]
 """Hook, epoch and batch."""
 
+TRACED = Path(__file__).parents[1] / "traced_train.py"
 # Two epochs of three steps, each of two batches; checkpoints after steps 2, 3 (at no interval, so not) 4 and 6.
 SETTINGS = ["trainer.limit_train_batches=6", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=2"]
 POINTS: dict[str, Place] = {
@@ -239,6 +243,73 @@ def test_what_cannot_be_gone_on_with_exactly_is_refused_with_every_difference(
     assert "data: its files have changed: the checkpoint was trained with " in told
     assert "Traceback" not in told
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before, "nothing was left behind"
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_begun_from_another(
+    run: Run, small: list[str], watched: Watched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*small, *SETTINGS, "callbacks=no_monitor", "checkpoint.keep=9"]
+    assert run("train", *settings, "hydra.run.dir=whole") == 0
+    begin = [*settings, "hydra.run.dir=more", "resume=whole/checkpoints/step_0000002.ckpt"]
+    watched.point = ("training_step", 0, 4)
+    with pytest.raises(Killed):
+        run("train", *begin)
+    capsys.readouterr()
+    watched.point = POINTS["last step"]
+    with pytest.raises(Killed):  # before it had a checkpoint of its own; now resume=auto
+        run("train", *begin[:-1], "resume=auto")
+    assert "resumed whole/checkpoints/step_0000002.ckpt" in capsys.readouterr().err
+    assert run("train", *begin) == 0
+    assert "resumed more/checkpoints/step_0000004.ckpt" in capsys.readouterr().err
+    assert_same_weights("more", "whole")
+
+
+def test_a_folder_that_cannot_hold_checkpoints_is_named(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    Path("run/checkpoints").symlink_to("/nowhere/at/all")
+    assert run("train", *small, "hydra.run.dir=run") == 2
+    told = capsys.readouterr().err
+    assert "run/checkpoints: cannot be made" in told
+    assert "Traceback" not in told
+    assert not Path("run/provenance.json").exists()
+
+
+def test_a_name_with_a_quote_goes_on_too(run: Run, small: list[str]) -> None:
+    command = [*small, "callbacks=no_monitor", 'name="it\'s"', "resume=auto", "trainer.max_epochs=1"]
+    assert run("train", *command) == 0
+    (folder,) = Path("outputs/train/it's").iterdir()
+    (folder / "result.json").unlink()
+    assert run("train", *command) == 0
+    assert list(Path("outputs/train/it's").iterdir()) == [folder]
+
+
+def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_first(small: list[str], tmp_path: Path) -> None:
+    """As `timeout`, systemd and a closed terminal send it: data workers get it too, and must not die of it first."""
+    command = [sys.executable, str(TRACED), "train", *small, "callbacks=no_monitor", "data.num_workers=2"]
+    command += ["trainer.limit_train_batches=100000", "checkpoint.every_n_steps=100000", "hydra.run.dir=run"]
+    trace = tmp_path / "trace"
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "TRACE": str(trace)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not (trace.exists() and trace.stat().st_size):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, told[-2000:]
+    assert told.count("saving after this step") == 1
+    (saved,) = list_checkpoints(tmp_path / "run/checkpoints")
+    assert load_trained(saved).step > 0
 
 
 def test_two_processes_do_not_train_in_one_folder(

@@ -16,10 +16,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from recyclegpt.callbacks.stop_signals import StopSignals
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.training.checkpoint_file import (
+    DamagedCheckpoint,
     checkpoint_name,
     list_checkpoints,
     remove_checkpoint,
     remove_temporaries,
+    verify,
 )
 from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
 
@@ -125,8 +127,7 @@ class Checkpoints(Checkpoint):
         if not _on_any(trainer, io.error is not None):
             self._saved_step, self._num_failed = step, 0
             if trainer.is_global_zero:
-                for path in list_checkpoints(self.folder, upto=step)[self.keep :]:
-                    remove_checkpoint(path)
+                self._prune(step)
             return
         self._num_failed += 1
         told = str(io.error or "a checkpoint could not be written; the first process says why")
@@ -139,6 +140,21 @@ class Checkpoints(Checkpoint):
                 self._num_failed,
                 self.max_failed,
             )
+
+    def _prune(self, step: int) -> None:
+        """Keep the newest; a damaged one is none of them."""
+        num_kept = 0
+        for path in list_checkpoints(self.folder, upto=step):
+            try:
+                if num_kept >= self.keep:
+                    remove_checkpoint(path)
+                else:
+                    verify(path)
+                    num_kept += 1
+            except DamagedCheckpoint as error:
+                _log.warning("%s", error)
+            except OSError as error:
+                _log.warning("%s could not be removed (%s)", path, error.strerror or error)
 
     def _stop(self, trainer: Trainer) -> None:
         received = self.signals.received or signal.SIGTERM  # another process was asked

@@ -210,6 +210,9 @@ def _check_call(target: Callable[..., Any], node: dict[Any, Any], path: str, ext
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     any_position = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     positions = node.get("_args_", [])
+    if not isinstance(positions, list):
+        yield _join(path, f"_args_: {positions!r:.60} is not a list")
+        return
     if len(positions) > len(positional) and not any_position:
         yield _join(path, f"_args_: {len(positions)} values, but {node['_target_']} takes {len(positional)}")
     given = {**dict(zip(positional, positions, strict=False)), **{k: v for k, v in node.items() if k not in FLAGS}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from recyclegpt.callbacks.provenance import read_provenance
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.hydra_entry import parse_flags
 from recyclegpt.cli.run_folder import RESULT, config_hash, read_hash
@@ -26,6 +28,7 @@ from recyclegpt.training.checkpoint import (
     weight_problems,
 )
 
+log = logging.getLogger("recyclegpt")
 LOCK = ".lock"
 ORPHANS_S = 15
 """Seconds to wait for a folder's lock."""
@@ -46,9 +49,18 @@ def folder_to_continue(argv: Sequence[str]) -> list[str]:
     found = [
         folder
         for folder in Path("outputs/train", cfg.name).glob("*/")
-        if read_hash(folder) == digest and not is_complete(folder)
+        if _hash_or_none(folder) == digest and not is_complete(folder)
     ]
-    return [f"hydra.run.dir='{max(found)}'"] if found else []
+    quoted = str(max(found)).replace("\\", "\\\\").replace("'", "\\'") if found else ""
+    return [f"hydra.run.dir='{quoted}'"] if found else []
+
+
+def _hash_or_none(folder: Path) -> str | None:
+    try:
+        return read_hash(folder)
+    except ConfigError as error:  # another run's trouble
+        log.warning("%s", error)
+        return None
 
 
 def is_complete(folder: Path) -> bool:
@@ -83,6 +95,30 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _choose(resume: str, folder: Path) -> Path | None:
+    """The folder's own newest checkpoint, before the one it was begun from: the same command has to go on."""
+    own = newest_sound_checkpoint(folder)
+    if resume == "auto":
+        if own is None and (first := _begun_from(folder)) is not None:
+            return find_checkpoint(first)
+        return own
+    given = find_checkpoint(resume)
+    if own is None or folder.resolve() in given.resolve().parents:  # one of its own, to go back to
+        return given
+    log.info("%s goes on from its own %s; it was begun from %s", folder, own.name, given)
+    return own
+
+
+def _begun_from(folder: Path) -> str | None:
+    """The checkpoint that the run in a folder was begun from, as its first start noted."""
+    provenance = read_provenance(folder)
+    if provenance is None:
+        return None
+    first = next(iter(provenance.get("earlier_starts") or []), provenance)
+    found = first.get("resumed_from") if isinstance(first, dict) else None
+    return found if isinstance(found, str) else None
+
+
 class Begun(NamedTuple):
     """A checkpoint that a run goes on from."""
 
@@ -104,7 +140,7 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Begun
     """
     if cfg.resume == "never":
         return None
-    path = newest_sound_checkpoint(folder) if cfg.resume == "auto" else find_checkpoint(cfg.resume)
+    path = _choose(cfg.resume, folder)
     if path is None:
         return None
     checkpoint = read_own_checkpoint(path)

@@ -84,8 +84,9 @@ def train_job(cfg: DictConfig) -> float | None:
         raise ConfigError(problems)
     warn_of_settings_without_effect(cfg)
     digest = config_hash(cfg)
-    begun = claim(folder, digest)
+    claim(folder, digest)
     with locked(folder):
+        begun = claim(folder, digest)  # again: another process may have been here while this one waited
         if begun and is_complete(folder):
             if cfg.resume == "never" and not multirun:
                 raise ConfigError(
@@ -181,7 +182,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
     begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
-    trainer = _make_trainer(cfg, plain, digest, 0 if begun is None else begun.step)
+    first_step = 0 if begun is None else begun.step
+    trainer = _make_trainer(cfg, plain, digest, first_step, goes_on=(folder / "tensorboard").exists())
     datamodule.check_lengths(trainer.world_size)
     checkpoint = None if begun is None else begun.path
     if begun is not None:
@@ -189,14 +191,20 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         del begun  # it maps the whole file
     # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder / FOLDER}: cannot be made ({error.strerror}); choose another folder, or repair this one"
+        ) from error
     write_provenance(
         folder,
         digest,
+        resumed_from=None if checkpoint is None else str(checkpoint),
         data_fingerprint=datamodule.fingerprint,
         tokenizer_fingerprint=datamodule.tokenizer.fingerprint,
         data_settings=datamodule.settings,
     )
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
     _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
@@ -230,14 +238,14 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     return metrics["val/ppl_backbone"]
 
 
-def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int) -> Trainer:
+def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int, goes_on: bool) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
     callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
     # What a killed run logged after its last checkpoint is logged again: TensorBoard is told to forget it.
-    purge = {"purge_step": first_step} if first_step and _is_tensorboard(cfg.logger) else {}
+    purge = {"purge_step": first_step} if goes_on and _is_tensorboard(cfg.logger) else {}
     logger = build(cfg.logger, "logger", **purge) or False
     if not logger:  # there is nowhere to write it, and Lightning would refuse
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ from recyclegpt.data.batch import Batch
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.stream import State, Tokens, TrainStream, read_windows
 from recyclegpt.errors import ConfigError
+
+SAVING_S = 300
+"""How long the process that trains may take to finish its step and save when all are told to stop."""
 
 
 class TrainLoader:
@@ -72,6 +76,7 @@ class TrainLoader:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self._num_workers,
+            worker_init_fn=_outlive_a_stop if self._num_workers else None,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: otherwise starting an iterator draws from the global one.
             generator=torch.Generator().manual_seed(self._seed),
@@ -129,6 +134,18 @@ class ValBatches:
         for number, rows in enumerate(self.rows.tolist(), start=1):
             views, documents = self._packing.views(read_windows(self._tokens, self._packing, rows))
             yield Batch(views, documents, {"batch": number}, np.array(rows))
+
+
+def _outlive_a_stop(_worker: int) -> None:
+    """Leave a signal that was sent to all processes of a run to the one that trains: it stops the workers once it has
+    saved, and a worker that died before would take it along in the middle of a step.
+
+    SIGTERM is also how a worker that does not answer is ended, so it works after a while.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_S))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -93,6 +93,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns what the file's write raised into a RuntimeError of its own.
         cause = error if isinstance(error, OSError) else error.__context__ or error.__cause__ or error
+        if isinstance(cause, KeyboardInterrupt):  # a second Ctrl-C
+            raise cause from error
         raise SaveError(_explain(path, cause)) from error
     _remember(path)
 
@@ -248,8 +250,8 @@ def _explain(path: Path, cause: BaseException) -> str:
     number = cause.errno if isinstance(cause, OSError) else None
     why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     remedies = {
-        errno.ENOSPC: "free space on that disk, or lower checkpoint.keep",
-        errno.EDQUOT: "free space in your quota, or lower checkpoint.keep",
+        errno.ENOSPC: "free space on that disk",
+        errno.EDQUOT: "free space in your quota",
         errno.EACCES: "make the folder writable",
         errno.EPERM: "make the folder writable",
         errno.EROFS: "that disk is mounted read-only; choose another folder",

@@ -219,6 +219,16 @@ def test_the_last_checkpoint_may_not_fail(tmp_path: Path, monkeypatch: pytest.Mo
         fit(tmp_path, max_failed=9)
 
 
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(tmp_path: Path) -> None:
+    fit(tmp_path, epochs=1, every_n_steps=2, keep=9)
+    assert steps(tmp_path) == [2, 4, 6]
+    (tmp_path / "step_0000004.ckpt").write_bytes(b"")
+    Checkpoints(str(tmp_path), keep=2)._prune(step=6)
+    assert steps(tmp_path) == [2, 4, 6], "two that are sound, and the damaged one between them"
+    Checkpoints(str(tmp_path), keep=1)._prune(step=6)
+    assert steps(tmp_path) == [6]
+
+
 def test_settings_and_plugin_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Checkpoints(str(tmp_path), every_n_steps=0, keep=0, max_failed=-1)

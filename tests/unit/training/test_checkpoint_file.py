@@ -202,6 +202,17 @@ def test_a_write_that_fails_leaves_the_old_file(saved: Path, monkeypatch: pytest
     assert {file.name for file in saved.parent.iterdir()} == {saved.name, sidecar(saved).name}
 
 
+def test_a_second_ctrl_c_in_a_save_is_not_taken_for_a_full_disk(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_file._Hashing, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(CONTENT, saved.with_name("step_0000006.ckpt"))
+    assert verify(saved)
+    assert {file.name for file in saved.parent.iterdir()} == {saved.name, sidecar(saved).name}
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SaveError, match=r"file/step_1\.ckpt could not be written"):
