@@ -25,7 +25,7 @@ tests.bad_input.table` writes this page anew.
 
 def main() -> int:
     """Run every case in an empty folder and write the page."""
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PWD="/home/you")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["RECYCLEGPT_CACHE"] = f"{scratch}/cache"
         PAGE.write_text(page(Path(scratch)), encoding="utf-8")
@@ -86,6 +86,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _cell(text: str) -> str:
+    text = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("`", "'")
 
 
