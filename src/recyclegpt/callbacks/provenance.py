@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.training.whole_file import write_whole
 
 FORMAT = 1
 FILE_NAME = "provenance.json"
@@ -84,16 +85,7 @@ def write_provenance(folder: Path | str, config_hash: str, argv: Sequence[str] |
     starts = [] if earlier is None else [*earlier.pop("earlier_starts", []), earlier]
     facts_now["earlier_starts"] = starts
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(facts_now, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(facts_now, indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -6,8 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.training.whole_file import write_whole
 
 PROVENANCE = "provenance.json"
 RESULT = "result.json"
@@ -96,17 +95,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Beside the target, since os.replace is atomic only inside one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
 
 
 def remove_empty_parents(folder: Path) -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import queue
 import re
-import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +24,9 @@ import torch
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.training.whole_file import TEMPORARY, temporary_beside, write_whole
 
 SIDECAR_FORMAT = 1
-_TEMPORARY = ".tmp"
 _MARGIN_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 22
 _verified: set[tuple[str, int, int, int]] = set()
@@ -70,9 +69,9 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
         facts: more for the file beside it, such as the step.
 
     Raises:
-        SaveError: the folder cannot be written or its disk is full. Nothing has changed then.
+        SaveError: the folder cannot be written or its disk is full. The earlier checkpoints are as they were.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(path.parent, _num_bytes(checkpoint))
@@ -88,7 +87,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
         finally:
             temporary.unlink(missing_ok=True)
         described = {"format": SIDECAR_FORMAT, "size": size, "sha256": hashing.hexdigest, **(facts or {})}
-        _write_text(sidecar(path), json.dumps(described, indent=2) + "\n")
+        write_whole(sidecar(path), json.dumps(described, indent=2) + "\n")
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns what the file's write raised into a RuntimeError of its own.
@@ -175,7 +174,7 @@ def remove_checkpoint(path: Path) -> None:
 
 def remove_temporaries(folder: Path) -> list[Path]:
     """Remove what a process that was killed while writing has left in a folder. No other may be writing there."""
-    left = [file for file in folder.glob(f".*{_TEMPORARY}") if re.search(r"\.[0-9a-f]{8}\.tmp$", file.name)]
+    left = [file for file in folder.glob(f".*{TEMPORARY}") if re.search(r"\.[0-9a-f]{8}\.tmp$", file.name)]
     left += [file for file in folder.glob("*.ckpt.json") if not file.with_suffix("").exists()]
     for file in left:
         file.unlink(missing_ok=True)
@@ -259,18 +258,6 @@ def _explain(path: Path, cause: BaseException) -> str:
     remedy = remedies.get(number or 0, "look at that disk")
     what = "the disk is full: " if number == errno.ENOSPC else ""
     return f"checkpoint: {path} could not be written ({what}{why}); earlier checkpoints are intact; {remedy}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recyclegpt.cli.run_folder.os.fsync", full)
+    monkeypatch.setattr("recyclegpt.training.whole_file.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}

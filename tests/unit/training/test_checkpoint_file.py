@@ -135,7 +135,7 @@ def dying(function, at, calls=[]):
 # Every place between two of which the folder changes, before and after each change.
 places = [(os, "fsync", 1), (os, "fsync", 2), (os, "fsync", 3), (Path, "replace", 1), (Path, "replace", 2),
           (Path, "unlink", 1), (Path, "unlink", 2), (f._Hashing, "write", 1), (f._Hashing, "write", 5),
-          (f, "_write_text", 1), (f, "_sync_folder", 1)]
+          (f, "write_whole", 1), (f, "_sync_folder", 1)]
 for number, (owner, name, at) in enumerate(places):
     for again in (False, True):
         here = folder / f"{number}{again}"
