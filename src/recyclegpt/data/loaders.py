@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from recyclegpt.data.packing import Packing
 from recyclegpt.data.stream import State, Tokens, TrainStream, read_windows
 from recyclegpt.errors import ConfigError
 
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What may be sent to all processes of a run at once to end it."""
 SAVING_S = 300
 """How long the process that trains may take to finish its step and save when all are told to stop."""
 
@@ -61,7 +64,8 @@ class TrainLoader:
         interrupted = self._trained_batch is not None and _name(self._trained_batch) != _name(self._given)
         if self._running is None or interrupted:  # a batch was given out and not trained on
             self.close()
-            self._running = iter(self._start())
+            with _signals_held():
+                self._running = iter(self._start())
         while True:
             batch = next(self._running)
             if isinstance(batch, ConfigError):
@@ -136,16 +140,30 @@ class ValBatches:
             yield Batch(views, documents, {"batch": number}, np.array(rows))
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back while workers start: they inherit that, and no signal meets one before `_outlive_a_stop` ran.
+
+    Here a held signal is answered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outlive_a_stop(_worker: int) -> None:
     """Leave a signal that was sent to all processes of a run to the one that trains: it stops the workers once it has
     saved, and a worker that died before would take it along in the middle of a step.
 
     SIGTERM is also how a worker that does not answer is ended, so it works after a while.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_S))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _as_it_is(batch: Any) -> Any:
