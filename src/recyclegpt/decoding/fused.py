@@ -17,7 +17,8 @@ from recyclegpt.decoding import kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
 from recyclegpt.models.cache import UnrolledMemory
-from recyclegpt.models.layers import Attending, Rotary, TransformerLayer, rotate
+from recyclegpt.models.layers import Attending, TransformerLayer
+from recyclegpt.models.rope import Rotary, rotate
 
 KERNEL_QUERIES = 256
 """With more queries a row than this (a long prompt), attention is left to torch, which is faster there. Up to it a row
@@ -28,9 +29,9 @@ MakeLinear = Callable[..., nn.Module]
 
 
 class PackedLinear(nn.Module):
-    """A product without bias whose weight lies packed for `kernels.linear`, in its own format or in int8."""
+    """A product whose weight lies packed for `kernels.linear`, in its own format or in int8."""
 
-    def __init__(self, weight_OI: Tensor, int8: bool) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool) -> None:
         super().__init__()
         self.out_features = len(weight_OI)
         scale = None
@@ -38,32 +39,30 @@ class PackedLinear(nn.Module):
             weight_OI, scale = kernels.quantise(weight_OI)
         self.register_buffer("packed", kernels.pack(weight_OI))
         self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias_O)
 
     packed: Tensor
     scale: Tensor | None
+    bias: Tensor | None
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        y = kernels.linear(
-            x.reshape(-1, x.shape[-1]),
-            self.packed,
-            self.out_features,
-            self.scale,
-            None if plus is None else plus.reshape(-1, self.out_features),
-        )
+        y = _product(self, x.reshape(-1, x.shape[-1]), None if plus is None else plus.reshape(-1, self.out_features))
         return y.view(*x.shape[:-1], self.out_features)
 
 
 class FusedLinear(nn.Module):
     """The same with torch's product."""
 
-    def __init__(self, weight_OI: Tensor) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight_OI)
+        self.register_buffer("bias", bias_O)
 
     weight: Tensor
+    bias: Tensor | None
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight, self.bias)
         return y if plus is None else plus + y
 
 
@@ -91,6 +90,8 @@ class FusedLayer(nn.Module):
         self.head_dim = attention.head_dim
         self.input_layernorm = norm(layer.input_layernorm)
         self.qkv_proj = linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.q_norm, self.k_norm = norm(attention.q_norm), norm(attention.k_norm)
+        self.has_qk_norm = not isinstance(self.q_norm, nn.Identity)
         self.o_proj = linear(attention.o_proj)
         self.post_attention_layernorm = norm(layer.post_attention_layernorm)
         self.gate_up_proj = linear(mlp.gate_proj, mlp.up_proj)
@@ -106,8 +107,8 @@ class FusedLayer(nn.Module):
 
     def _attend(self, qkv_BTND: Tensor, layer: int, attending: Attending) -> Tensor:
         q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
-        q = rotate(q, attending.cos_BTD, attending.sin_BTD)
-        k = rotate(k, attending.cos_BTD, attending.sin_BTD)
+        q = rotate(self.q_norm(q), attending.cos_BTD, attending.sin_BTD)
+        k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
         if attending.memory is not None:
             k, v = attending.memory.write(layer, k, v)
         y_BHTD = F.scaled_dot_product_attention(
@@ -140,6 +141,9 @@ class KernelLayer(FusedLayer):
             return super().forward(x_BTC, layer, attending)
         x_nC = x_BTC.reshape(B * T, C)
         qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
+        if self.has_qk_norm:
+            q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+            qkv_BTND = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2)
         key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
         # The kernel finds a position's row in the tables by itself (`KernelGPT`).
         q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
@@ -171,7 +175,8 @@ class KernelGPT(RecycleGPT):
 
 # A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.
 def _product(linear: PackedLinear, x_nI: Tensor, plus_nO: Tensor | None = None) -> Tensor:
-    return kernels.linear(x_nI, linear.packed, linear.out_features, linear.scale, plus_nO)
+    y_nO = kernels.linear(x_nI, linear.packed, linear.out_features, linear.scale, plus_nO)
+    return y_nO if linear.bias is None else y_nO.add_(linear.bias)
 
 
 def _normed(norm: nn.Module, x_nC: Tensor) -> Tensor:
@@ -211,11 +216,13 @@ def fuse(
     def linear(*modules: nn.Linear) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
         weight_OI = torch.cat([module.weight.detach().to(dtype) for module in modules])
+        biases = [module.bias.detach().to(dtype) for module in modules if module.bias is not None]
+        bias_O = torch.cat(biases) if biases else None
         if release:
             for module in modules:
                 if module is not model.lm_head:
                     module.weight = nn.Parameter(torch.empty(0, dtype=own, device=device), requires_grad=False)
-        return PackedLinear(weight_OI, int8) if packs else FusedLinear(weight_OI)
+        return PackedLinear(weight_OI, bias_O, int8) if packs else FusedLinear(weight_OI, bias_O)
 
     def norm(module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.RMSNorm):
@@ -246,7 +253,8 @@ def fuse(
         fused.recyclable.layers = layers(model.recyclable.layers)
     with device:
         # Tables in fp32 whatever the weights: in bf16 an angle is off by up to a part in 256.
-        fused.rotary = Rotary(model.config.head_dim, model.config.rope_theta, model.rotary.num_positions)
+        config = model.config
+        fused.rotary = Rotary(config.head_dim, config.rope_theta, model.rotary.num_positions, config.rope_scaling)
     if dtype == torch.float64:
         fused.rotary.double()
     return fused.eval().requires_grad_(False)

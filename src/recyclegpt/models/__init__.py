@@ -4,12 +4,14 @@ from recyclegpt.models.cache import StaticCache
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
 from recyclegpt.models.precision import fastest_dtype, has_native_bf16, named_dtype
 from recyclegpt.models.recyclegpt import RecycleGPT, States
+from recyclegpt.models.rope import RopeScaling
 
 __all__ = [
     "MAX_RECYCLED",
     "ModelConfig",
     "RecycleConfig",
     "RecycleGPT",
+    "RopeScaling",
     "States",
     "StaticCache",
     "fastest_dtype",

@@ -1,8 +1,9 @@
 """The two shapes a model is built from. Both are plain numbers, frozen, and check themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.models.rope import RopeScaling
 
 MAX_RECYCLED = 8
 """Most tokens recycled per backbone pass. Twice as many positions lie beyond the context, for proposals cut off."""
@@ -10,7 +11,7 @@ MAX_RECYCLED = 8
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the LLaMA-style backbone, and of every layer of the recyclable module.
+    """Shape of the LLaMA-style backbone. The layers of the recyclable module have the same widths (`plain`).
 
     Raises:
         ConfigError: naming every field that cannot work.
@@ -31,8 +32,16 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     init_std: float = 0.02
+    qkv_bias: bool = False
+    """Biases of queries, keys and values, as Qwen2 has them."""
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key before they are rotated, as Qwen3 has it."""
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rope_scaling", RopeScaling.of(self.rope_scaling))
         positive = ("vocab_size", "context_length", "num_layers", "hidden_size", "num_heads", "rope_theta", "norm_eps")
         problems = [
             f"{name}: {getattr(self, name)} is not positive" for name in positive if not getattr(self, name) > 0
@@ -66,6 +75,14 @@ class ModelConfig:
                 problems.append(f"head_dim: {head_dim} is odd; rotary position embedding needs an even width")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def plain(self) -> "ModelConfig":
+        """The same shape with LLaMA's own layers, which is what the recyclable module has on every backbone.
+
+        Serving engines know it with these alone (`docs/serving.md`).
+        """
+        return replace(self, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False)
 
 
 @dataclass(frozen=True)

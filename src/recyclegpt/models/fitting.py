@@ -15,9 +15,11 @@ def num_weights(model: ModelConfig, recycle: RecycleConfig) -> int:
     width = model.hidden_size
     attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
     layer = attention + 3 * width * model.intermediate_size + _LAYER_NORMS * width
+    extras = model.qkv_bias * model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + model.o_bias * width
+    extras += model.mlp_bias * (2 * model.intermediate_size + width) + 2 * model.qk_norm * model.head_dim
     embeddings = model.vocab_size * width * (1 if model.tie_embeddings else 2)
     fold = 2 * width * width + width if recycle.num_layers else 0
-    return embeddings + (model.num_layers + recycle.num_layers) * layer + width + fold
+    return embeddings + (model.num_layers + recycle.num_layers) * layer + model.num_layers * extras + width + fold
 
 
 def memory_problems(model: ModelConfig, recycle: RecycleConfig) -> list[str]:

@@ -1,6 +1,7 @@
-"""LLaMA layers: RMSNorm, rotary position embedding, grouped-query attention, SwiGLU, no biases.
+"""LLaMA layers: RMSNorm, rotary position embedding, grouped-query attention, SwiGLU; biases and query/key norms where a
+pretrained backbone's family has them.
 
-Given the same weights they compute what `transformers`' `LlamaForCausalLM` computes; a test holds the two equal.
+Given the same weights they compute what `transformers` computes for that family; tests hold the two equal.
 
 B batch, T positions, C model width, H query heads, G key/value heads, D head width, S keys attended to, F SwiGLU width.
 """
@@ -10,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig
+from recyclegpt.models.rope import rotate
 
 
 class Memory(Protocol):
@@ -38,40 +39,6 @@ class Attending:
     memory: Memory | None = None
 
 
-class Rotary(nn.Module):
-    """Cosines and sines of the rotary embedding (Su et al., arXiv 2104.09864), halves rotated as in LLaMA."""
-
-    def __init__(self, head_dim: int, theta: float, num_positions: int) -> None:
-        super().__init__()
-        self.head_dim, self.theta, self.num_positions = head_dim, theta, num_positions
-        self.register_buffer("cos_SD", torch.empty(num_positions, head_dim), persistent=False)
-        self.register_buffer("sin_SD", torch.empty(num_positions, head_dim), persistent=False)
-        self.fill()
-
-    cos_SD: Tensor
-    sin_SD: Tensor
-
-    def fill(self) -> None:
-        """Compute the tables in fp32 on their device; also called after a model was made on the meta device."""
-        device = self.cos_SD.device
-        frequency = self.theta ** (-torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim)
-        angle = torch.outer(torch.arange(self.num_positions, device=device).float(), frequency)
-        angle = torch.cat([angle, angle], dim=-1)
-        self.cos_SD.copy_(angle.cos())
-        self.sin_SD.copy_(angle.sin())
-
-    def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the tables for these positions, `(..., T, 1, D)`: they broadcast over heads."""
-        return self.cos_SD[positions_BT].unsqueeze(-2), self.sin_SD[positions_BT].unsqueeze(-2)
-
-
-def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of a head by its position's angle."""
-    low, high = x_BTHD.chunk(2, dim=-1)
-    turned = x_BTHD * cos + torch.cat([-high, low], dim=-1) * sin
-    return turned.to(x_BTHD.dtype)
-
-
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose weight follows the input's dtype, without which mixed precision leaves the fused kernel."""
 
@@ -80,23 +47,25 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions; `qk_norm` puts an RMSNorm over each head's query and key."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias)
+        self.q_norm: nn.Module = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
         B, T, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(B, T, self.num_heads, self.head_dim)
         k = self.k_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim)
         v = self.v_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim)
-        q = rotate(q, attending.cos_BTD, attending.sin_BTD)
-        k = rotate(k, attending.cos_BTD, attending.sin_BTD)
+        q = rotate(self.q_norm(q), attending.cos_BTD, attending.sin_BTD)
+        k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
         if attending.memory is not None:
             k, v = attending.memory.write(layer, k, v)
         y_BHTD = F.scaled_dot_product_attention(
@@ -115,9 +84,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
@@ -147,6 +116,8 @@ def initialise(module: nn.Module, std: float) -> None:
                 nn.init.zeros_(child.weight)
             else:
                 nn.init.normal_(child.weight, std=std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
         elif isinstance(child, nn.Embedding):
             nn.init.normal_(child.weight, std=std)
         elif isinstance(child, nn.RMSNorm):

@@ -28,7 +28,7 @@ class RecyclableModule(nn.Module):
         self.hidden_norm: nn.Module = RMSNorm(width, eps=eps) if recycle.norm_inputs else nn.Identity()
         self.fc = nn.Linear(2 * width, width, bias=False)
         self.layers = nn.ModuleList(
-            TransformerLayer(config, input_norm=number > 0 or recycle.first_input_norm)
+            TransformerLayer(config.plain, input_norm=number > 0 or recycle.first_input_norm)
             for number in range(recycle.num_layers)
         )
         self.norm: nn.Module = RMSNorm(width, eps=eps) if recycle.final_norm else nn.Identity()

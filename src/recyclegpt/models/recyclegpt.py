@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.cache import StaticCache, UnrolledMemory
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.layers import Attending, Rotary, initialise
+from recyclegpt.models.layers import Attending, initialise
 from recyclegpt.models.recyclable import RecyclableModule
+from recyclegpt.models.rope import Rotary
 
 
 class States(NamedTuple):
@@ -46,7 +47,8 @@ class RecycleGPT(
         self.backbone = Backbone(model)
         self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
-        self.rotary = Rotary(model.head_dim, model.rope_theta, model.context_length + 2 * MAX_RECYCLED)
+        num_positions = model.context_length + 2 * MAX_RECYCLED
+        self.rotary = Rotary(model.head_dim, model.rope_theta, num_positions, model.rope_scaling)
         initialise(self, model.init_std)
         if self.recyclable is not None:
             self.recyclable.balance_fold(model.init_std)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 from recyclegpt.models.fitting import memory_problems
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
 
@@ -194,6 +194,8 @@ def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Re
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind is RopeScaling:  # looks at its own numbers
+        return isinstance(value, dict)
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, int | float if kind is float else kind)

@@ -11,17 +11,24 @@ from torch import Tensor
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, fuse, kernels
 from recyclegpt.decoding import fused as fused_module
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, StaticCache
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling, StaticCache
 
 from .test_exactness import random_model
 
 HAS_KERNELS = kernels.usable(torch.device("cpu"), torch.float32)
+YARN = RopeScaling("yarn", factor=4.0, original_context=24, attention_factor=1.1)
 VARIANTS = {
     "plain": (ModelConfig(37, 96, 2, 32, 4), RecycleConfig(2)),
     "grouped heads, untied": (ModelConfig(37, 96, 2, 32, 4, num_kv_heads=2, tie_embeddings=False), RecycleConfig(1)),
     "both inputs normed": (ModelConfig(37, 96, 1, 48, 3), RecycleConfig(1, norm_inputs=True)),
     "EAGLE": (ModelConfig(37, 96, 1, 32, 2), RecycleConfig(1, final_norm=False, first_input_norm=False)),
     "no module": (ModelConfig(16, 96, 2, 32, 4, head_dim=6), None),
+    "Qwen2's biases": (ModelConfig(37, 96, 2, 32, 4, num_kv_heads=2, qkv_bias=True), RecycleConfig(1)),
+    "Qwen3's norms": (ModelConfig(37, 96, 2, 32, 4, head_dim=6, qk_norm=True), RecycleConfig(1)),
+    "all biases, stretched": (
+        ModelConfig(37, 96, 1, 32, 4, qkv_bias=True, o_bias=True, mlp_bias=True, rope_scaling=YARN),
+        RecycleConfig(1),
+    ),
     "odd width": (ModelConfig(37, 96, 1, 33, 3, head_dim=8), RecycleConfig(1)),
 }
 

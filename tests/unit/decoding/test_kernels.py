@@ -15,7 +15,7 @@ from recyclegpt.decoding.fused import KernelLayer
 from recyclegpt.decoding.kernels import build
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.layers import Rotary, rotate
+from recyclegpt.models.rope import Rotary, rotate
 
 from .test_exactness import random_model
 
