@@ -97,7 +97,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _bulk_settings(cfg: DictConfig, arguments: argparse.Namespace, problems: list[str]) -> BulkConfig | None:
     """The settings of a corpus to write; None for a prompt. What does not go together is added to `problems`."""
-    given = [name for name in arguments.overrides if name.lstrip("+~").startswith(("bulk.", "data=", "data."))]
+    given = [name for name in arguments.overrides if name.startswith(("bulk.", "data=", "data."))]
+    given = [name for name in given if not name.startswith("bulk.out=")]
     if cfg.bulk.out is None:
         if given:
             problems.append(f"bulk.out: missing, and {', '.join(given)} would decide nothing; set bulk.out=FOLDER")

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.cli.evaluate import corpus_for
+from recyclegpt.cli.health import processor
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
@@ -73,7 +74,7 @@ def generate_corpus(
         "checkpoint": str(trained.path),
         "recyclegpt": __version__,
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name(),
         "threads": torch.get_num_threads(),
     }
     corpus = GeneratedCorpus(Path(cfg.bulk.out).expanduser(), identity, made_with)
@@ -93,7 +94,9 @@ def generate_corpus(
         writer = BulkWriter(decoder, strategy, sampling, cfg.decoding.seed, bulk.new_tokens, eos_id, vocab_size)
         with corpus.writing():
             meta = corpus.finished()  # where another process was faster than this one's first look
-            if meta is None:
+            if meta is not None:
+                corpus.clear()
+            else:
                 try:
                     speed = _write(corpus, writer, prompts, bulk.batch)
                     num_pieces = {split: len(batches(len(prompts[split]), bulk.batch)) for split in SPLITS}

@@ -111,7 +111,7 @@ class GeneratedCorpus:
         """A piece written earlier; None if it is not there, or damaged, so that it has to be written again."""
         file = self._file(split, number)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 return GeneratedPiece(*(arrays[name] for name in GeneratedPiece._fields))
         except FileNotFoundError:
             return None
