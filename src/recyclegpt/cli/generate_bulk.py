@@ -59,7 +59,7 @@ def generate_corpus(
         raise ConfigError(problems)
     source = corpus_for(cfg, trained)
     identity = {
-        "checkpoint": weights_digest(trained.model),
+        "checkpoint": weights_digest(trained.model, with_module=strategy.num_recycled > 0),
         "data": f"{source.corpus.fingerprint} {source.tokenizer.fingerprint}",
         **{f"bulk.{name}": value for name, value in asdict(bulk).items()},
         **{f"decoding.{name}": getattr(strategy, name) for name in ("num_recycled", "confidence")},
@@ -110,10 +110,15 @@ def generate_corpus(
     return 0
 
 
-def weights_digest(model: RecycleGPT) -> str:
-    """SHA-256 of all weights, their names, shapes and types: the same wherever a checkpoint lies."""
+def weights_digest(model: RecycleGPT, with_module: bool) -> str:
+    """SHA-256 of the weights, their names, shapes and types: the same wherever a checkpoint lies.
+
+    Without the module it is that of the backbone, whatever module was trained on it.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
+        if name.startswith("recyclable.") and not with_module:
+            continue
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
