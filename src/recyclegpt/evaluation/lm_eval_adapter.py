@@ -25,7 +25,10 @@ from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
 
 try:
     import lm_eval
+    from lm_eval.api.group import Group
     from lm_eval.api.model import TemplateLM
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.config.group import GroupConfig
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
@@ -139,12 +142,14 @@ def asked(settings: Mapping[str, Any]) -> Asked:
 class TaskSet:
     """Tasks found and their data read, before a model is asked anything."""
 
-    items: list[Any]
-    """Tasks and groups of the harness."""
+    items: list[Any] = field(default_factory=list)
+    """Tasks and groups of the harness, in the order they were asked for."""
+    names: list[str] = field(default_factory=list)
+    """Of all groups and tasks, each group before what lies inside it."""
     generative: set[str] = field(default_factory=set)
-    """Names of those that want text to be written."""
-    members: set[str] = field(default_factory=set)
-    """Names of those that lie inside a group."""
+    """Names of tasks that want text to be written."""
+    summed_up: set[str] = field(default_factory=set)
+    """Names of tasks whose group has a number for all of them."""
 
 
 def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None = None) -> TaskSet:
@@ -166,20 +171,24 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
         problems = [_unknown(name, manager, folder) for name in names if name not in manager.task_index]
         if problems:
             raise ConfigError(problems)
-        found = TaskSet([])
+        found = TaskSet()
         for task in wanted:
-            name = task if isinstance(task, str) else str(task.get("task" if "group" not in task else "group"))
             try:
-                loaded = manager.load([task])
-            except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # noqa: E501
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                problems.append(f"tasks: {name}: its data cannot be read ({type(error).__name__}: {reason})")
+                loaded = manager.load([task if isinstance(task, str) else _made(task)])
+            except Exception as error:  # noqa: BLE001 - readers, templates and hubs raise what they like
+                reason = (str(error).strip() or "no reason given").splitlines()[0]
+                name = task if isinstance(task, str) else task.get("group", task.get("task"))
+                problems.append(f"tasks: {name}: cannot be read ({type(error).__name__}: {reason})")
                 continue
-            groups = loaded.get("groups", {})
-            top = [group for key, group in groups.items() if not any(key in other.child_names for other in groups.values())]
-            found.items += top or list(loaded["tasks"].values())
-            found.generative |= {key for key, one in loaded["tasks"].items() if one.OUTPUT_TYPE == "generate_until"}
-            found.members |= {child for group in groups.values() for child in group.child_names}
+            groups, leaves = loaded.get("groups", {}), loaded["tasks"]
+            inside = {child for group in groups.values() for child in group.child_names}
+            found.items += [group for name, group in groups.items() if name not in inside]
+            found.items += [leaf for name, leaf in leaves.items() if name not in inside]
+            found.names += [*groups, *leaves]
+            found.generative |= {name for name, leaf in leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
+            for group in groups.values():
+                if group.has_aggregation:
+                    found.summed_up |= {leaf.task_name for leaf in group.get_all_tasks()}
     if problems:
         raise ConfigError(problems)
     return found
@@ -205,11 +214,22 @@ def run_tasks(
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
-    for name, values in {**results["results"], **results.get("groups", {})}.items():
-        metrics = dict(_metrics(values))
-        if metrics:
-            found[name] = {"num_samples": values.get("sample_len"), "metrics": metrics}
+    by_name = {**results["results"], **results.get("groups", {})}
+    for name in tasks.names:
+        if metrics := dict(_metrics(by_name.get(name, {}))):
+            found[name] = {"num_samples": by_name[name].get("sample_len"), "metrics": metrics}
     return found
+
+
+def _made(task: Mapping[str, Any], prefix: str = "") -> Any:
+    """A task or group of the harness from a mapping; members are named after their groups."""
+    if "group" not in task:
+        return ConfigurableTask(config={**task, "task": prefix + task["task"]})
+    name = prefix + task["group"]
+    group = Group.from_config(GroupConfig(**{**task, "group": name, "task": []}))
+    for member in task["task"]:
+        group.add(_made(member, f"{name}::"))
+    return group
 
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float | None]]]:

@@ -20,7 +20,7 @@ Task = dict[str, Any]
 BLIMP = "blimp_local"
 WIKITEXT = "wikitext_local"
 GOOD, BAD = "sentence_good", "sentence_bad"
-_TITLE = re.compile(r" = [^=].*[^=] = ")
+_TITLE = re.compile(r" = [^=](.*[^=])? = ")
 """The line that begins an article: one equals sign on either side. Sections have two or more."""
 _MOST_NAMED = 12
 
@@ -95,7 +95,15 @@ def rolling_task(name: str, pages: Sequence[str]) -> Task:
         "test_split": "test",
         "doc_to_text": "",
         "doc_to_target": "{{page}}",
-        "metric_list": [{"metric": metric} for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+        "metric_list": [
+            {"metric": metric, "aggregation": aggregation, "higher_is_better": False}
+            for metric, aggregation in (
+                ("word_perplexity", "weighted_perplexity"),
+                ("byte_perplexity", "weighted_perplexity"),
+                ("bits_per_byte", "bits_per_byte"),
+            )
+        ],
+        "num_fewshot": 0,
         "metadata": {"version": 1.0},
     }
 
