@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,6 +149,8 @@ class TaskSet:
     """Of all groups and tasks, each group before what lies inside it."""
     generative: set[str] = field(default_factory=set)
     """Names of tasks that want text to be written."""
+    has_rolling: bool = False
+    """Whether one of them scores whole texts."""
     summed_up: set[str] = field(default_factory=set)
     """Names of tasks whose group has a number for all of them."""
 
@@ -186,6 +189,7 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
             found.items += [leaf for name, leaf in leaves.items() if name not in inside]
             found.names += [*groups, *leaves]
             found.generative |= {name for name, leaf in leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
+            found.has_rolling |= any(leaf.OUTPUT_TYPE == "loglikelihood_rolling" for leaf in leaves.values())
             for group in groups.values():
                 if group.has_aggregation:
                     found.summed_up |= {leaf.task_name for leaf in group.get_all_tasks()}
@@ -210,13 +214,15 @@ def run_tasks(
     with _quiet():
         results = lm_eval.simple_evaluate(
             model=model, tasks=list(tasks.items), task_manager=TaskManager(include_defaults=False),
-            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters, log_samples=False,
+            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters, log_samples=tasks.has_rolling,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     by_name = {**results["results"], **results.get("groups", {})}
     for name in tasks.names:
         if metrics := dict(_metrics(by_name.get(name, {}))):
+            if bootstrap_iters:
+                _add_stderr_of_ratios(metrics, results.get("samples", {}).get(name, []))
             found[name] = {"num_samples": by_name[name].get("sample_len"), "metrics": metrics}
     return found
 
@@ -238,10 +244,34 @@ def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float |
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         stderr = values.get(f"{metric}_stderr,{how}")
-        yield metric if how == "none" else f"{metric} ({how})", {
-            "value": float(value),
-            "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
-        }
+        yield (
+            metric if how == "none" else f"{metric} ({how})",
+            {
+                "value": float(value),
+                "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
+            },
+        )
+
+
+def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None:
+    """Standard error of sum over count where both vary from text to text, to first order; None for a single text."""
+    num = len(sums_and_counts)
+    if num < 2:
+        return None
+    count = math.fsum(n for _, n in sums_and_counts)
+    mean = math.fsum(total for total, _ in sums_and_counts) / count
+    squares = math.fsum((total - mean * n) ** 2 for total, n in sums_and_counts)
+    return math.sqrt(num / (num - 1) * squares) / count
+
+
+def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, float | None]], samples: Sequence[Mapping[str, Any]]) -> None:
+    """The harness has no standard error for perplexities of whole texts, so they get one here."""
+    for metric, found in metrics.items():
+        pairs = [sample[metric] for sample in samples if isinstance(sample.get(metric), tuple)]
+        error = ratio_stderr(pairs) if pairs else None
+        if found["stderr"] is None and error is not None and found["value"] is not None:
+            # Of a perplexity exp(x) the error is exp(x) times that of x; of bits it is that of nats over ln 2.
+            found["stderr"] = error / math.log(2) if metric.startswith("bits") else found["value"] * error
 
 
 def _unknown(name: str, manager: Any, folder: str | Path | None) -> str:

@@ -36,7 +36,9 @@ def blimp(folder: str | Path) -> Task:
     folder = Path(folder).expanduser()
     files = sorted(folder.rglob("*.jsonl")) if folder.is_dir() else []
     if not files:
-        raise ConfigError(f"task_files.{BLIMP}: {folder} is no folder that holds .jsonl files; give BLiMP's data folder")
+        raise ConfigError(
+            f"task_files.{BLIMP}: {folder} is no folder that holds .jsonl files; give BLiMP's data folder"
+        )
     by_phenomenon: dict[str, list[Task]] = defaultdict(list)
     problems: list[str] = []
     for file in files:
