@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
 from recyclegpt.cli.main import main
@@ -57,6 +58,28 @@ def test_tasks_are_scored_in_three_ways(
     out = capsys.readouterr().out
     assert "a try, not a result" in out
     assert "module" not in out.splitlines()[0]
+
+
+def test_a_task_file_has_its_text_written_once(
+    run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "data.jsonl").write_text('{"q": "def alpha(", "a": "x"}\n{"q": "return", "a": "y"}\n', encoding="utf-8")
+    (tmp_path / "own" / "mine.yaml").write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
+        "output_type: generate_until\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\nmetric_list: [{metric: exact_match}]\n',
+        encoding="utf-8",
+    )
+    assert run("evaluate", f"checkpoint={trained}", "tasks=mine", "tasks_path=own", "decoding=sampled") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["task", "metric", "n", "written", "stderr"]
+    assert "texts written by verified decoding" in "\n".join(lines)
+    assert json.loads(lines[-1])["tasks"]["mine"]["metrics"]["exact_match"]["written"]["value"] == 0
+    assert run("evaluate", f"checkpoint={trained}", "tasks=[mine]", "tasks_path=nowhere") == 2
+    assert "tasks_path: nowhere is no folder" in capsys.readouterr().err
 
 
 def test_without_tasks_nothing_has_changed(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def blimp(folder: str | Path) -> Task:
     by_phenomenon: dict[str, list[Task]] = defaultdict(list)
     problems: list[str] = []
     for file in files:
-        pairs = []
+        pairs, before = [], len(problems)
         for number, line in enumerate(_lines(file, f"task_files.{BLIMP}"), start=1):
             if line.strip():
                 pair = _pair(line)
@@ -50,11 +50,11 @@ def blimp(folder: str | Path) -> Task:
                     problems.append(f"task_files.{BLIMP}: {file}:{number}: is no JSON object with {GOOD} and {BAD}")
                 else:
                     pairs.append(pair)
-        if not pairs:
+        if not pairs and len(problems) == before:
             problems.append(f"task_files.{BLIMP}: {file}: holds no pairs; take it out of the folder")
-            continue
-        phenomenon = str(pairs[0].get("linguistics_term") or "other")
-        by_phenomenon[phenomenon].append(_blimp_task(file.stem, pairs))
+        if pairs:
+            phenomenon = str(pairs[0].get("linguistics_term") or "other")
+            by_phenomenon[phenomenon].append(_blimp_task(file.stem, pairs))
     _refuse(problems)
     mean = {"aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}]}
     groups = [{"group": name, "task": tasks} | mean for name, tasks in sorted(by_phenomenon.items())]
