@@ -1,0 +1,166 @@
+"""A pretrained backbone: found on disk or on the hub, read tensor by tensor into this project's model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.models.config import RecycleConfig
+from recyclegpt.models.huggingface.families import read_config
+from recyclegpt.models.huggingface.location import locate
+from recyclegpt.models.huggingface.shards import Shards
+from recyclegpt.models.layers import initialise
+from recyclegpt.models.precision import DTYPES
+from recyclegpt.models.recyclegpt import RecycleGPT
+
+_UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
+"""Endings of tensors that old versions of `transformers` stored and that hold no weight."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MOST_NAMED = 5
+
+
+class PretrainedBackbone:
+    """A Llama, Mistral, Qwen2 or Qwen3 checkpoint: a folder in Hugging Face layout, or a name on the hub.
+
+    Attributes:
+        folder: where it lies.
+        config: the backbone's shape.
+        context_length: tokens of a training row. Texts may be as long as `config.context_length`.
+
+    Raises:
+        ConfigError: it cannot be found, is of another architecture, or lacks a tensor; all that is wrong at once.
+    """
+
+    def __init__(
+        self, path: str, revision: str | None = None, context_length: int | None = None, dtype: str = "float32"
+    ) -> None:
+        """`dtype` is that of the backbone's weights in memory; `context_length` None: all the checkpoint allows."""
+        problems = []
+        if dtype not in DTYPES:
+            problems.append(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+        if context_length is not None and context_length < 1:
+            problems.append(f"context_length: {context_length} is not positive")
+        if problems:
+            raise ConfigError(problems)
+        self.path, self.revision, self.dtype = path, revision, DTYPES[dtype]
+        self.folder = locate(path, revision)
+        self.config = read_config(self.folder)
+        longest = self.config.context_length
+        if context_length is not None and context_length > longest:
+            raise ConfigError(f"context_length: {context_length} is more than the {longest} of {path}; lower it")
+        self.context_length = context_length or longest
+        self._shards = Shards(self.folder)
+        self._check_tensors()
+
+    def fingerprint(self) -> str:
+        """Tells checkpoints apart (`Shards.fingerprint`)."""
+        return self._shards.fingerprint()
+
+    def load(self, recycle: RecycleConfig | None = None, device: torch.device | str = "cpu") -> RecycleGPT:
+        """The backbone with these weights, and a fresh recyclable module in fp32 on it.
+
+        Memory peaks at about the model's size: weights are copied one by one out of mapped files.
+
+        Raises:
+            ConfigError: a weight is not finite.
+        """
+        with torch.device("meta"):
+            model = RecycleGPT(self.config, recycle)
+        for part in (model.backbone, model.lm_head):
+            part.to(self.dtype)
+        model.to_empty(device=device)
+        model.rotary.fill()
+        if self.config.tie_embeddings:
+            model.lm_head.weight = model.backbone.embed_tokens.weight
+        wanted = _names(model)
+        for name, tensor in self._shards.tensors():
+            if name in wanted:
+                if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
+                    raise ConfigError(f"{self.folder}: {name} is not finite; the checkpoint is damaged, copy it again")
+                with torch.no_grad():
+                    wanted[name].copy_(tensor)
+        if model.recyclable is not None:
+            initialise(model.recyclable, self.config.init_std)
+            model.recyclable.balance_fold(float(model.backbone.embed_tokens.weight.detach().float().std()))
+        return model.eval()
+
+    def _check_tensors(self) -> None:
+        with torch.device("meta"):
+            wanted = _names(RecycleGPT(self.config))
+        shapes = self._shards.shapes
+        missing = [name for name in wanted if name not in shapes]
+        unknown = [
+            name
+            for name in shapes
+            if name not in wanted
+            and not name.endswith(_UNUSED)
+            and not (name == "lm_head.weight" and self.config.tie_embeddings)
+        ]
+        problems = []
+        if missing:
+            problems.append(f"{self.folder}: {_some(missing)} missing; copy the checkpoint again")
+        if unknown:
+            problems.append(
+                f"{self.folder}: {_some(unknown)} not part of the architecture that its config.json names; "
+                "it would be left out of every computation"
+            )
+        problems += [
+            f"{self.folder}: {name} is {list(shapes[name])}, its config.json says {list(weight.shape)}"
+            for name, weight in wanted.items()
+            if name in shapes and shapes[name] != tuple(weight.shape)
+        ]
+        problems += [
+            f"{self.folder}: {name} is {self._shards.dtypes[name]}, not a floating-point number"
+            for name in wanted
+            if name in shapes and self._shards.dtypes[name] not in _FLOATS
+        ]
+        if len(problems) > _MOST_NAMED:
+            problems[_MOST_NAMED:] = [f"{self.folder}: and {len(problems) - _MOST_NAMED} more"]
+        if problems:
+            raise ConfigError(problems)
+
+
+def load_backbone(
+    folder_or_name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    context_length: int | None = None,
+    recycle: RecycleConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> RecycleGPT:
+    """A pretrained backbone as a model of this project, with a fresh recyclable module if one is asked for.
+
+    Args:
+        folder_or_name: a folder in Hugging Face layout, or a name on the hub.
+        dtype: of the weights.
+        context_length: longest text, to spare the tables of positions beyond; None: all the checkpoint allows.
+        recycle: shape of the module; None: no module.
+        device: where to.
+
+    Raises:
+        ConfigError: see `PretrainedBackbone`.
+    """
+    found = PretrainedBackbone(str(folder_or_name), None, context_length, _dtype_name(dtype))
+    found.config = replace(found.config, context_length=found.context_length)
+    return found.load(recycle, device)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+
+
+def _names(model: RecycleGPT) -> dict[str, Tensor]:
+    """Parameters of backbone and classifier by their names in Hugging Face layout."""
+    names: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.backbone.named_parameters()}
+    if not model.config.tie_embeddings:
+        names["lm_head.weight"] = model.lm_head.weight
+    return names
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    verb = "is" if len(names) == 1 else "are"
+    return f"{shown} {verb}" if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more are"
