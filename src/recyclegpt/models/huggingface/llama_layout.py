@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig
+from recyclegpt.models.huggingface.rope_parameters import write_rope
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 
@@ -50,12 +51,7 @@ def backbone_weights(model: RecycleGPT) -> dict[str, Tensor]:
 
 
 def layer_shape(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What all families call the same, in the spellings of transformers 4 and 5 side by side.
-
-    transformers 5 takes the type of scaling from `rope_scaling` where that is set and the rest from `rope_parameters`;
-    the two say the same here.
-    """
-    scaling = _rope_scaling(config)
+    """What all families call the same, in the spellings of transformers 4 and 5 side by side."""
     name = str(dtype).removeprefix("torch.")
     return {
         "vocab_size": config.vocab_size,
@@ -68,9 +64,7 @@ def layer_shape(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> dic
         "hidden_act": "silu",
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})},
+        **write_rope(config.rope_theta, config.rope_scaling),
         "dtype": name,
         "torch_dtype": name,
     }
@@ -96,22 +90,3 @@ def _family(config: ModelConfig) -> tuple[str, str, dict[str, Any]]:
         f"format: no Hugging Face family has {found}{width} together; Llama, Mistral, Qwen2 and Qwen3 can be written. "
         "Use format=recyclegpt"
     )
-
-
-def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling.kind == "none":
-        return None
-    values: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind != "linear":
-        values["original_max_position_embeddings"] = scaling.original_context
-    if scaling.kind == "llama3":
-        values |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
-    if scaling.kind == "yarn":
-        values |= {
-            "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow,
-            "attention_factor": scaling.attention_factor,
-            "truncate": scaling.truncate,
-        }
-    return values

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError
-
-INDEX = "model.safetensors.index.json"
+from recyclegpt.models.huggingface.shards import INDEX
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: str | int) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Make
 
 from recyclegpt import generate
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig
+from recyclegpt.models import ModelConfig, RecycleGPT
+from recyclegpt.models.huggingface import load_backbone
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 from recyclegpt.models.huggingface.writing import INDEX, write_json, write_weights
 from recyclegpt.models.rope import RopeScaling
 
 transformers = pytest.importorskip("transformers")
+
+Make = Callable[..., RecycleGPT]
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"num_kv_heads": 2}),
@@ -51,6 +54,9 @@ def test_transformers_computes_and_writes_the_same(family: str, make: Make, tmp_
         expected = theirs(tokens_BT).logits
     ours = model.classify(model.read(tokens_BT))
     assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+    again = load_backbone(tmp_path)
+    assert again.config == model.config, "what is written is what is read"
+    assert torch.equal(again.classify(again.read(tokens_BT)), ours)
     prompt = tokens_BT[:1, :7]
     written = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=200, do_sample=False, pad_token_id=0
