@@ -85,7 +85,7 @@ def _use_own(export: Export, out: Path) -> str:
         "from recyclegpt import RecycleGPT\n"
         f"model = RecycleGPT.from_pretrained({str(out)!r})\n\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
         'inputs = tokenizer("...", return_tensors="pt")\n'
         'model.generate(**inputs, max_new_tokens=50, strategy="verified", num_recycled=1)'

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,10 @@ class Reference(nn.Module):
         config = transformers.AutoConfig.for_model(**values)
         assert type(config).__name__ == ("MistralConfig" if kind == "vllm" else "LlamaConfig")
         config._attn_implementation = "eager"
-        own = transformers.models.mistral.modeling_mistral if kind == "vllm" else None
-        own = own or transformers.models.llama.modeling_llama
+        family = "Mistral" if kind == "vllm" else "Llama"
+        theirs = import_module(f"transformers.models.{family.lower()}.modeling_{family.lower()}")
         layer, norm, rotary = (
-            (own.MistralDecoderLayer, own.MistralRMSNorm, own.MistralRotaryEmbedding)
-            if kind == "vllm"
-            else (own.LlamaDecoderLayer, own.LlamaRMSNorm, own.LlamaRotaryEmbedding)
+            getattr(theirs, f"{family}{part}") for part in ("DecoderLayer", "RMSNorm", "RotaryEmbedding")
         )
         self.model = nn.Module()
         self.model.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
