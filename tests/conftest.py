@@ -5,15 +5,17 @@ torch, Hydra and datasets are touched only where a test has imported them, so th
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,47 @@ def _reset(torch: ModuleType) -> None:
     if torch.get_float32_matmul_precision() != "highest":
         torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "MistralForCausalLM": {"sliding_window": None, "head_dim": 10},
+    "Qwen2ForCausalLM": {"tie_word_embeddings": True},
+    "Qwen3ForCausalLM": {"head_dim": 12},
+}
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint in Hugging Face layout: random weights wide enough that texts vary, 300 tokens."""
+
+    def write(architecture: str = "LlamaForCausalLM", name: str = "pretrained", seed: int = 0) -> Path:
+        import torch
+        from safetensors.torch import save_file
+
+        from recyclegpt.data import TextTokenizer
+        from recyclegpt.models import RecycleGPT
+        from recyclegpt.models.huggingface import read_config
+
+        folder = tmp_path / name
+        folder.mkdir()
+        shape = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 160}
+        values = {"architectures": [architecture], "rope_theta": 5000.0, **shape, **FAMILIES[architecture]}
+        (folder / "config.json").write_text(json.dumps(values))
+        model = RecycleGPT(read_config(folder))
+        generator = torch.Generator().manual_seed(seed)
+        names = {f"model.{name}": weight for name, weight in model.backbone.named_parameters()}
+        if not model.config.tie_embeddings:
+            names["lm_head.weight"] = model.lm_head.weight
+        weights = {
+            name: torch.randn(weight.shape, generator=generator) * 0.2 + (weight.ndim == 1)
+            for name, weight in names.items()
+        }
+        save_file(weights, folder / "model.safetensors")
+        TextTokenizer.train(["def alpha(beta, n=3):\n    return beta + alpha(n)\n"], 300).save(
+            folder / "tokenizer.json"
+        )
+        return folder
+
+    return write

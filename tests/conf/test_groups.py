@@ -31,13 +31,18 @@ NEEDED = {
     "data=text_files": ["data.paths=[a.txt]"],
     "data=hf_stream": ["data.name=a/b"],
     "data=tokenized": ["data.path=shards"],
+    "model=hf": ["model.path=pretrained", "model.context_length=128"],
 }
 NEEDS_GPU = ("trainer=gpu", "trainer=ddp", "trainer=fsdp")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_is_sound_and_can_be_built(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_is_sound_and_can_be_built(
+    option: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    if option == "model=hf":
+        tiny_checkpoint()
     (tmp_path / "a.txt").write_text("text\n" * 50)
     if option == "data=tokenized":
         tokenize_corpus(TextFiles(["a.txt"]), TokenizerConfig("byte"), "shards", progress=False)

@@ -14,21 +14,22 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recyclegpt.cli.instantiate import build_all, check, locate
+from recyclegpt.cli.model_of_config import VOCABULARY_MULTIPLE, is_pretrained
 from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, named_dtype
 from recyclegpt.models.fitting import memory_problems
+from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.training import LossConfig
 from recyclegpt.training.checkpoint import find_checkpoint
 
 GROUPS = ("model", "recycle", "loss", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 GIVEN = {"model": ("vocab_size",), "trainer": ("callbacks", "logger", "precision")}
 """Arguments that no config holds, or that are worked out from what it holds."""
-VOCABULARY_MULTIPLE = 64
 _LONGEST_NAME = 200
-KINDS: Mapping[str, type] = {
-    "model": ModelConfig,
+KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "model": (ModelConfig, PretrainedBackbone),
     "recycle": RecycleConfig,
     "loss": LossConfig,
     "data": TextDataModule,
@@ -54,14 +55,16 @@ def find_problems(cfg: DictConfig) -> list[str]:
     try:
         # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
         wanted = [key for key in sound if key not in ("trainer", "logger")]
-        built = build_all(cfg, wanted, {"model": {"vocab_size": VOCABULARY_MULTIPLE}})
+        vocabulary = {} if is_pretrained(cfg.model) else {"vocab_size": VOCABULARY_MULTIPLE}
+        built = build_all(cfg, wanted, {"model": vocabulary})
     except ConfigError as error:
         return problems + error.problems
     kinds = _kind_problems(cfg, built, sound)
     if kinds:
         return problems + kinds
     if "model" in built and "recycle" in built:
-        problems += memory_problems(built["model"], built["recycle"])
+        model = built["model"]
+        problems += memory_problems(model if isinstance(model, ModelConfig) else model.config, built["recycle"])
     # Optimizer and schedule look at their settings only when they are given something to optimise.
     weight = torch.nn.Parameter(torch.zeros(1, 1))
     steps = max(1, num_steps(cfg)) if "trainer" in sound else 1
@@ -86,7 +89,7 @@ def find_problems(cfg: DictConfig) -> list[str]:
 def _kind_problems(cfg: DictConfig, built: Mapping[str, Any], sound: Sequence[str]) -> list[str]:
     """Nodes whose target may be built, but not there."""
     problems = [
-        f"{key}: {type(built[key]).__name__} is not a {kind.__name__}, which {key} has to be"
+        f"{key}: {type(built[key]).__name__} is not a {_name(kind)}, which {key} has to be"
         for key, kind in KINDS.items()
         if key in built and not isinstance(built[key], kind)
     ]
@@ -100,6 +103,10 @@ def _kind_problems(cfg: DictConfig, built: Mapping[str, Any], sound: Sequence[st
             if not (isinstance(found, type) and issubclass(found, kind)):
                 problems.append(f"{name}: {child['_target_']} is not a {kind.__name__}, which {name} has to be")
     return problems
+
+
+def _name(kind: type | tuple[type, ...]) -> str:
+    return kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
 
 
 def num_steps(cfg: DictConfig) -> int:
@@ -152,11 +159,15 @@ def _check_backbone(cfg: DictConfig) -> list[str]:
     frozen, checkpoint = cfg.backbone.frozen, cfg.backbone.checkpoint
     if not isinstance(frozen, bool):
         problems.append(f"backbone.frozen: {frozen} is not true or false")
-    elif frozen and checkpoint is None:
-        problems.append("backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=...")
+    elif frozen and checkpoint is None and not is_pretrained(cfg.model):
+        problems.append(
+            "backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=... or model=hf"
+        )
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
-    if checkpoint is not None:
+    if checkpoint is not None and is_pretrained(cfg.model):
+        problems.append("backbone.checkpoint: model=hf brings a backbone already; leave one of the two out")
+    elif checkpoint is not None:
         try:
             find_checkpoint(str(checkpoint))
         except ConfigError as error:

@@ -19,7 +19,7 @@ from recyclegpt.cli.settings import type_problems
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
-from recyclegpt.training.checkpoint import TOKENIZER, load_trained
+from recyclegpt.training.checkpoint import TOKENIZER, Trained, load_trained
 
 HELP = """usage: recyclegpt evaluate [KEY=VALUE ...]
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(problems)
     trained = load_trained(cfg.checkpoint, device)
     if "data" in cfg:
-        cfg.model.context_length = trained.model.config.context_length
+        cfg.model.context_length = _row_length(trained)
         settings = to_plain(cfg)["data"]
         # The model knows only its own tokens, whatever tokenizer the group would build.
         own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
@@ -83,9 +83,14 @@ def run(argv: Sequence[str]) -> int:
 def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     """The corpus that a config, or the config inside of a checkpoint, describes.
 
+    A tokenizer that a run read from a file is read from where the run has put it, beside the checkpoint.
+
     Raises:
         ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.
     """
+    tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
+    if checkpoint is not None and isinstance(tokenizer, dict) and tokenizer.get("kind") == "file":
+        settings = settings | {"tokenizer": tokenizer | {"path": str(checkpoint.parent / TOKENIZER)}}
     try:
         built = build(settings, "data")
     except ConfigError as error:
@@ -98,6 +103,14 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
         where = "data" if checkpoint is None else f"checkpoint: the config of {checkpoint}: data"
         raise ConfigError(f"{where}: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
     return built
+
+
+def _row_length(trained: Trained) -> int:
+    """Length of the rows it was trained on: a pretrained backbone's context may be much longer."""
+    data = trained.config.get("data")
+    length = data.get("row_length") if isinstance(data, dict) else None
+    context = trained.model.config.context_length
+    return min(length, context) if isinstance(length, int) and length > 0 else context
 
 
 def _precision(config: dict[str, Any]) -> Any:

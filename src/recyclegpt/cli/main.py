@@ -18,6 +18,7 @@ from recyclegpt.errors import ConfigError, JobsFailed, RunError, Stopped
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("recyclegpt.cli.train", "train a model and watch it decode; -m or sweep=NAME for many"),
+    "adapt": ("recyclegpt.cli.adapt", "train a recyclable module for a pretrained backbone, which stays as it is"),
     "generate": ("recyclegpt.cli.generate", "continue a prompt from a checkpoint, with any decoder"),
     "evaluate": ("recyclegpt.cli.evaluate", "held-out perplexities, bits per byte and agreement of a checkpoint"),
     "bench": ("recyclegpt.cli.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ from omegaconf import DictConfig
 from recyclegpt.callbacks.provenance import read_provenance
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.hydra_entry import parse_flags
+from recyclegpt.cli.model_of_config import Made
 from recyclegpt.cli.run_folder import RESULT, config_hash, read_hash
 from recyclegpt.cli.unset_values import is_multirun
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import RecycleGPT
 from recyclegpt.training.checkpoint import (
     find_checkpoint,
     newest_sound_checkpoint,
@@ -36,13 +37,13 @@ NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers", TextDataMod
 """What a checkpoint holds besides weights, without which training cannot go on."""
 
 
-def folder_to_continue(argv: Sequence[str]) -> list[str]:
+def folder_to_continue(argv: Sequence[str], config_name: str = "train") -> list[str]:
     """With `resume=auto` and no folder given: the newest unfinished run of the same name and config, as an override."""
     flags = parse_flags(argv)
     wanted = "resume=auto" in flags.overrides and flags.runs and not flags.multirun
     if not wanted or any(override.startswith("hydra.run.dir=") for override in flags.overrides):
         return []
-    cfg = compose_or_explain("train", flags.overrides, with_hydra=True)
+    cfg = compose_or_explain(config_name, flags.overrides, with_hydra=True)
     if is_multirun(cfg):
         return []
     digest = config_hash(cfg)
@@ -158,22 +159,20 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Begun
     return Begun(path, step, checkpoint)
 
 
-def check_resumable(
-    begun: Begun, cfg: DictConfig, model: RecycleGPT, datamodule: TextDataModule, world_size: int
-) -> None:
+def check_resumable(begun: Begun, cfg: DictConfig, made: Made, datamodule: TextDataModule, world_size: int) -> None:
     """Make sure that a run can go on from a checkpoint exactly.
 
     Args:
         begun: the checkpoint.
         cfg: config of the run.
-        model: freshly made.
+        made: the model, freshly made.
         datamodule: prepared.
         world_size: processes that train together.
 
     Raises:
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
-    problems = _malformed(begun.content) + _differences(begun.content, cfg, model)
+    problems = _malformed(begun.content) + _differences(begun.content, cfg, made)
     problems += datamodule.problems_with(begun.content[TextDataModule.__name__], world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot go on from {begun.path}", *problems])
@@ -198,9 +197,9 @@ def _malformed(checkpoint: dict[str, Any]) -> list[str]:
     ]
 
 
-def _differences(checkpoint: dict[str, Any], cfg: DictConfig, model: RecycleGPT) -> list[str]:
-    stored = checkpoint["hyper_parameters"]
-    shapes = {"model": vars(model.config), "recycle": vars(model.recycle_config)}
+def _differences(checkpoint: dict[str, Any], cfg: DictConfig, made: Made) -> list[str]:
+    stored, model = checkpoint["hyper_parameters"], made.model
+    shapes = {"model": asdict(model.config), "recycle": asdict(model.recycle_config)}
     problems = [
         f"{group}.{key}: the checkpoint has {stored[group][key]}, this run {value}; "
         f"set it to the checkpoint's, or start a new run"
@@ -214,6 +213,13 @@ def _differences(checkpoint: dict[str, Any], cfg: DictConfig, model: RecycleGPT)
             f"optimizer: the checkpoint was trained with {optimizer.get('_target_')}, this run has "
             f"{cfg.optimizer._target_}; its state cannot be taken over, so resume with the checkpoint's"
         )
+    theirs, own = stored.get("backbone"), made.backbone
+    if (theirs is None) != (own is None):
+        whole = "holds the whole model" if theirs is None else "holds the recyclable module alone"
+        problems.append(f"backbone.frozen: the checkpoint {whole}; set it as it was, or start a new run")
+    elif own is not None and (not isinstance(theirs, dict) or theirs.get("fingerprint") != own["fingerprint"]):
+        problems.append("model.path: the module was trained on another backbone; give that one, or start a new run")
     if not problems:
-        problems += [f"model: {problem}" for problem in weight_problems(checkpoint["state_dict"], model)]
+        module_only = own is not None
+        problems += [f"model: {problem}" for problem in weight_problems(checkpoint["state_dict"], model, module_only)]
     return problems

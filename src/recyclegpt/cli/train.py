@@ -25,7 +25,6 @@ from recyclegpt.callbacks import DecodingMonitor, EpochSummary, HyperParameters,
 from recyclegpt.callbacks.provenance import cpu_model, write_provenance
 from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.combinations import (
-    VOCABULARY_MULTIPLE,
     find_problems,
     num_steps,
     sweep_problems,
@@ -33,6 +32,7 @@ from recyclegpt.cli.combinations import (
 )
 from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all
+from recyclegpt.cli.model_of_config import make_model, pretrained_backbone
 from recyclegpt.cli.result import make_result, model_facts, result_table
 from recyclegpt.cli.resume import LOCK, check_resumable, checkpoint_to_resume, folder_to_continue, is_complete, locked
 from recyclegpt.cli.run_folder import (
@@ -54,15 +54,15 @@ from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters
 from recyclegpt.training.checkpoint_file import list_checkpoints
 from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
-from recyclegpt.training.initial_weights import freeze_backbone, take_backbone
 
 log = logging.getLogger("recyclegpt")
 TRACEBACK = "traceback.txt"
 
 
-def run(argv: Sequence[str]) -> int:
-    """The command."""
-    hydra_run(train_job, "train", [*argv, *folder_to_continue(argv)], also_check=find_problems)
+def run(argv: Sequence[str], config_name: str = "train") -> int:
+    """The command; `config_name` is the config it begins from."""
+    arguments = [*argv, *folder_to_continue(argv, config_name)]
+    hydra_run(train_job, config_name, arguments, also_check=find_problems)
     return 0
 
 
@@ -156,18 +156,15 @@ def start_afresh() -> None:
 
 
 def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
+    backbone = pretrained_backbone(cfg)
     plain = to_plain(cfg)
     built = build_all(cfg, ["recycle", "loss", "data", "optimizer", "scheduler"])
     datamodule: TextDataModule = built["data"]
     datamodule.prepare()
-    vocabulary = -(-datamodule.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     seed_everything(cfg.seed, workers=True, verbose=False)
-    model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), built["recycle"])
-    if cfg.backbone.checkpoint is not None:
-        take_backbone(model, cfg.backbone.checkpoint, datamodule.tokenizer.fingerprint)
-    if cfg.backbone.frozen:
-        freeze_backbone(model)
-    num_bytes = torch.zeros(vocabulary, dtype=torch.long)
+    made = make_model(cfg, backbone, built["recycle"], datamodule)
+    model = made.model
+    num_bytes = torch.zeros(model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
     module = LitRecycleGPT(
         model,
@@ -176,7 +173,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         built["scheduler"],
         num_steps(cfg),
         num_bytes,
-        hyper_parameters(model, plain),
+        hyper_parameters(model, plain, made.backbone),
         cfg.max_skipped_steps,
         cfg.compile,
     )
@@ -187,7 +184,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     datamodule.check_lengths(trainer.world_size)
     checkpoint = None if begun is None else begun.path
     if begun is not None:
-        check_resumable(begun, cfg, model, datamodule, trainer.world_size)
+        check_resumable(begun, cfg, made, datamodule, trainer.world_size)
         del begun  # it maps the whole file
     # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))

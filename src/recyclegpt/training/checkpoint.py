@@ -17,6 +17,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 from recyclegpt.models.fitting import memory_problems
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
+from recyclegpt.training.separate_backbone import KEPT, load_backbone_of
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -37,13 +38,20 @@ class Trained(NamedTuple):
     step: int
 
 
-def hyper_parameters(model: RecycleGPT, config: dict[str, Any]) -> dict[str, Any]:
-    """What every checkpoint says of its model: plain Python, so that `torch.load(weights_only=True)` reads it."""
+def hyper_parameters(
+    model: RecycleGPT, config: dict[str, Any], backbone: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What every checkpoint says of its model: plain Python, so that `torch.load(weights_only=True)` reads it.
+
+    `backbone` tells where the pretrained backbone lies (`PretrainedBackbone.reference`) of a checkpoint that does not
+    hold it.
+    """
     return {
         "format": FORMAT,
         "model": asdict(model.config),
         "recycle": asdict(model.recycle_config),
         "config": config,
+        **({} if backbone is None else {"backbone": backbone}),
     }
 
 
@@ -147,19 +155,23 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored = checkpoint["hyper_parameters"]
+    module_only = "backbone" in stored
     try:
-        model = _empty_model(stored, checkpoint["state_dict"])
+        model = _empty_model(stored, checkpoint["state_dict"], module_only)
     except ConfigError as error:
         raise ConfigError([f"checkpoint: {found}: {problem}" for problem in error.problems]) from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ConfigError(f"checkpoint: {found} names a shape that cannot be built ({error})") from error
-    if problems := weight_problems(checkpoint["state_dict"], model):
+    if problems := weight_problems(checkpoint["state_dict"], model, module_only):
         raise ConfigError([f"checkpoint: {found} does not fit the shape it names: {problem}" for problem in problems])
-    model.to_empty(device=device)
-    model.rotary.fill()
-    if model.config.tie_embeddings:
-        model.lm_head.weight = model.backbone.embed_tokens.weight
-    model.load_state_dict(_weights(checkpoint["state_dict"]))
+    if module_only:
+        model = load_backbone_of(stored, model.recycle_config, found, device)
+    else:
+        model.to_empty(device=device)
+        model.rotary.fill()
+        if model.config.tie_embeddings:
+            model.lm_head.weight = model.backbone.embed_tokens.weight
+    model.load_state_dict(_weights(checkpoint["state_dict"]), strict=not module_only)
     tokenizer = _tokenizer_of(checkpoint, found)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
@@ -169,7 +181,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)))
 
 
-def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any]) -> RecycleGPT:
+def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any], module_only: bool) -> RecycleGPT:
     """A model of the shape that a checkpoint names, without memory; nothing is made that its weights cannot fill."""
     known = {field.name for field in fields(ModelConfig)}
     shape = {key: value for key, value in stored["model"].items() if key in known}
@@ -184,7 +196,7 @@ def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Re
     model, recycle = ModelConfig(**shape), RecycleConfig(**stored["recycle"])
     # Making layers takes time even where they take no memory.
     for group, config in (("model", model), ("recycle", recycle)):
-        if config.num_layers > len(state_dict):
+        if config.num_layers > len(state_dict) and not (module_only and group == "model"):
             problems.append(f"{group}.num_layers: {config.num_layers}, and the file holds {len(state_dict)} weights")
     problems += [problem for problem in memory_problems(model, recycle) if "context_length" in problem]
     if problems:
@@ -220,9 +232,14 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     return tokenizer
 
 
-def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT) -> list[str]:
-    """How the weights of a checkpoint differ from what a model holds: missing, unknown, another shape, no numbers."""
+def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT, module_only: bool = False) -> list[str]:
+    """How the weights of a checkpoint differ from what a model holds: missing, unknown, another shape, no numbers.
+
+    `module_only`: the checkpoint should hold the recyclable module's and no other.
+    """
     given, wanted = _weights(state_dict), model.state_dict()
+    if module_only:
+        wanted = {name: weight for name, weight in wanted.items() if name.startswith(KEPT)}
     missing = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     problems = [

@@ -22,6 +22,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.separate_backbone import only_kept
 from recyclegpt.training.sharding import is_sharded, shard
 
 NOT_FINITE = "not_finite.jsonl"
@@ -67,7 +68,8 @@ class LitRecycleGPT(LightningModule):
         scheduler: called with the optimizer and the number of optimizer steps.
         num_steps: optimizer steps of the whole run, from the config (never from the trainer).
         token_num_bytes: `(V,)` bytes of text each token stands for.
-        hyper_parameters: plain Python config, stored in every checkpoint.
+        hyper_parameters: plain Python config, stored in every checkpoint. With the key `backbone`, which tells where a
+            frozen backbone lies, checkpoints hold the recyclable module alone.
         max_skipped_steps: non-finite steps in a row that are skipped before training stops.
         compile: run backbone and module through `torch.compile`, in place.
         """
@@ -85,6 +87,7 @@ class LitRecycleGPT(LightningModule):
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOut | None = None
         self.save_hyperparameters(hyper_parameters or {})
+        self.strict_loading = "backbone" not in (hyper_parameters or {})
         if compile:
             # In place: torch.compile(module) would rename every key of the state dict.
             model.backbone.compile()
@@ -187,7 +190,9 @@ class LitRecycleGPT(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count skipped steps on after a restart."""
+        """Count skipped steps on after a restart; leave out a backbone that stays where it was read from."""
+        if not self.strict_loading:
+            checkpoint["state_dict"] = only_kept(checkpoint["state_dict"])
         checkpoint["skipped_steps"] = [self.num_skipped_steps, self.num_skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -29,8 +29,9 @@ def adamw(
     weight_decay: float = 0.1,
     eps: float = 1e-8,
     fused: bool | None = None,
+    backbone_lr: float | None = None,
 ) -> torch.optim.AdamW:
-    """`torch.optim.AdamW` with two groups, `decay` (matrices) and `no_decay` (norms, vectors).
+    """`torch.optim.AdamW` with two groups, `decay` (matrices) and `no_decay` (norms, vectors); four with `backbone_lr`.
 
     Args:
         named_parameters: as `module.named_parameters()` yields them; a tied weight counts once.
@@ -39,16 +40,21 @@ def adamw(
         weight_decay: decoupled decay of the matrices, embedding and classifier included.
         eps: added to the denominator.
         fused: one kernel for the whole step; null: wherever the parameters' device has it.
+        backbone_lr: learning rate of backbone and classifier, where a pretrained one should change little; null: `lr`.
 
     Raises:
         ConfigError: naming every value that cannot work.
     """
     parameters = _trainable(named_parameters)
-    problems = _problems_of_adamw(lr, betas, weight_decay, eps)
+    problems = _problems_of_adamw(lr, betas, weight_decay, eps) + _problems_of_backbone_lr(backbone_lr)
     problems += _problems_of_parameters(parameters)
     if problems:
         raise ConfigError(problems)
-    groups = _decay_groups(parameters, weight_decay)
+    groups = [
+        {**group, "lr": rate}
+        for prefix, rate, part in _by_rate(parameters, lr, backbone_lr)
+        for group in _decay_groups(part, weight_decay, prefix)
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_fused(parameters, fused))
 
 
@@ -75,6 +81,8 @@ class MuonAdamW(Optimizer):
         num_newton_schulz_steps: iterations of Muon's orthogonalisation.
         adjust_lr_fn: how Muon's learning rate grows with a matrix's shape.
         fused: as in `adamw`, for the AdamW groups.
+        backbone_lr: learning rate of backbone and classifier in every group, where a pretrained one should change
+            little; null: as the others.
 
     Raises:
         ConfigError: naming every value that cannot work.
@@ -93,9 +101,10 @@ class MuonAdamW(Optimizer):
         num_newton_schulz_steps: int = 5,
         adjust_lr_fn: str = "match_rms_adamw",
         fused: bool | None = None,
+        backbone_lr: float | None = None,
     ) -> None:
         parameters = _trainable(named_parameters)
-        problems = _problems_of_adamw(lr, betas, weight_decay, eps)
+        problems = _problems_of_adamw(lr, betas, weight_decay, eps) + _problems_of_backbone_lr(backbone_lr)
         if muon_lr is not None and not _is_finite(muon_lr):
             problems.append(f"optimizer.muon_lr: {muon_lr} is not a finite number >= 0; null takes lr")
         if not 0 <= momentum < 1:
@@ -110,13 +119,17 @@ class MuonAdamW(Optimizer):
         if problems:
             raise ConfigError(problems)
 
-        matrices = [parameter for name, parameter in parameters if takes_muon(name, parameter)]
+        matrices = [(name, parameter) for name, parameter in parameters if takes_muon(name, parameter)]
         others = [(name, parameter) for name, parameter in parameters if not takes_muon(name, parameter)]
         self._parts: dict[str, Optimizer] = {}
+        rate = lr if muon_lr is None else muon_lr
         if matrices:
             self._parts["muon"] = torch.optim.Muon(
-                [{"name": "muon", "params": matrices}],
-                lr=lr if muon_lr is None else muon_lr,
+                [
+                    {"name": f"{prefix}muon", "params": [weight for _, weight in part], "lr": own}
+                    for prefix, own, part in _by_rate(matrices, rate, backbone_lr)
+                ],
+                lr=rate,
                 weight_decay=weight_decay,
                 momentum=momentum,
                 nesterov=nesterov,
@@ -125,7 +138,11 @@ class MuonAdamW(Optimizer):
             )
         if others:
             self._parts["adamw"] = torch.optim.AdamW(
-                _decay_groups(others, weight_decay, prefix="adamw_"),
+                [
+                    {**group, "lr": own}
+                    for prefix, own, part in _by_rate(others, lr, backbone_lr)
+                    for group in _decay_groups(part, weight_decay, f"{prefix}adamw_")
+                ],
                 lr=lr,
                 betas=(betas[0], betas[1]),
                 eps=eps,
@@ -191,6 +208,17 @@ def _trainable(named_parameters: Named) -> list[tuple[str, Parameter]]:
     return list(seen.values())
 
 
+def _by_rate(
+    parameters: list[tuple[str, Parameter]], lr: float, backbone_lr: float | None
+) -> list[tuple[str, float, list[tuple[str, Parameter]]]]:
+    """Prefix of the groups' names, learning rate and parameters: all together, or backbone and classifier apart."""
+    if backbone_lr is None:
+        return [("", lr, parameters)]
+    module = [(name, weight) for name, weight in parameters if name.startswith("recyclable.")]
+    rest = [(name, weight) for name, weight in parameters if not name.startswith("recyclable.")]
+    return [part for part in (("", lr, module), ("backbone_", backbone_lr, rest)) if part[2]]
+
+
 def _decay_groups(
     parameters: list[tuple[str, Parameter]], weight_decay: float, prefix: str = ""
 ) -> list[dict[str, Any]]:
@@ -223,6 +251,12 @@ def _problems_of_adamw(lr: float, betas: tuple[float, float], weight_decay: floa
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         problems.append(f"optimizer.betas: {list(betas)} are not two numbers in [0, 1)")
     return problems
+
+
+def _problems_of_backbone_lr(backbone_lr: float | None) -> list[str]:
+    if backbone_lr is None or _is_finite(backbone_lr):
+        return []
+    return [f"optimizer.backbone_lr: {backbone_lr} is not a finite number >= 0; null takes lr"]
 
 
 def _problems_of_parameters(parameters: list[tuple[str, Parameter]]) -> list[str]:

@@ -48,7 +48,7 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
     assert main(["trian", "a=1"]) == 2
     assert capsys.readouterr().err == "recyclegpt: unknown command 'trian': did you mean train?\n"
     assert main(["xyz"]) == 2
-    assert "choose from: train, generate, " in capsys.readouterr().err
+    assert "choose from: train, adapt, " in capsys.readouterr().err
 
 
 def test_a_command_gets_its_arguments_and_the_whole_sys_argv(command, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +60,12 @@ class PretrainedBackbone:
     def fingerprint(self) -> str:
         """Tells checkpoints apart (`Shards.fingerprint`)."""
         return self._shards.fingerprint()
+
+    def reference(self) -> dict[str, Any]:
+        """Where the checkpoint is found again, and what tells that it is the same: plain values."""
+        known = self.folder.resolve() if Path(self.path).expanduser().is_dir() else self.path
+        dtype = _dtype_name(self.dtype)
+        return {"path": str(known), "revision": self.revision, "dtype": dtype, "fingerprint": self.fingerprint()}
 
     def load(self, recycle: RecycleConfig | None = None, device: torch.device | str = "cpu") -> RecycleGPT:
         """The backbone with these weights, and a fresh recyclable module in fp32 on it.

@@ -1,0 +1,93 @@
+"""The model a config describes: random weights of a shape, the backbone of a run, or a pretrained one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recyclegpt.cli.instantiate import build, locate
+from recyclegpt.data import TextDataModule, TextTokenizer
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleConfig, RecycleGPT
+from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.training.initial_weights import freeze_backbone, take_backbone
+
+VOCABULARY_MULTIPLE = 64
+"""A vocabulary of our own is padded to a multiple of this, which processors like."""
+
+
+class Made(NamedTuple):
+    """A model to train, and what its checkpoints have to say of a backbone that they do not hold."""
+
+    model: RecycleGPT
+    backbone: dict[str, Any] | None
+
+
+def is_pretrained(model: DictConfig) -> bool:
+    """Whether the model group names a checkpoint (`model=hf`), and not a shape."""
+    try:
+        found = locate(model.get("_target_"))
+    except ConfigError:  # told elsewhere
+        return False
+    return isinstance(found, type) and issubclass(found, PretrainedBackbone)
+
+
+def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
+    """The checkpoint that `cfg.model` names; None where it is a shape. The corpus then takes its tokenizer.
+
+    Raises:
+        ConfigError: the checkpoint cannot be used, or another tokenizer is asked for.
+    """
+    if not is_pretrained(cfg.model):
+        return None
+    backbone: PretrainedBackbone = build(cfg.model, "model")
+    tokenizer = OmegaConf.select(cfg, "data.tokenizer")
+    if tokenizer is not None:
+        if tokenizer.kind == "byte" or (tokenizer.kind == "file" and tokenizer.path is None):
+            raise ConfigError(
+                f"data.tokenizer.kind: {tokenizer.kind}, but the backbone of {backbone.path} knows its own tokens "
+                "alone; leave data.tokenizer as it is"
+            )
+        with open_dict(cfg):
+            if tokenizer.kind != "file":
+                tokenizer.kind, tokenizer.path = "file", str(backbone.folder)
+    return backbone
+
+
+def make_model(
+    cfg: DictConfig, backbone: PretrainedBackbone | None, recycle: RecycleConfig, datamodule: TextDataModule
+) -> Made:
+    """The model of a run, frozen where the config says so. Draws from torch's global generator.
+
+    Raises:
+        ConfigError: weights and corpus do not belong together.
+    """
+    tokenizer = datamodule.tokenizer
+    if backbone is not None:
+        _check_tokenizer(backbone, tokenizer)
+        model = backbone.load(recycle).train()
+    else:
+        vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), recycle)
+    if cfg.backbone.checkpoint is not None:
+        take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
+    if cfg.backbone.frozen:
+        freeze_backbone(model)
+        if backbone is not None:
+            return Made(model, backbone.reference())
+    return Made(model, None)
+
+
+def _check_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> None:
+    if tokenizer.vocab_size > backbone.config.vocab_size:
+        raise ConfigError(
+            f"data: the tokenizer has {tokenizer.vocab_size:,} tokens and the backbone of {backbone.path} embeds "
+            f"{backbone.config.vocab_size:,}; use the tokenizer of that checkpoint"
+        )
+    own = TextTokenizer.from_file(backbone.folder, tokenizer.eos_token)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with "
+            f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
+        )

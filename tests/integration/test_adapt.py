@@ -1,0 +1,136 @@
+"""A module for a pretrained backbone: trained, stopped and gone on with, stored by itself, used by every command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from recyclegpt.models.huggingface import load_backbone
+from recyclegpt.training.checkpoint import load_trained
+from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def quick(corpus: Path) -> list[str]:
+    return ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", "callbacks=no_monitor"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_module_alone_is_trained_and_stored(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], precision: str
+) -> None:
+    folder = tiny_checkpoint("Qwen3ForCausalLM")
+    dtype = "bfloat16" if precision == "bf16-mixed" else "float32"
+    command = ["adapt", f"model.path={folder}", *quick, f"trainer.precision={precision}", f"model.dtype={dtype}"]
+    assert run(*command, "hydra.run.dir=run") == 0
+    (path,) = list_checkpoints(Path("run/checkpoints"))
+    names = read_checkpoint(path)["state_dict"].keys()
+    assert names
+    assert all(name.startswith("model.recyclable.") for name in names)
+    trained = load_trained("run")
+    backbone = load_backbone(folder, getattr(torch, dtype))
+    for name, weight in backbone.backbone.state_dict().items():
+        assert torch.equal(weight, trained.model.backbone.state_dict()[name])
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["metrics"]["val/loss_recycle"] < 8
+    # A fresh module begins far from what three steps make of it.
+    torch.manual_seed(1)
+    fresh = load_backbone(folder, recycle=trained.model.recycle_config).recyclable
+    assert fresh is not None
+    assert trained.model.recyclable is not None
+    assert not torch.equal(fresh.fc.weight, trained.model.recyclable.fc.weight)
+
+
+def test_a_run_goes_on_exactly(run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path]) -> None:
+    command = ["adapt", f"model.path={tiny_checkpoint()}", *quick, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    assert run(*command, "hydra.run.dir=whole") == 0
+    assert run(*command, "hydra.run.dir=again", "resume=whole/checkpoints/step_0000002.ckpt") == 0
+    one, other = load_trained("whole"), load_trained("again")
+    assert one.step == other.step == 6
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
+def test_every_command_finds_the_backbone_also_after_it_has_moved(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_checkpoint("MistralForCausalLM")
+    assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
+    capsys.readouterr()
+    generate = ["generate", "checkpoint=run", "--prompt", "def alpha", "decoding.max_new_tokens=20", "device=cpu"]
+    for strategy in ("autoregressive", "verified"):
+        assert run(*generate, f"decoding.strategy={strategy}", "decoding.dtype=float32") == 0
+    one, other = capsys.readouterr().out.split("def alpha")[1:]
+    assert one.strip() == other.strip()
+    assert run("evaluate", "checkpoint=run", "dtype=float32") == 0
+    before = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+
+    shutil.move(folder, "elsewhere")
+    assert run("evaluate", "checkpoint=run", "dtype=float32") == 2
+    told = capsys.readouterr().err
+    assert "holds the recyclable module alone" in told
+    assert "ln -s NEW_PLACE run/backbone" in told
+    Path("run/backbone").symlink_to(Path("elsewhere").resolve())
+    assert run("evaluate", "checkpoint=run", "dtype=float32") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"] == before
+
+    Path("run/backbone").unlink()
+    Path("run/backbone").symlink_to(tiny_checkpoint("MistralForCausalLM", name="other", seed=1))
+    assert run("evaluate", "checkpoint=run", "dtype=float32") == 2
+    assert "was trained on another backbone" in capsys.readouterr().err
+
+
+def test_another_backbone_or_another_way_of_storing_is_not_gone_on_with(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tiny_checkpoint(), tiny_checkpoint(name="second", seed=1)
+    short = [*quick, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    begun = "resume=run/checkpoints/step_0000002.ckpt"
+    assert run("adapt", f"model.path={first}", *short, "hydra.run.dir=run") == 0
+    capsys.readouterr()
+    assert run("adapt", f"model.path={second}", *short, begun, "hydra.run.dir=two") == 2
+    assert "model.path: the module was trained on another backbone" in capsys.readouterr().err
+    assert run("adapt", f"model.path={first}", *short, begun, "backbone.frozen=false", "hydra.run.dir=two") == 2
+    assert "backbone.frozen: the checkpoint holds the recyclable module alone" in capsys.readouterr().err
+    assert not Path("two").exists()
+
+
+def test_all_of_it_can_be_fine_tuned_at_two_rates(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    folder = tiny_checkpoint("Qwen2ForCausalLM")
+    command = ["adapt", f"model.path={folder}", *quick, "backbone.frozen=false", "optimizer.lr=1e-2"]
+    assert run(*command, "optimizer.backbone_lr=1e-5", "optimizer.weight_decay=0", "hydra.run.dir=run") == 0
+    model, before = load_trained("run").model, load_backbone(folder)
+    moved = {
+        name: float((weight - model.state_dict()[name]).abs().max()) for name, weight in before.state_dict().items()
+    }
+    assert 0 < max(moved.values()) < 1e-3
+    assert len(read_checkpoint(list_checkpoints(Path("run/checkpoints"))[0])["state_dict"]) > len(moved)
+
+
+def test_mistakes_are_named(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_checkpoint()
+    for overrides, told in [
+        ([], "model.path: has no value"),
+        (["model.path=nowhere"], "model.path: nowhere does not exist"),
+        ([f"model.path={folder}", "data.tokenizer.kind=byte"], "knows its own tokens alone"),
+        ([f"model.path={folder}", "recycle.num_layers=0"], "nothing is left to train"),
+        ([f"model.path={folder}", "model.context_length=500"], "500 is more than the 160"),
+        ([f"model.path={folder}", "backbone.checkpoint=x"], "model=hf brings a backbone already"),
+        ([f"model.path={folder}", "optimizer.backbone_lr=-1"], "optimizer.backbone_lr: -1"),
+    ]:
+        assert run("adapt", *quick, *overrides) == 2
+        assert told in capsys.readouterr().err
+    (folder / "tokenizer.json").unlink()
+    assert run("adapt", f"model.path={folder}", *quick) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
