@@ -116,9 +116,7 @@ def test_the_card_tells_what_the_run_measured(run: Run, trained: Path) -> None:
     assert "2 recycled a pass" in card
 
 
-def test_an_export_is_replaced_on_request_alone(
-    run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("export", f"checkpoint={trained}", "out=folder")
     assert run(*argv) == 0
     assert run(*argv, "format=llama") == 2

@@ -32,7 +32,8 @@ OPTIONAL_PACKAGES = {"transformers", "lm_eval", "liger_kernel", "torchdata"}
 OWNERS = {
     "transformers": {"recyclegpt/decoding/transformers_model.py", "recyclegpt/evaluation/transformers_baseline.py"},
 }
-"""Owners of an optional package that has more than one: there our model is one of theirs, here theirs is the baseline."""
+"""Files of an optional package that has more than one: in the first our model is one of theirs, in the second theirs is
+the baseline of ours."""
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib"}
 PICKLES_ITS_OWN_MEMORY = {"recyclegpt/data/hf_stream.py"}
 """It keeps a pickled dataset in memory and makes fresh ones from it; no file is read that way."""

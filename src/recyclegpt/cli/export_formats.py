@@ -80,7 +80,7 @@ def _text_files(export: Export, folder: Path) -> None:
     write_json(folder / "generation_config.json", ends)
 
 
-def _use_own(export: Export, out: Path) -> str:
+def _use_own(_: Export, out: Path) -> str:
     return (
         "from recyclegpt import RecycleGPT\n"
         f"model = RecycleGPT.from_pretrained({str(out)!r})\n\n"
@@ -92,7 +92,7 @@ def _use_own(export: Export, out: Path) -> str:
     )
 
 
-def _use_llama(export: Export, out: Path) -> str:
+def _use_llama(_: Export, out: Path) -> str:
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r})\n"

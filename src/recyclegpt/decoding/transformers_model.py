@@ -1,7 +1,7 @@
 """The model as `transformers` knows models: forward with labels, and `generate` that recycles.
 
-This is the model of this package in other clothes: the modules are those of a `RecycleGPT`, the decoders are `Decoder`'s.
-Needs the extra `hf`. B batch, T positions, C model width, V vocabulary.
+This is the model of this package in other clothes: its modules are those of a `RecycleGPT`, its decoders are this
+package's own. Needs the extra `hf`. B batch, T positions, C model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recyclegpt.decoding.sampling import SamplingConfig
 from recyclegpt.decoding.strategies import make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.huggingface.own_layout import CODE
+from recyclegpt.models.huggingface.own_layout import CODE, MODEL_TYPE
 from recyclegpt.models.rope import Rotary
 
 try:
@@ -39,15 +39,16 @@ KNOWN_PROCESSORS = (
 KNOWN_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
-class RecycleGPTConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
+class RecycleGPTConfig(PreTrainedConfig):
     """`model` and `recycle` hold the fields of `ModelConfig` and `RecycleConfig`; all else follows from them."""
 
-    model_type = "recyclegpt"
+    model_type = MODEL_TYPE
     # `transformers` makes a dataclass of every config, and an `__init__` of a base would be lost.
     model: dict[str, Any] | None = None
     recycle: dict[str, Any] | None = None
 
     def __post_init__(self, **others: Any) -> None:
+        # `transformers` makes configs without arguments, to see which values differ from the defaults.
         shape = ModelConfig(**(self.model or {"vocab_size": 257}))
         depth = RecycleConfig(**(self.recycle or {"num_layers": 0}))
         self.model, self.recycle = asdict(shape), asdict(depth)
@@ -64,7 +65,7 @@ class RecycleGPTConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
         super().__post_init__(**(others | derived))
 
 
-class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
+class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
     """Backbone, module and classifier under the names they have in `RecycleGPT`, so that one file serves both."""
 
     config_class = RecycleGPTConfig
@@ -74,7 +75,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
 
     def __init__(self, config: RecycleGPTConfig) -> None:
         super().__init__(config)
-        core = RecycleGPT(ModelConfig(**config.model), RecycleConfig(**config.recycle))
+        core = RecycleGPT(ModelConfig(**(config.model or {})), RecycleConfig(**(config.recycle or {})))
         self.backbone, self.recyclable = core.backbone, core.recyclable
         self.lm_head, self.rotary = core.lm_head, core.rotary
         # Beside the registered modules: it is made of the same ones, and would double every name.
@@ -149,18 +150,11 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
             super()._init_weights(module)
 
 
-def generate(
-    *arguments: Any,
-    model: RecycleGPTForCausalLM,
-    custom_generate: Any = None,
-    trust_remote_code: bool | None = None,
-    streamer: Any = None,
-    **settings: Any,
-) -> Any:
+def generate(*arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None, **settings: Any) -> Any:
     """`model.generate`, decoded by recycling: `strategy`, `num_recycled` and `confidence` are further settings.
 
-    `model` comes by its name, as `transformers` passes it. It is what `custom_generate/generate.py` of an exported folder offers to `transformers`, which names the way it was
-    found by among the settings. They are those of `recycle`.
+    It is what `custom_generate/generate.py` of an exported folder offers to `transformers`, which passes `model` by its
+    name, and on the way by which the function was found (`custom_generate`, `trust_remote_code`). See `recycle`.
 
     Raises:
         ConfigError: a setting asks for something that these decoders do not do.
@@ -168,7 +162,9 @@ def generate(
     if streamer is not None:
         # `transformers` hands streamers to its own methods alone, and would wait for the end of this one for ever.
         raise ConfigError("streamer: not passed on to custom decoding; iterate over Decoder.stream instead")
-    return GenerationMixin.generate(model, *arguments, custom_generate=recycle, **settings)
+    settings |= {"custom_generate": recycle}
+    settings.pop("trust_remote_code", None)
+    return GenerationMixin.generate(model, *arguments, **settings)
 
 
 @torch.no_grad()

@@ -150,9 +150,9 @@ def _limits(facts: CardFacts, result: Mapping[str, Any]) -> str:
         "- Alternating decoding is not exact: half or more of its tokens are the module's, unchecked.",
         "- Verified decoding writes what the backbone alone would have written, or a sample of the same distribution. "
         "In bf16 and fp16 a tie between two tokens may fall differently.",
-        "- Alternating decoding with one recycled token gains at most `2 / (rho + c)`: the costs of a two-token backbone "
-        "pass and of a module call over that of a one-token pass. Where decoding is bound by arithmetic (large batches) "
-        "that is little or nothing.",
+        "- Alternating decoding with one recycled token gains at most `2 / (rho + c)`: the costs of a two-token "
+        "backbone pass and of a module call over that of a one-token pass. Where decoding is bound by arithmetic "
+        "(large batches) that is little or nothing.",
     ]
     if facts.kind in ("vllm", "eagle"):
         lines.append(

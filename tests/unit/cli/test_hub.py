@@ -14,6 +14,9 @@ from recyclegpt.errors import RunError
 
 
 class Url(str):
+    """As `huggingface_hub.RepoUrl`: an address that knows more."""
+
+    __slots__ = ()
     repo_id = "someone/a-model"
 
 

@@ -44,9 +44,12 @@ def test_the_new_takes_the_place_of_the_old(export: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_export_that_fails_leaves_what_was_there(export: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), replaced(export) as folder:
+    def fail(folder: Path) -> None:
         (folder / "config.json").write_text("new")
         raise error
+
+    with pytest.raises(error), replaced(export) as folder:
+        fail(folder)
     assert (export / "config.json").read_text() == "old"
     assert [path.name for path in export.parent.iterdir()] == ["out"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def folder(model: RecycleGPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def theirs(folder: Path) -> Iterator[Any]:
-    yield transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+def theirs(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 
 def continued(theirs: Any, **settings: Any) -> list[list[int]]:

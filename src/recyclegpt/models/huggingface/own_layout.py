@@ -15,7 +15,7 @@ from torch import Tensor
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 MODEL_TYPE = "recyclegpt"
-MODELING = '''"""Lets `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` find the model of the package recyclegpt."""
+MODELING = '''"""Shows `transformers` the model of the package recyclegpt, which has to be installed."""
 
 from recyclegpt.decoding import transformers_model
 

@@ -109,9 +109,7 @@ def test_the_draft_speaks_as_the_module(
     # Row t: the target's state of token t, the embedding of token t + 1, at position t.
     first_BTC = draft(embedded_BTC[:, 1:-1], hidden_BTC, torch.arange(T))
     # The next proposal: one row more, in which the draft's own state stands in for the one not computed.
-    second_BTC = draft(
-        embedded_BTC[:, 1:], torch.cat([hidden_BTC, first_BTC[:, -1:]], dim=1), torch.arange(T + 1)
-    )
+    second_BTC = draft(embedded_BTC[:, 1:], torch.cat([hidden_BTC, first_BTC[:, -1:]], dim=1), torch.arange(T + 1))
     views_NBT = torch.stack([tokens_BT[:, step : step + T] for step in range(3)])
     ours = model(views_NBT, num_unrolled=2).recycled_KBTC
     for state, expected in ((ours[0], first_BTC), (ours[1][:, -1], second_BTC[:, -1])):

@@ -77,7 +77,9 @@ def test_weights_are_converted_and_the_config_says_so(make: Make, tmp_path: Path
 
 def test_both_spellings_say_the_same(make: Make) -> None:
     scaling = RopeScaling("llama3", factor=8.0, original_context=64)
-    config = json.loads(json.dumps(backbone_config(ModelConfig(97, rope_theta=5e5, rope_scaling=scaling), torch.float16)))
+    config = json.loads(
+        json.dumps(backbone_config(ModelConfig(97, rope_theta=5e5, rope_scaling=scaling), torch.float16))
+    )
     assert config["rope_parameters"] == {"rope_theta": config["rope_theta"], **config["rope_scaling"]}
     assert config["dtype"] == config["torch_dtype"] == "float16"
     plain = backbone_config(ModelConfig(97), torch.float32)
