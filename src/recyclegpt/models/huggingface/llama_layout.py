@@ -87,6 +87,6 @@ def _family(config: ModelConfig) -> tuple[str, str, dict[str, Any]]:
     found = ", ".join(f"model.{flag}={str(getattr(config, flag)).lower()}" for flag in flags)
     width = "" if heads_fit else f", width {config.hidden_size} that {config.num_heads} heads do not divide"
     raise ConfigError(
-        f"format: no Hugging Face family has {found}{width} together; Llama, Mistral, Qwen2 and Qwen3 can be written. "
-        "Use format=recyclegpt"
+        f"format: no Hugging Face family has {found}{width} together, neither Llama, Mistral, Qwen2 nor Qwen3; use "
+        "format=recyclegpt"
     )
