@@ -24,6 +24,7 @@ from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.evaluate import corpus_of
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build_all
+from recyclegpt.cli.model_of_config import is_pretrained
 from recyclegpt.cli.result import model_facts
 from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
 from recyclegpt.cli.settings import BENCH, type_problems
@@ -210,7 +211,9 @@ def _model_and_prompts(
         trained = load_trained(cfg.checkpoint, device)
         datamodule = corpus_of(trained.config.get("data"), trained.path)
         return trained.model.to(state_dtype), lambda num, length: datamodule.val_prompts(num, length).tolist()
-    built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": cfg.bench.vocab_size}})
+    pretrained = is_pretrained(cfg.model)
+    given = {} if pretrained else {"vocab_size": cfg.bench.vocab_size}
+    built = build_all(cfg, ["model", "recycle"], {"model": given})
     recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)
     torch.manual_seed(cfg.seed)
     default = torch.get_default_dtype()
@@ -218,9 +221,10 @@ def _model_and_prompts(
     torch.set_default_dtype(state_dtype)
     try:
         with device:
-            model = RecycleGPT(built["model"], recycle).eval()
+            model = built["model"].load(recycle, device) if pretrained else RecycleGPT(built["model"], recycle).eval()
     finally:
         torch.set_default_dtype(default)
+    model.to(state_dtype)
     model.rotary.float().fill()
     generator = torch.Generator().manual_seed(cfg.seed)
     vocab_size = model.config.vocab_size

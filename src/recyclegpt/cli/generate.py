@@ -60,8 +60,7 @@ def run(argv: Sequence[str]) -> int:
     trained = load_trained(cfg.checkpoint, device)
     tokenizer = trained.tokenizer
     decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
-    # An empty prompt begins where a document begins: after an end token.
-    tokens = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    tokens = tokenizer.encode_prompt(prompt)
     sampler = Sampler.seeded(sampling, 1, decoding.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)

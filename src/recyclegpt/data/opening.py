@@ -96,7 +96,7 @@ def read_stream(
     for record in source.records(split):
         if not take(record, skipped, ""):
             continue
-        pieces.append(np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int64))
+        pieces.append(np.array(tokenizer.encode_document(record.text), np.int64))
         length += len(pieces[-1])
         if limit is not None and length >= limit:
             break

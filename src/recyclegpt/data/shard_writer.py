@@ -93,6 +93,7 @@ def _write_split(
     total = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
     waiting: list[NDArray[Any]] = []
     num_waiting = 0
+    begins = True
 
     def flush() -> None:
         nonlocal num_waiting
@@ -109,6 +110,8 @@ def _write_split(
     with bar:
         for pieces, ends in _batches(records):
             for piece, end, ids in zip(pieces, ends, tokenizer.encode_batch(pieces), strict=True):
+                ids = [*tokenizer.start_ids, *ids] if begins else ids
+                begins = end
                 if end:
                     ids.append(tokenizer.eos_id)
                 waiting.append(np.asarray(ids, dtype))

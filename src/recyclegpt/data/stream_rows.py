@@ -158,7 +158,7 @@ class _Rows:
                 if not take(record, skipped, ""):
                     continue
                 found = True
-                yield np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
+                yield np.array(tokenizer.encode_document(record.text), np.int32)
             skipped.report()
             if not found:
                 share = f"part {self._part + 1} of {self._num_parts}"

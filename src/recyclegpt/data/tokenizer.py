@@ -82,6 +82,8 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._content = json.loads(tokenizer.to_str())
+        self.start_ids = _start_ids(tokenizer)
+        """What the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often nothing."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
 
@@ -145,14 +147,23 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON, and of which token ends a document."""
-        canonical = json.dumps([self._content, self.eos_token], sort_keys=True, separators=(",", ":"))
+        """sha256 of the canonical JSON, and of the tokens that begin and end a document."""
+        ends = [self.eos_token, self.start_ids] if self.start_ids else [self.eos_token]
+        canonical = json.dumps([self._content, *ends], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without an end token."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued: begun as documents are; an end token where that leaves nothing."""
+        return [*self.start_ids, *self.encode(text)] or [self.eos_id]
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a whole document, between the tokens that begin and end one."""
+        return [*self.start_ids, *self.encode(text), self.eos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
@@ -245,6 +256,17 @@ def _read(path: str | Path) -> tuple[Tokenizer, Path]:
             f"ids below {LARGEST_VOCABULARY:,} are allowed"
         )
     return tokenizer, file
+
+
+def _start_ids(tokenizer: Tokenizer) -> list[int]:
+    if not tokenizer.num_special_tokens_to_add(is_pair=False):
+        return []
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    for length in range(len(whole) - len(plain) + 1):
+        if plain and whole[length : length + len(plain)] == plain:
+            return whole[:length]
+    return []
 
 
 def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]:

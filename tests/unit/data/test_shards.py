@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, processors
 
 from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
 from recyclegpt.data.corpus import build_shards, build_tokenizer
@@ -41,6 +42,23 @@ class Lines:
 
 
 CORPUS = Lines([f"document {i} with some words\n" for i in range(50)], ["held out\n"] * 5)
+
+
+def test_every_document_begins_and_ends_once_also_one_cut_in_pieces(tmp_path: Path) -> None:
+    content = TextTokenizer.bytes()._content
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    start = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = ["short", "long line\n" * (_BATCH_CHARS // 4), "", "last"]
+    config = TokenizerConfig("file", path=str(tmp_path))
+    tokenize_corpus(Lines(texts, ["held out"]), config, tmp_path / "out", progress=False)
+    own, shards, _, _ = Tokenized(str(tmp_path / "out")).open(1)
+    tokens = shards.read(0, shards.num_tokens)
+    expected = [token for text in texts if text for token in (start, *text.encode(), 256)]
+    assert own.start_ids == [start]
+    np.testing.assert_array_equal(tokens, expected)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from recyclegpt.data import TextTokenizer, TokenizerConfig
 from recyclegpt.data.tokenizer import load_tokenizer
@@ -98,6 +98,29 @@ def test_truncation_and_template_of_a_file_are_switched_off(tmp_path: Path) -> N
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert TextTokenizer.from_file(tmp_path).encode(CORPUS[0]) == BPE.encode(CORPUS[0])
+
+
+def with_template(template: str) -> TextTokenizer:
+    tokenizer = Tokenizer.from_str(json.dumps(BPE._content))
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("<s>", BPE.eos_token)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    return TextTokenizer(tokenizer)
+
+
+def test_documents_and_prompts_begin_as_the_template_of_a_file_says(tmp_path: Path) -> None:
+    llama = with_template("<s> $A")
+    start = llama._tokenizer.token_to_id("<s>")
+    assert llama.start_ids == with_template(f"<s> $A {BPE.eos_token}").start_ids == [start]
+    assert with_template(f"$A {BPE.eos_token}").start_ids == BPE.start_ids == BYTES.start_ids == []
+    assert llama.encode("text") == BPE.encode("text")
+    assert llama.encode_prompt("text") == [start, *BPE.encode("text")]
+    assert llama.encode_document("text") == [start, *BPE.encode("text"), BPE.eos_id]
+    assert (llama.encode_prompt(""), BPE.encode_prompt("")) == ([start], [BPE.eos_id])
+    llama.save(tmp_path / "tokenizer.json")
+    read = TextTokenizer.from_file(tmp_path)
+    assert (read.start_ids, read.fingerprint) == ([start], llama.fingerprint)
+    assert pickle.loads(pickle.dumps(llama)).start_ids == [start]
 
 
 @pytest.mark.parametrize(
