@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recyclegpt.data.hf_tokenizer import write_hf_tokenizer
+from recyclegpt.data.hf_tokenizer import start_id, write_hf_tokenizer
 from recyclegpt.models.huggingface.draft import draft_config, draft_weights
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 from recyclegpt.models.huggingface.own_layout import CODE, own_config, own_weights
@@ -51,7 +51,7 @@ def next_step(export: Export, out: Path) -> str:
 
 def _own(export: Export, folder: Path) -> None:
     trained = export.trained
-    write_json(folder / "config.json", own_config(trained.model, export.dtype, trained.tokenizer.eos_id))
+    write_json(folder / "config.json", own_config(trained.model, export.dtype, *_ends(trained)))
     write_weights(folder, own_weights(trained.model), export.dtype, _ONE_FILE)
     for place, code in CODE.items():
         (folder / place).parent.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def _own(export: Export, folder: Path) -> None:
 
 def _llama(export: Export, folder: Path) -> None:
     trained = export.trained
-    config = backbone_config(trained.model.config, export.dtype, trained.tokenizer.eos_id)
+    config = backbone_config(trained.model.config, export.dtype, *_ends(trained))
     write_json(folder / "config.json", config)
     write_weights(folder, backbone_weights(trained.model), export.dtype, export.max_shard_size)
     _text_files(export, folder)
@@ -74,10 +74,16 @@ def _draft(export: Export, folder: Path) -> None:
 
 
 def _text_files(export: Export, folder: Path) -> None:
-    tokenizer = export.trained.tokenizer
-    write_hf_tokenizer(tokenizer, folder, export.trained.model.config.context_length)
-    ends = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
-    write_json(folder / "generation_config.json", ends)
+    trained = export.trained
+    write_hf_tokenizer(trained.tokenizer, folder, trained.model.config.context_length)
+    end, start = _ends(trained)
+    tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    write_json(folder / "generation_config.json", tokens)
+
+
+def _ends(trained: Trained) -> tuple[int, int | None]:
+    """Ids that end and begin a text."""
+    return trained.tokenizer.eos_id, start_id(trained.tokenizer)
 
 
 def _use_own(_: Export, out: Path) -> str:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from recyclegpt.data.tokenizer import TextTokenizer
+
+
+def start_id(tokenizer: TextTokenizer) -> int | None:
+    """The one token that begins a text; None where there is none, or more than `transformers` has a name for."""
+    return tokenizer.start_ids[0] if len(tokenizer.start_ids) == 1 else None
 
 
 def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: int) -> None:
@@ -18,7 +24,9 @@ def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: i
     """
     tokenizer.save(folder / "tokenizer.json")
     special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}
-    settings = {
+    if start_id(tokenizer) is not None:
+        special["bos_token"] = tokenizer.decode(tokenizer.start_ids)
+    settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
         "model_max_length": context_length,

@@ -16,13 +16,16 @@ from recyclegpt.models.huggingface.rope_parameters import write_rope
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 
-def backbone_config(config: ModelConfig, dtype: torch.dtype, end_token: int | None = None) -> dict[str, Any]:
+def backbone_config(
+    config: ModelConfig, dtype: torch.dtype, end_token: int | None = None, start_token: int | None = None
+) -> dict[str, Any]:
     """`config.json` of the backbone alone.
 
     Args:
         config: its shape.
         dtype: of the weights beside it.
         end_token: id that ends a text.
+        start_token: id that begins one.
 
     Raises:
         ConfigError: no family has what this backbone has.
@@ -35,7 +38,7 @@ def backbone_config(config: ModelConfig, dtype: torch.dtype, end_token: int | No
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         # Null where Llama's defaults would name tokens that this vocabulary uses otherwise.
-        "bos_token_id": None,
+        "bos_token_id": start_token,
         "eos_token_id": end_token,
         "pad_token_id": None,
         **extra,

@@ -39,8 +39,17 @@ CODE = {"modeling_recyclegpt.py": MODELING, "custom_generate/generate.py": GENER
 """Files of code by their place in the folder."""
 
 
-def own_config(model: RecycleGPT, dtype: torch.dtype, end_token: int | None = None) -> dict[str, Any]:
-    """`config.json`: `model` and `recycle` are what the model is built from, all else tells `transformers` how."""
+def own_config(
+    model: RecycleGPT, dtype: torch.dtype, end_token: int | None = None, start_token: int | None = None
+) -> dict[str, Any]:
+    """`config.json`: `model` and `recycle` are what the model is built from, all else tells `transformers` how.
+
+    Args:
+        model: what is written.
+        dtype: of the weights beside it.
+        end_token: id that ends a text.
+        start_token: id that begins one.
+    """
     name = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["RecycleGPTForCausalLM"],
@@ -52,7 +61,7 @@ def own_config(model: RecycleGPT, dtype: torch.dtype, end_token: int | None = No
         "model": asdict(model.config),
         "recycle": asdict(model.recycle_config),
         "tie_word_embeddings": model.config.tie_embeddings,
-        "bos_token_id": None,
+        "bos_token_id": start_token,
         "eos_token_id": end_token,
         "pad_token_id": None,
         "dtype": name,
