@@ -52,7 +52,9 @@ def test_given_acceptance_is_what_is_kept(model: RecycleGPT, num_recycled: int) 
 @torch.no_grad()
 def test_baseline_has_the_backbones_weights_and_text(model: RecycleGPT) -> None:
     tokens = torch.randint(64, (2, 30))
-    torch.testing.assert_close(in_transformers(model)(tokens).logits, model.classify(model.read(tokens)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        in_transformers(model)(tokens).logits, model.classify(model.read(tokens)), rtol=1e-4, atol=1e-4
+    )
     prompts = torch.randint(64, (2, 12)).tolist()
     expected = Decoder(model).generate(prompts, Autoregressive(), 9).tokens
     written = in_transformers(model).generate(torch.tensor(prompts), max_new_tokens=9, do_sample=False, pad_token_id=0)
