@@ -88,7 +88,12 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
 
 @pytest.mark.parametrize(
     ("page", "code"),
-    [pytest.param(page, code, id=page.name) for page in PAGES for code in blocks(page, "python")],
+    [
+        pytest.param(page, code, id=page.name)
+        for page in PAGES
+        for code in blocks(page, "python")
+        if page.name != "how-to.md"  # its script wants a trained model: test_how_to.py
+    ],
 )
 def test_python_example(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

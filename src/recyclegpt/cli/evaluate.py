@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import print_table
@@ -41,22 +42,7 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     trained = load_trained(cfg.checkpoint, device)
-    if "data" in cfg:
-        cfg.model.context_length = _row_length(trained)
-        settings = to_plain(cfg)["data"]
-        # The model knows only its own tokens, whatever tokenizer the group would build.
-        own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
-        if "tokenizer" in settings:
-            settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
-    else:
-        settings = trained.config.get("data")
-    datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
-    datamodule.prepare()
-    if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
-        raise ConfigError(
-            f"data: its tokenizer differs from the one the model was trained with ({trained.path.parent / TOKENIZER}); "
-            "tokenize the corpus with that one: data.tokenizer.kind=file data.tokenizer.path=..."
-        )
+    datamodule = corpus_for(cfg, trained)
     num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
     if cfg.dtype == "auto" and _precision(trained.config) in ("32-true", "64-true"):
@@ -78,6 +64,31 @@ def run(argv: Sequence[str]) -> int:
     }
     print(json.dumps(document))
     return 0
+
+
+def corpus_for(cfg: DictConfig, trained: Trained) -> TextDataModule:
+    """The corpus a command reads with a checkpoint: that of `data=GROUP`, else the one it was trained on.
+
+    Raises:
+        ConfigError: it cannot be read, or its tokens are not the model's.
+    """
+    if "data" in cfg:
+        cfg.model.context_length = _row_length(trained)
+        settings = to_plain(cfg)["data"]
+        # The model knows only its own tokens, whatever tokenizer the group would build.
+        own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
+        if "tokenizer" in settings:
+            settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
+    else:
+        settings = trained.config.get("data")
+    datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
+    datamodule.prepare()
+    if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise ConfigError(
+            f"data: its tokenizer differs from the one the model was trained with ({trained.path.parent / TOKENIZER}); "
+            "tokenize the corpus with that one: data.tokenizer.kind=file data.tokenizer.path=..."
+        )
+    return datamodule
 
 
 def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:

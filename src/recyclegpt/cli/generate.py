@@ -1,4 +1,4 @@
-"""`recyclegpt generate`: continue a prompt from a checkpoint with any of the decoders."""
+"""`recyclegpt generate`: continue a prompt from a checkpoint with any of the decoders, or many of a corpus (`bulk`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.console import paint
-from recyclegpt.cli.settings import DECODING, type_problems
+from recyclegpt.cli.run_folder import to_plain
+from recyclegpt.cli.settings import BULK, DECODING, type_problems
 from recyclegpt.decoding import (
     Counts,
     Decoder,
@@ -24,6 +26,7 @@ from recyclegpt.decoding import (
     Strategy,
     make_strategy,
 )
+from recyclegpt.decoding.bulk import BulkConfig, text_problems
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import named_dtype
 from recyclegpt.training.checkpoint import load_trained
@@ -34,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     arguments, overrides = parse_arguments(argv)
     cfg = compose_or_explain("generate", overrides)
     decoding = cfg.decoding
-    problems = type_problems(decoding, DECODING, "decoding.")
+    problems = type_problems(decoding, DECODING, "decoding.") + type_problems(cfg.bulk, BULK, "bulk.")
     problems += type_problems(cfg, {"checkpoint": str, "device": str})
     if problems:
         raise ConfigError(problems)
@@ -46,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
     device, dtype = choose_device(cfg.device, decoding.dtype, problems, "decoding.dtype", decoding=True)
     try:
         strategy = make_strategy(decoding.strategy, decoding.num_recycled, decoding.confidence)
+        if cfg.bulk.out is not None:
+            problems += [f"decoding.{problem}" for problem in text_problems(strategy)]
     except ConfigError as error:
         problems += [f"decoding.{problem}" for problem in error.problems]
     try:
@@ -54,8 +59,14 @@ def run(argv: Sequence[str]) -> int:
         )
     except ConfigError as error:
         problems += [f"decoding.{problem}" for problem in error.problems]
+    bulk = _bulk_settings(cfg, arguments, problems)
     if problems:
         raise ConfigError(problems)
+    if bulk is not None:
+        # Imported here, since the commands whose parts it uses take their device from this file.
+        from recyclegpt.cli.generate_bulk import generate_corpus
+
+        return generate_corpus(cfg, bulk, strategy, sampling, device, dtype)
     prompt = read_prompt(arguments)
     trained = load_trained(cfg.checkpoint, device)
     tokenizer = trained.tokenizer
@@ -83,6 +94,29 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _bulk_settings(cfg: DictConfig, arguments: argparse.Namespace, problems: list[str]) -> BulkConfig | None:
+    """The settings of a corpus to write; None for a prompt. What does not go together is added to `problems`."""
+    given = [name for name in arguments.overrides if name.startswith(("bulk.", "data=", "data."))]
+    given = [name for name in given if not name.startswith("bulk.out=")]
+    if cfg.bulk.out is None:
+        if given:
+            problems.append(f"bulk.out: missing, and {', '.join(given)} would decide nothing; set bulk.out=FOLDER")
+        return None
+    if arguments.prompt is not None or arguments.prompt_file is not None:
+        problems.append("--prompt: with bulk.out prompts come from a corpus; leave one of the two out")
+    if cfg.decoding.stop:
+        problems.append("decoding.stop: with bulk.out documents end with the end token alone; leave it out")
+    if cfg.seed != cfg.decoding.seed:
+        problems.append("seed: texts and prompts are drawn with decoding.seed; set that one")
+    if not type_problems(cfg.bulk, BULK):
+        try:
+            sizes = {name: value for name, value in to_plain(cfg)["bulk"].items() if name != "out"}
+            return BulkConfig(**sizes)
+        except ConfigError as error:
+            problems += [f"bulk.{problem}" for problem in error.problems]
+    return None
+
+
 def _show(pieces: list[tuple[str, bool]], mark: bool) -> None:
     for piece, recycled in pieces:
         print(paint(piece, "green") if recycled and mark else piece, end="", flush=True)
@@ -107,7 +141,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         "outputs/train), device, decoding.strategy (autoregressive, alternating, verified), decoding.num_recycled, "
         "decoding.confidence, decoding.temperature, decoding.top_k, decoding.top_p, decoding.min_p, "
         "decoding.repetition_penalty, decoding.max_new_tokens, decoding.stop=[...] (strings that end the text), "
-        "decoding.seed, decoding.dtype, decoding.compile; decoding=sampled samples.",
+        "decoding.seed, decoding.dtype, decoding.compile; decoding=sampled samples. bulk.out=FOLDER writes many "
+        "documents as token shards instead, for data=tokenized data.path=FOLDER: their prompts are the first "
+        "bulk.prompt_tokens tokens of bulk.num_documents documents (bulk.num_val_documents for validation) of the "
+        "checkpoint's corpus, or of data=GROUP, continued by bulk.new_tokens, bulk.batch at a time. The same command "
+        "goes on where it was stopped.",
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group()

@@ -37,6 +37,10 @@ BENCH: Mapping[str, Any] = {
     "stages": bool,
     "output": str | None,
 }
+BULK: Mapping[str, Any] = {
+    "out": str | None,
+    **dict.fromkeys(("num_documents", "num_val_documents", "prompt_tokens", "new_tokens", "batch"), int),
+}
 MAY_BE_EMPTY = ("stop", "baselines")
 
 

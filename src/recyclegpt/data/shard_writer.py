@@ -1,4 +1,7 @@
-"""Writes documents as token shards: tokenized in batches, joined by the end token, renamed into place when complete."""
+"""Writes documents as token shards: tokenized in batches, joined by the end token, renamed into place when complete.
+
+Tokens that are there already, written by a model, take the same way without the first step (`write_token_shards`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,16 @@ _BATCH_CHARS = 1 << 20
 """Text tokenized at once. Longer documents are cut at line ends: an encoding takes fifty times its text's memory."""
 
 
+class TokenPiece(NamedTuple):
+    """Some tokens of a split, in their order."""
+
+    tokens: NDArray[Any]
+    num_documents: int
+    """End tokens among them that end a document."""
+    num_bytes: int
+    """Of UTF-8 text that they stand for."""
+
+
 def write_shards(
     records: Callable[[Split], Iterable[Record]],
     tokenizer: TextTokenizer,
@@ -35,33 +48,55 @@ def write_shards(
     tokens_per_shard: int = TOKENS_PER_SHARD,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Tokenize both splits into `folder` and return its meta.
+    """Tokenize both splits into `folder` and return its meta, as `write_token_shards` does.
+
+    Args:
+        records: gives the readable documents of a split.
+    """
+    return write_token_shards(
+        lambda split: _tokenized(split, records(split), tokenizer, progress),
+        tokenizer,
+        folder,
+        skipped=skipped,
+        facts=facts,
+        tokens_per_shard=tokens_per_shard,
+    )
+
+
+def write_token_shards(
+    pieces: Callable[[Split], Iterable[TokenPiece]],
+    tokenizer: TextTokenizer,
+    folder: Path,
+    *,
+    skipped: Skipped | None = None,
+    facts: dict[str, Any] | None = None,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+) -> dict[str, Any]:
+    """Write the tokens of both splits into `folder` and return its meta.
 
     Everything is written beside `folder` and renamed at the end, so a folder is complete or not there; if another
     process was first, its folder stays.
 
     Args:
-        records: gives the readable documents of a split.
-        tokenizer: its ids are stored as uint16 where they fit, else uint32.
-        skipped: what `records` counts while it is read; its number goes into the meta.
+        pieces: gives the tokens of a split, end tokens included.
+        tokenizer: whose ids they are; they are stored as uint16 where they fit, else uint32.
+        skipped: what `pieces` counts while it is read; its number goes into the meta.
         facts: more entries for the meta.
+        tokens_per_shard: a file ends with the piece that reaches it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     try:
-        dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-        splits = {
-            split: _write_split(split, records(split), tokenizer, partial, np.dtype(dtype), tokens_per_shard, progress)
-            for split in SPLITS
-        }
+        dtype = token_dtype(tokenizer.vocab_size)
+        splits = {split: _write_split(split, pieces(split), partial, dtype, tokens_per_shard) for split in SPLITS}
         meta = {
             "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
             "eos_id": tokenizer.eos_id,
             "eos_token": tokenizer.eos_token,
             "vocab_size": tokenizer.vocab_size,
-            "dtype": dtype,
+            "dtype": dtype.name,
             "splits": splits,
             "skipped": len(skipped) if skipped is not None else 0,
             "empty": skipped.num_empty if skipped is not None else 0,
@@ -80,20 +115,18 @@ def write_shards(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that token ids below `vocab_size` are stored in."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 def _write_split(
-    split: Split,
-    records: Iterable[Record],
-    tokenizer: TextTokenizer,
-    folder: Path,
-    dtype: np.dtype[Any],
-    tokens_per_shard: int,
-    progress: bool,
+    split: Split, pieces: Iterable[TokenPiece], folder: Path, dtype: np.dtype[Any], tokens_per_shard: int
 ) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
     total = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
     waiting: list[NDArray[Any]] = []
     num_waiting = 0
-    begins = True
 
     def flush() -> None:
         nonlocal num_waiting
@@ -104,9 +137,32 @@ def _write_split(
         waiting.clear()
         num_waiting = 0
 
+    for piece in pieces:
+        waiting.append(piece.tokens.astype(dtype, copy=False))
+        num_waiting += len(piece.tokens)
+        total["num_tokens"] += len(piece.tokens)
+        total["num_documents"] += piece.num_documents
+        total["num_bytes"] += piece.num_bytes
+        if num_waiting >= tokens_per_shard:
+            flush()
+    if num_waiting:
+        flush()
+    if not total["num_documents"]:
+        raise ConfigError(
+            f"data: the {split} split holds no document; give more text, or for validation data.val_paths or a larger "
+            "data.val_fraction"
+        )
+    return {"shards": shards, **total}
+
+
+def _tokenized(
+    split: Split, records: Iterable[Record], tokenizer: TextTokenizer, progress: bool
+) -> Iterator[TokenPiece]:
+    dtype = token_dtype(tokenizer.vocab_size)
     bar = tqdm(
         desc=f"tokenizing {split}", unit="B", unit_scale=True, disable=not progress, file=sys.stderr, leave=False
     )
+    begins = True
     with bar:
         for pieces, ends in _batches(records):
             for piece, end, ids in zip(pieces, ends, tokenizer.encode_batch(pieces), strict=True):
@@ -114,23 +170,9 @@ def _write_split(
                 begins = end
                 if end:
                     ids.append(tokenizer.eos_id)
-                waiting.append(np.asarray(ids, dtype))
-                num_waiting += len(ids)
                 num_bytes = len(piece.encode())
-                total["num_tokens"] += len(ids)
-                total["num_documents"] += end
-                total["num_bytes"] += num_bytes
                 bar.update(num_bytes)
-                if num_waiting >= tokens_per_shard:
-                    flush()
-        if num_waiting:
-            flush()
-    if not total["num_documents"]:
-        raise ConfigError(
-            f"data: the {split} split holds no document; give more text, or for validation data.val_paths or a larger "
-            "data.val_fraction"
-        )
-    return {"shards": shards, **total}
+                yield TokenPiece(np.asarray(ids, dtype), int(end), num_bytes)
 
 
 def _batches(records: Iterable[Record]) -> Iterator[tuple[list[str], list[bool]]]:

@@ -1,0 +1,169 @@
+"""`generate bulk.out=FOLDER` on a run trained here: interrupted, repeated, refused, and trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recyclegpt.cli.main import main
+from recyclegpt.data import Tokenized
+from recyclegpt.data.generated import GeneratedCorpus
+from recyclegpt.training.checkpoint import load_trained
+
+Run = Callable[..., int]
+BULK = ["bulk.num_documents=10", "bulk.num_val_documents=4", "bulk.prompt_tokens=8", "bulk.batch=4"]
+BULK += ["decoding.max_new_tokens=40", "decoding.temperature=1.0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
+    argv += ["callbacks=no_monitor", "logger=none", "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
+    assert main([*argv, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus written without an interruption."""
+    folder = tmp_path_factory.mktemp("generated") / "whole"
+    assert main(["generate", f"checkpoint={trained}", f"bulk.out={folder}", *BULK]) == 0
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def documents(folder: Path, split: int) -> tuple[list[list[int]], int]:
+    tokenizer, *splits, _ = Tokenized(str(folder)).open(0)
+    tokens = splits[split].read(0, splits[split].num_tokens)
+    assert tokens[-1] == tokenizer.eos_id
+    found = [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == tokenizer.eos_id) + 1)]
+    return found[:-1], tokenizer.vocab_size
+
+
+def test_documents_begin_as_the_corpus_and_end_once(whole: Path, trained: Path, corpus: Path) -> None:
+    train, vocab_size = documents(whole, 0)
+    val, _ = documents(whole, 1)
+    assert (len(train), len(val)) == (10, 4)
+    assert all(9 <= len(document) <= 8 + 40 + 1 for document in train + val)
+    assert max(map(max, train)) < vocab_size
+    encode = load_trained(trained).tokenizer.encode
+    beginnings = {tuple(encode(path.read_text())[:8]) for path in corpus.iterdir()}
+    assert {tuple(document[:8]) for document in train} <= beginnings
+    assert len({tuple(document) for document in train + val}) == 14
+
+
+def test_training_on_it(run: Run, whole: Path) -> None:
+    data = ["data=tokenized", f"data.path={whole}", "data.num_val_batches=1", "model.context_length=16"]
+    assert run("train", "debug=smoke", "trainer.max_epochs=1", *data, "hydra.run.dir=run") == 0
+    assert json.loads(Path("run/result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize("stopped", ["write", "finish"])
+def test_interrupted_and_begun_again_it_is_the_same(
+    run: Run,
+    trained: Path,
+    whole: Path,
+    stopped: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    original = getattr(GeneratedCorpus, stopped)
+    calls = []
+
+    def stop_later(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == (3 if stopped == "write" else 1):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    command = ("generate", f"checkpoint={trained}", "bulk.out=out", *BULK)
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratedCorpus, stopped, stop_later)
+        assert run(*command) == 130
+    assert not Path("out").exists()
+    assert len(list(Path("out.unfinished").glob("*.npz"))) == (2 if stopped == "write" else 4)
+    assert run(*command) == 0
+    assert content(Path("out")) == content(whole)
+    assert f"{8 if stopped == 'write' else 14} of 14 documents are there" in caplog.text
+    assert not Path("out.unfinished").exists()
+
+
+def test_what_is_complete_is_not_written_again(
+    run: Run, trained: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(whole)
+    monkeypatch.setattr("recyclegpt.cli.generate_bulk.Decoder.optimised", lambda *_, **__: pytest.fail("decodes"))
+    # The same weights elsewhere are the same model.
+    assert run("generate", f"checkpoint={trained.parent}", f"bulk.out={whole}", *BULK) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "is complete already" in lines[0]
+    document = json.loads(lines[-1])
+    train, _ = documents(whole, 0)
+    val, _ = documents(whole, 1)
+    assert document["documents"] == 14
+    assert document["tokens"] == sum(map(len, train + val))
+    assert document["tokens_per_s"] is None
+    ends = [document["splits"][split][f"num_{end}"] for split in ("train", "val") for end in ("length", "stop")]
+    assert sum(ends) + sum(facts["num_unknown"] for facts in document["splits"].values()) == 14
+    assert content(whole) == before
+
+
+def test_another_corpus_in_the_same_folder_is_refused(
+    run: Run, trained: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(whole)
+    other = ["decoding.seed=1", "decoding.strategy=autoregressive"]
+    assert run("generate", f"checkpoint={trained}", f"bulk.out={whole}", *BULK, *other) == 2
+    message = capsys.readouterr().err
+    for words in ("decoding.seed: ", "has 0, this command 1", "decoding.strategy: ", "bulk.out: "):
+        assert words in message
+    assert "bulk.batch" not in message
+    assert content(whole) == before
+
+
+def test_another_corpus_gives_the_prompts(
+    run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("Something else entirely, said in English.\n" * 400, encoding="utf-8")
+    data = ["data=text_files", f"data.paths=[{text}]", "data.val_fraction=0.5"]
+    small = [*BULK, "bulk.num_documents=3", "bulk.num_val_documents=2", "bulk.new_tokens=4"]
+    assert run("generate", f"checkpoint={trained}", "bulk.out=out", *data, *small) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["splits"]["val"]["num_documents"] == 2
+    encode = load_trained(trained).tokenizer.encode
+    whole_text = encode(text.read_text())
+    train, _ = documents(Path("out"), 0)
+    places = [whole_text[start : start + 8] for start in range(len(whole_text))]
+    assert all(document[:8] in places for document in train)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["decoding.strategy=alternating"], "decoding.strategy: alternating keeps tokens"),
+        (["decoding.strategy=fast"], "decoding.strategy: 'fast' is unknown"),
+        (["--prompt", "def"], "--prompt: with bulk.out"),
+        (["decoding.stop=[x]"], "decoding.stop: with bulk.out"),
+        (["seed=3"], "seed: texts and prompts are drawn with decoding.seed"),
+        (["bulk.batch=0", "bulk.num_documents=-1"], "bulk.num_documents: -1"),
+        (["bulk.batch=x"], "bulk.batch: 'x' is not an integer"),
+        (["bulk.prompt_tokens=60"], "exceed the context of 64; take 4 or fewer"),
+        (["bulk.num_documents=100000"], "ask for fewer (bulk.num_documents"),
+        (["bulk.out=/proc/x"], "/proc/x cannot be written"),
+        (["bulk.out=null"], "bulk.out: missing, and bulk.num_documents=10"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    run: Run, trained: Path, wrong: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", f"checkpoint={trained}", "bulk.out=out", *BULK, *wrong) == 2
+    assert told in capsys.readouterr().err
+    assert not list(Path().iterdir())
