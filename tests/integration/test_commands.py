@@ -240,7 +240,7 @@ def test_generate_names_a_setting_of_the_wrong_kind(
     assert not printed.out
 
 
-@pytest.mark.parametrize("command", ["generate", "bench", "evaluate", "tokenize", "train"])
+@pytest.mark.parametrize("command", ["generate", "bench", "evaluate", "export", "tokenize", "train"])
 def test_help(run: Run, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out

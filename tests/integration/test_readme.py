@@ -51,6 +51,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
         "evaluate",
         "tokenize",
         "bench",
+        "export",
         "report",
         "doctor",
     }

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("recyclegpt.cli.generate", "continue a prompt from a checkpoint, with any decoder"),
     "evaluate": ("recyclegpt.cli.evaluate", "held-out perplexities, bits per byte and agreement of a checkpoint"),
     "bench": ("recyclegpt.cli.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),
+    "export": ("recyclegpt.cli.export", "write a trained model for transformers, vLLM or the hub, with a model card"),
     "report": ("recyclegpt.cli.report", "tables, figures and pages from run folders"),
     "tokenize": ("recyclegpt.cli.tokenize", "write a corpus to disk as token shards"),
     "doctor": ("recyclegpt.cli.doctor", "check installation, machine, disk and runs, and say what to do"),

@@ -14,44 +14,35 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.ceilings import synchronise
 from recyclegpt.evaluation.speed import Run
 from recyclegpt.models import RecycleGPT
+from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 
 SETTINGS = ("dynamic", "static", "static compiled")
 """Caches that `generate` offers; the last one compiles the model's forward, which takes some time once."""
 
 
-def llama(model: RecycleGPT) -> Any:
-    """`LlamaForCausalLM` with the weights of this backbone, in their dtype and on their device.
+def in_transformers(model: RecycleGPT) -> Any:
+    """The model of `transformers` with the weights of this backbone, in their dtype and on their device.
 
     Raises:
-        ConfigError: `transformers` is not installed.
+        ConfigError: `transformers` is not installed, or has no family that computes what this backbone computes.
     """
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise ConfigError("bench.baselines: transformers is not installed; pip install 'recyclegpt[hf]'") from error
-    config = model.config
+    try:
+        config = AutoConfig.for_model(**backbone_config(model.config, model.dtype))
+    except ConfigError as error:
+        raise ConfigError(
+            f"bench.baselines: transformers has no model like this backbone ({error.problems[0]}); leave it out"
+        ) from error
     with torch.device("meta"):
-        made: Any = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                max_position_embeddings=config.context_length,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                rms_norm_eps=config.norm_eps,
-                tie_word_embeddings=config.tie_embeddings,
-            )
-        )
+        made: Any = AutoModelForCausalLM.from_config(config)
     made.to(dtype=model.dtype)
     made.to_empty(device=model.device)
     # `to_empty` leaves the rotary frequencies undefined as well; the module knows how to fill them.
     made.model.rotary_emb = type(made.model.rotary_emb)(made.config).to(model.device)
-    weights = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
-    weights["lm_head.weight"] = model.lm_head.weight.detach()
+    weights = {"lm_head.weight": model.lm_head.weight.detach(), **backbone_weights(model)}
     made.load_state_dict(weights, strict=True)
     return made.eval()
 
@@ -60,7 +51,7 @@ def make_runs(
     model: RecycleGPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch: int
 ) -> dict[str, Callable[[], Run]]:
     """One measurement of greedy `generate` for each of `SETTINGS`; call each once to warm it up."""
-    made = llama(model)
+    made = in_transformers(model)
     return {setting: partial(_generate, made, prompts, max_new_tokens, batch, setting) for setting in SETTINGS}
 
 

@@ -18,7 +18,7 @@ from recyclegpt.evaluation.ceilings import PassTimer, backbone_bytes, byte_ceili
 from recyclegpt.evaluation.memory import PeakMemory, peak_memory_bytes
 from recyclegpt.evaluation.speed import decode, interleave
 from recyclegpt.evaluation.stages import STAGES
-from recyclegpt.evaluation.transformers_baseline import llama, make_runs
+from recyclegpt.evaluation.transformers_baseline import in_transformers, make_runs
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.reporting.bench_figure import draw_bench
 
@@ -52,10 +52,12 @@ def test_given_acceptance_is_what_is_kept(model: RecycleGPT, num_recycled: int) 
 @torch.no_grad()
 def test_baseline_has_the_backbones_weights_and_text(model: RecycleGPT) -> None:
     tokens = torch.randint(64, (2, 30))
-    torch.testing.assert_close(llama(model)(tokens).logits, model.classify(model.read(tokens)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        in_transformers(model)(tokens).logits, model.classify(model.read(tokens)), rtol=1e-4, atol=1e-4
+    )
     prompts = torch.randint(64, (2, 12)).tolist()
     expected = Decoder(model).generate(prompts, Autoregressive(), 9).tokens
-    written = llama(model).generate(torch.tensor(prompts), max_new_tokens=9, do_sample=False, pad_token_id=0)
+    written = in_transformers(model).generate(torch.tensor(prompts), max_new_tokens=9, do_sample=False, pad_token_id=0)
     assert written[:, 12:].tolist() == expected
     for name, run in make_runs(model, prompts, 9, batch=2).items():
         if name != "static compiled":  # compiled once in the integration tests

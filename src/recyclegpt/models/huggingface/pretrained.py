@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
+from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
 from recyclegpt.models.huggingface.shards import Shards
 from recyclegpt.models.layers import initialise
@@ -83,7 +83,7 @@ class PretrainedBackbone:
         model.rotary.fill()
         if self.config.tie_embeddings:
             model.lm_head.weight = model.backbone.embed_tokens.weight
-        wanted = _names(model)
+        wanted = backbone_weights(model)
         for name, tensor in self._shards.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
@@ -97,7 +97,7 @@ class PretrainedBackbone:
 
     def _check_tensors(self) -> None:
         with torch.device("meta"):
-            wanted = _names(RecycleGPT(self.config))
+            wanted = backbone_weights(RecycleGPT(self.config))
         shapes = self._shards.shapes
         missing = [name for name in wanted if name not in shapes]
         unknown = [
@@ -157,14 +157,6 @@ def load_backbone(
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
-
-
-def _names(model: RecycleGPT) -> dict[str, Tensor]:
-    """Parameters of backbone and classifier by their names in Hugging Face layout."""
-    names: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.backbone.named_parameters()}
-    if not model.config.tie_embeddings:
-        names["lm_head.weight"] = model.lm_head.weight
-    return names
 
 
 def _some(names: list[str]) -> str:

@@ -1,0 +1,253 @@
+"""The model as `transformers` knows models: forward with labels, and `generate` that recycles.
+
+This is the model of this package in other clothes: its modules are those of a `RecycleGPT`, its decoders are this
+package's own. Needs the extra `hf`. B batch, T positions, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recyclegpt.decoding.decoder import Decoder
+from recyclegpt.decoding.sampling import SamplingConfig
+from recyclegpt.decoding.strategies import make_strategy
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.models.huggingface.own_layout import CODE, MODEL_TYPE
+from recyclegpt.models.rope import Rotary
+
+try:
+    from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+except ImportError as error:
+    raise ImportError("transformers is not installed or older than 5; pip install 'recyclegpt[hf]'") from error
+
+KNOWN_PROCESSORS = (
+    "RepetitionPenaltyLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "MinPLogitsWarper",
+)
+"""What `transformers` derives from the settings that `SamplingConfig` has; the decoders apply those themselves."""
+KNOWN_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
+
+
+class RecycleGPTConfig(PreTrainedConfig):
+    """`model` and `recycle` hold the fields of `ModelConfig` and `RecycleConfig`; all else follows from them."""
+
+    model_type = MODEL_TYPE
+    # `transformers` makes a dataclass of every config, and an `__init__` of a base would be lost.
+    model: dict[str, Any] | None = None
+    recycle: dict[str, Any] | None = None
+
+    def __post_init__(self, **others: Any) -> None:
+        # `transformers` makes configs without arguments, to see which values differ from the defaults.
+        shape = ModelConfig(**(self.model or {"vocab_size": 257}))
+        depth = RecycleConfig(**(self.recycle or {"num_layers": 0}))
+        self.model, self.recycle = asdict(shape), asdict(depth)
+        # Under the names that `transformers` asks for; a file that says otherwise is not believed.
+        derived = {
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.num_heads,
+            "max_position_embeddings": shape.context_length,
+            "initializer_range": shape.init_std,
+            "tie_word_embeddings": shape.tie_embeddings,
+        }
+        super().__post_init__(**(others | derived))
+
+
+class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
+    """Backbone, module and classifier under the names they have in `RecycleGPT`, so that one file serves both."""
+
+    config_class = RecycleGPTConfig
+    base_model_prefix = ""
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}  # noqa: RUF012 - as `transformers` reads it
+    _no_split_modules = ["TransformerLayer"]  # noqa: RUF012
+
+    def __init__(self, config: RecycleGPTConfig) -> None:
+        super().__init__(config)
+        core = RecycleGPT(ModelConfig(**(config.model or {})), RecycleConfig(**(config.recycle or {})))
+        self.backbone, self.recyclable = core.backbone, core.recyclable
+        self.lm_head, self.rotary = core.lm_head, core.rotary
+        # Beside the registered modules: it is made of the same ones, and would double every name.
+        self.__dict__["core"] = core
+        self.post_init()
+
+    core: RecycleGPT
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """The backbone's logits `(B, T, V)`, and with `labels` `(B, T)` its mean loss, -100 left out.
+
+        Without a cache: `generate` decodes through the decoders of this package, which have their own.
+        """
+        mask, positions_BT = None, position_ids
+        if attention_mask is not None and not bool(attention_mask.all()):
+            T = input_ids.shape[1]
+            causal_TT = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).tril()
+            # A padded query sees itself: a row of attention that sees nothing has no softmax.
+            own_TT = torch.eye(T, dtype=torch.bool, device=input_ids.device)
+            mask = causal_TT & attention_mask[:, None, None, :].bool() | own_TT
+            if positions_BT is None:
+                positions_BT = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        logits_BTV = self.core.classify(self.core.read(input_ids, positions_BT, mask))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits_BTV)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """All tokens at every step: the slow path that is left when nobody asks for recycling."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
+        """As `transformers` does it, and the files of code again, without which a folder cannot recycle."""
+        super().save_pretrained(save_directory, **settings)
+        for place, code in CODE.items():
+            path = Path(save_directory) / place
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(code, encoding="utf-8")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.core.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.core.backbone.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = self.core.lm_head = new_embeddings
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Rotary):
+            # Its tables are in no file. In bf16 an angle would be off by up to a part in 256.
+            module.float()
+            module.fill()
+        else:
+            super()._init_weights(module)
+
+
+def generate(*arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None, **settings: Any) -> Any:
+    """`model.generate`, decoded by recycling: `strategy`, `num_recycled` and `confidence` are further settings.
+
+    It is what `custom_generate/generate.py` of an exported folder offers to `transformers`, which passes `model` by its
+    name, and on the way by which the function was found (`custom_generate`, `trust_remote_code`). See `recycle`.
+
+    Raises:
+        ConfigError: a setting asks for something that these decoders do not do.
+    """
+    if streamer is not None:
+        # `transformers` hands streamers to its own methods alone, and would wait for the end of this one for ever.
+        raise ConfigError("streamer: not passed on to custom decoding; iterate over Decoder.stream instead")
+    settings |= {"custom_generate": recycle}
+    settings.pop("trust_remote_code", None)
+    return GenerationMixin.generate(model, *arguments, **settings)
+
+
+@torch.no_grad()
+def recycle(
+    model: RecycleGPTForCausalLM,
+    input_ids: Tensor,
+    logits_processor: Sequence[Any],
+    stopping_criteria: Sequence[Any],
+    generation_config: Any,
+    strategy: str = "verified",
+    num_recycled: int = 1,
+    confidence: float = 0.0,
+    **model_kwargs: Any,
+) -> Tensor:
+    """A decoding method for `generate(custom_generate=recycle)`: prompts and continuations, padded on the right.
+
+    Args:
+        model: a `RecycleGPTForCausalLM`.
+        input_ids: prompts `(B, T)`, padded where the attention mask is 0.
+        logits_processor: made by `generate` from its settings.
+        stopping_criteria: likewise.
+        generation_config: max_length, eos_token_id, do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
+        strategy: `autoregressive`, `alternating` (not exact) or `verified` (lossless).
+        num_recycled: tokens recycled per backbone pass.
+        confidence: recycle only while the module's largest probability is above this.
+        model_kwargs: `attention_mask` `(B, T)` is read.
+
+    Raises:
+        ConfigError: a setting asks for something that these decoders do not do.
+    """
+    settings = generation_config
+    if problems := _unknown_wishes(logits_processor, stopping_criteria, settings):
+        raise ConfigError(problems)
+    real_BT = model_kwargs.get("attention_mask")
+    real_BT = torch.ones_like(input_ids) if real_BT is None else real_BT
+    prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, real_BT, strict=True)]
+    sampling = SamplingConfig(repetition_penalty=settings.repetition_penalty or 1.0)
+    if settings.do_sample:
+        sampling = SamplingConfig(
+            temperature=1.0 if settings.temperature is None else settings.temperature,
+            top_k=settings.top_k or None,
+            top_p=1.0 if settings.top_p is None else settings.top_p,
+            min_p=settings.min_p or 0.0,
+            repetition_penalty=sampling.repetition_penalty,
+        )
+    ends = settings.eos_token_id
+    stop_tokens = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    generation = _decoder(model).generate(
+        prompts,
+        make_strategy(strategy, num_recycled, confidence),
+        settings.max_length - input_ids.shape[1],
+        sampling,
+        stop_tokens,
+        # The global generator decides, as it does for every way to sample that `transformers` has.
+        seed=int(torch.randint(2**62, ())) if settings.do_sample else 0,
+    )
+    padding = settings.pad_token_id if settings.pad_token_id is not None else [*stop_tokens, 0][0]
+    new_BT = input_ids.new_full((len(prompts), max(map(len, generation.tokens))), padding)
+    for row, tokens in enumerate(generation.tokens):
+        new_BT[row, : len(tokens)] = new_BT.new_tensor(tokens)
+    return torch.cat([input_ids, new_BT], dim=1)
+
+
+def _unknown_wishes(processors: Sequence[Any], criteria: Sequence[Any], settings: Any) -> list[str]:
+    """What these decoders would leave out in silence."""
+    problems = [
+        f"{type(wish).__name__}: recycling decoders do not know it; leave out the setting that asks for it, or call "
+        "transformers.GenerationMixin.generate(model, ...), which decodes without recycling"
+        for wish in [*processors, *criteria]
+        if type(wish).__name__ not in (*KNOWN_PROCESSORS, *KNOWN_CRITERIA)
+    ]
+    if (settings.num_beams or 1) > 1:
+        problems.append(f"num_beams: {settings.num_beams}; recycling decoders have no beams, use 1")
+    if settings.return_dict_in_generate:
+        problems.append("return_dict_in_generate: recycling decoders return token ids alone; use false")
+    return problems
+
+
+def _decoder(model: RecycleGPTForCausalLM) -> Decoder:
+    """A decoder made ready for the weights as they are; made anew when one was changed, moved or converted."""
+    state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters()]
+    made = model.__dict__.get("_ready")
+    if made is None or made[0] != state:
+        made = model.__dict__["_ready"] = (state, Decoder.optimised(model.core))
+    decoder: Decoder = made[1]
+    return decoder

@@ -1,0 +1,47 @@
+"""Weights and small files of an export on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.models.huggingface.shards import INDEX
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: str | int) -> None:
+    """Write safetensors in this dtype: one file, or shards and their index above `max_shard_size` (`5GB`).
+
+    Weights are converted a shard at a time, so that a second copy of the model is never held.
+
+    Raises:
+        ConfigError: the size cannot be read.
+        OSError: a file cannot be written.
+    """
+    # Sizes count in the dtype that is written; the meta device has them without the bytes.
+    sizes = {name: torch.empty(weight.shape, dtype=dtype, device="meta") for name, weight in weights.items()}
+    try:
+        split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise ConfigError(f"max_shard_size: {max_shard_size!r} is not a size such as 5GB or 500MB") from error
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people as well as programs.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,174 @@
+"""`recyclegpt export` on runs trained here, every format loaded by whoever it is for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recyclegpt import RecycleGPT, generate
+from recyclegpt.cli.main import main
+from recyclegpt.training.checkpoint import Trained, load_trained
+
+transformers = pytest.importorskip("transformers")
+
+Run = Callable[..., int]
+TEXT = "def alpha(beta, n=1):\n    return  beta"
+
+
+def train(folder: Path, corpus: Path, *more: str) -> Path:
+    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
+    assert main([*argv, *more, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    return train(tmp_path_factory.mktemp("trained") / "run", corpus, "loss=unrolled", "decoding.num_recycled=2")
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> Trained:
+    return load_trained(trained)
+
+
+def test_the_whole_model_for_both_libraries(
+    run: Run, trained: Path, model: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    printed = capsys.readouterr().out
+    prompt = model.tokenizer.encode(TEXT)
+    tokens_BT = torch.tensor([prompt])
+    expected = model.model.classify(model.model.read(tokens_BT))
+    again = RecycleGPT.from_pretrained("whole")
+    assert torch.equal(again.classify(again.read(tokens_BT)), expected)
+    # What the command told to do next, word for word.
+    lines = printed.partition("next:\n")[2].replace('"..."', "TEXT").splitlines()
+    lines[-1] = f"written = {lines[-1]}"
+    names: dict[str, Any] = {"TEXT": TEXT}
+    exec("\n".join(lines).replace("max_new_tokens=50", "max_new_tokens=20"), names)
+    assert names["inputs"]["input_ids"].tolist() == [prompt]
+    wanted = generate(model.model, [prompt], 20, "autoregressive", stop_tokens=[model.tokenizer.eos_id]).tokens
+    assert names["written"][:, len(prompt) :].tolist() == wanted
+
+
+def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: Trained) -> None:
+    assert run("export", f"checkpoint={trained}", "format=llama", "out=alone", "max_shard_size=20KB") == 0
+    assert Path("alone/model.safetensors.index.json").exists()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("alone")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("alone")
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [model.tokenizer.encode(TEXT)]
+    assert tokenizer.decode(inputs["input_ids"][0]) == TEXT
+    assert tokenizer.eos_token_id == theirs.generation_config.eos_token_id == model.tokenizer.eos_id
+    written = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    prompt = inputs["input_ids"].tolist()
+    wanted = generate(model.model, prompt, 20, "autoregressive", stop_tokens=[model.tokenizer.eos_id]).tokens
+    assert written.tolist() == wanted
+
+
+def test_the_module_as_a_draft_and_the_command_that_serves_it(
+    run: Run, trained: Path, model: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "format=vllm", "out=draft", "dtype=bfloat16") == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
+    assert run(*commands[0][1:]) == 0, "the first command exports the target"
+    assert commands[1][:3] == ["vllm", "serve", "TARGET"]
+    settings = json.loads(commands[1][commands[1].index("--speculative-config") + 1])
+    num_unrolled = model.config["loss"]["num_unrolled"]
+    assert num_unrolled > 1
+    assert settings == {"method": "eagle", "model": "draft", "num_speculative_tokens": num_unrolled}
+    weights = load_file("draft/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert not [name for name in weights if re.search("embed|lm_head|bias", name)]
+    assert json.loads(Path("draft/config.json").read_text())["dtype"] == "bfloat16"
+    assert sorted(path.name for path in Path("draft").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_eagle_is_a_preset_of_the_module(
+    run: Run, trained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "format=eagle", "out=no") == 2
+    assert "use format=vllm" in capsys.readouterr().err
+    assert not Path("no").exists()
+    folder = train(tmp_path / "eagle", corpus, "recycle=eagle")
+    assert run("export", f"checkpoint={folder}", "format=vllm", "out=no") == 2
+    assert "use format=eagle" in capsys.readouterr().err
+    assert run("export", f"checkpoint={folder}", "format=eagle", "out=draft", "target=org/model") == 0
+    assert "vllm serve org/model --speculative-config" in capsys.readouterr().out
+    assert json.loads(Path("draft/config.json").read_text())["architectures"] == ["EagleLlamaForCausalLM"]
+
+
+def test_the_card_tells_what_the_run_measured(run: Run, trained: Path) -> None:
+    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    card = Path("whole/README.md").read_text()
+    metrics = json.loads((trained / "result.json").read_text())["metrics"]
+    assert f"| perplexity of the backbone | {metrics['val/ppl_backbone']:.4g} |" in card
+    assert "`recyclegpt train debug=smoke" in card
+    assert "2 recycled a pass" in card
+
+
+def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("export", f"checkpoint={trained}", "out=folder")
+    assert run(*argv) == 0
+    assert run(*argv, "format=llama") == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert Path("folder/modeling_recyclegpt.py").exists()
+    assert run(*argv, "format=llama", "overwrite=true") == 0
+    assert not Path("folder/modeling_recyclegpt.py").exists()
+    Path("folder/notes.txt").touch()
+    assert run(*argv, "overwrite=true") == 2
+    assert "notes.txt" in capsys.readouterr().err
+
+
+def test_pushing_uploads_what_was_written(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[list[str], str, bool]] = []
+
+    def push(folder: Path, name: str, private: bool) -> str:
+        pushed.append((sorted(path.name for path in folder.iterdir()), name, private))
+        return f"https://hub.test/{name}"
+
+    monkeypatch.setattr("recyclegpt.cli.export.push_folder", push)
+    argv = ("export", f"checkpoint={trained}", "format=vllm", "out=draft", "push=me/draft", "target=me/target")
+    assert run(*argv) == 0
+    assert pushed == [(["README.md", "config.json", "model.safetensors"], "me/draft", True)]
+    card = Path("draft/README.md").read_text()
+    assert "# draft" in card
+    assert '"model": "me/draft"' in card, "whoever reads the card there has no folder of ours"
+    assert "https://hub.test/me/draft" in capsys.readouterr().out
+
+
+def test_every_mistake_is_named_before_anything_is_read(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recyclegpt.cli.export.load_trained", lambda _: pytest.fail("read"))
+    assert run("export", "format=transformers", "dtype=int4", "push=nobody", "out=/proc/version") == 2
+    told = capsys.readouterr().err
+    for word in ("format: 'transformers' is unknown; use recyclegpt", "dtype: 'int4'", "push: 'nobody'", "is a file"):
+        assert word in told
+    assert run("export", "format=[a]", "overwrite=perhaps", "out=x") == 2
+    told = capsys.readouterr().err
+    assert "format" in told
+    assert "overwrite" in told
+    assert run("export") == 2
+    assert "out: has no value" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_and_a_size_that_is_none(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "out=/proc/x") == 1
+    assert "/proc/x cannot be written" in capsys.readouterr().err
+    assert run("export", f"checkpoint={trained}", "format=llama", "out=x", "max_shard_size=large") == 2
+    assert "max_shard_size: 'large'" in capsys.readouterr().err
+    assert not Path("x").exists()
