@@ -17,6 +17,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 from recyclegpt.models.fitting import memory_problems
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
+from recyclegpt.training.model_folder import CONFIG, is_model_folder, read_model_folder
 from recyclegpt.training.separate_backbone import KEPT, load_backbone_of
 
 FORMAT = 1
@@ -149,9 +150,13 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
 def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
+    A folder that `export` wrote, or a pretrained backbone's in Hugging Face layout, is read as well; it has no config.
+
     Raises:
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
+    if _is_plain(path) and is_model_folder(folder := Path(path).expanduser()):
+        return Trained(*read_model_folder(folder, device), {}, folder / CONFIG, 0)
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored = checkpoint["hyper_parameters"]
@@ -179,6 +184,10 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
             f"embeds {model.config.vocab_size:,}; put the tokenizer of that run beside it"
         )
     return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)))
+
+
+def _is_plain(path: str | Path) -> bool:
+    return isinstance(path, str | Path) and "\0" not in str(path) and len(str(path)) < _LONGEST_SHOWN
 
 
 def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any], module_only: bool) -> RecycleGPT:

@@ -6,15 +6,21 @@ they import this package, which has to be installed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recyclegpt.errors import ConfigError
+from recyclegpt.models.config import ModelConfig, RecycleConfig
+from recyclegpt.models.huggingface.shards import Shards
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 MODEL_TYPE = "recyclegpt"
+_MOST_NAMED = 5
 MODELING = '''"""Shows `transformers` the model of the package recyclegpt, which has to be installed."""
 
 from recyclegpt.decoding import transformers_model
@@ -67,6 +73,40 @@ def own_config(
         "dtype": name,
         "torch_dtype": name,
     }
+
+
+def read_own(folder: Path) -> RecycleGPT:
+    """The model of such a folder, in the format of its weights.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or the weights are not those of the shape that is named.
+    """
+    shards = Shards(folder)
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        model_config, recycle = ModelConfig(**values["model"]), RecycleConfig(**values["recycle"])
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"{path}: names no shape that can be built ({error!r}); export the model again") from error
+    with torch.device("meta"):
+        model = RecycleGPT(model_config, recycle)
+    wanted = own_weights(model)
+    if problems := [
+        f"{folder}: {name} is {list(shards.shapes[name]) if name in shards.shapes else 'missing'}, "
+        f"its config.json says {list(weight.shape)}; export the model again"
+        for name, weight in wanted.items()
+        if shards.shapes.get(name) != tuple(weight.shape)
+    ]:
+        raise ConfigError(problems[:_MOST_NAMED])
+    tensors = dict(shards.tensors())
+    model.to(next(iter(tensors.values())).dtype).to_empty(device="cpu")
+    model.rotary.float().fill()
+    if model_config.tie_embeddings:
+        model.lm_head.weight = model.backbone.embed_tokens.weight
+    model.load_state_dict(tensors, strict=False)
+    return model
 
 
 def own_weights(model: RecycleGPT) -> dict[str, Tensor]:
