@@ -42,7 +42,8 @@ log = logging.getLogger("recyclegpt")
 HELP = """usage: recyclegpt bench [KEY=VALUE ...]
 
 Speed of the decoders beside their ceilings. model=... and recycle=... (random weights: speed does not depend on them,
-acceptance does), checkpoint=RUN_FOLDER, or runs=SWEEP_FOLDER for every complete run in it; lists of bench.strategies,
+acceptance does), checkpoint=RUN_FOLDER, or runs=SWEEP_FOLDER for every complete run in it; prompts=FILE.jsonl with a
+checkpoint: a set of prompts by category; lists of bench.strategies,
 bench.num_recycled, bench.batch, bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype,
 bench.compile, bench.acceptance; bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages,
 bench.output; device.
@@ -57,7 +58,9 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("bench", list(argv))
-    if cfg.runs is not None:
+    if cfg.prompts is not None:
+        document = _bench_prompts(cfg)
+    elif cfg.runs is not None:
         from recyclegpt.cli.bench_runs import bench_runs
 
         document = bench_runs(cfg)
@@ -66,15 +69,30 @@ def run(argv: Sequence[str]) -> int:
         try:
             document = measure(cfg)
         except ConfigError:
-            with contextlib.suppress(OSError):  # it holds something: it was there before
-                folder.rmdir()
-                remove_empty_parents(folder)
+            _leave(folder)
             raise
         write_json(folder / "bench.json", document)
         _draw(folder, document)
         print(f"\nwritten to {folder}")
     print(json.dumps(finite(document)))
     return 1 if document.get("failed") else 0
+
+
+def _bench_prompts(cfg: DictConfig) -> dict[str, Any]:
+    from recyclegpt.cli.bench_prompts import FILE_NAME, measure_prompts, setting_problems
+
+    device, configs = _read_settings(cfg)
+    if problems := setting_problems(cfg):
+        raise ConfigError(problems)
+    folder = _output_folder(cfg)
+    try:
+        document = measure_prompts(cfg, device, configs[0])
+    except ConfigError:
+        _leave(folder)
+        raise
+    write_json(folder / FILE_NAME, document)
+    print(f"\nwritten to {folder}")
+    return document
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:
@@ -108,7 +126,9 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         ConfigError: naming all that cannot be measured.
     """
     given = cfg.bench
-    wrong = type_problems(given, BENCH, "bench.") + type_problems(cfg, {"device": str, "seed": int})
+    wrong = type_problems(given, BENCH, "bench.") + type_problems(
+        cfg, {"device": str, "seed": int, "prompts": str | None}
+    )
     if wrong:
         raise ConfigError(wrong)
     depths = [] if given.recycle_num_layers is None else _many(given.recycle_num_layers)
@@ -290,6 +310,13 @@ def _output_folder(cfg: DictConfig) -> Path:
     except OSError as error:
         raise ConfigError(f"bench.output: {folder} cannot be written ({error})") from error
     return folder
+
+
+def _leave(folder: Path) -> None:
+    """Remove the folder made for what was not measured after all."""
+    with contextlib.suppress(OSError):  # it holds something: it was there before
+        folder.rmdir()
+        remove_empty_parents(folder)
 
 
 def _draw(folder: Path, document: dict[str, Any]) -> None:

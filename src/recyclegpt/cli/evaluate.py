@@ -26,6 +26,9 @@ HELP = """usage: recyclegpt evaluate [KEY=VALUE ...]
 
 Held-out quality of a checkpoint. Settings: checkpoint (a run folder or .ckpt file; default: the newest
 under outputs/train), device, dtype; another corpus by data=text_files data.paths=[...].
+With tasks=[...] (names of lm-eval, or blimp_local and wikitext_local with task_files.NAME=FILES, or paper): benchmarks,
+scored in three ways. Settings: scorings, tasks_path, limit, num_fewshot, batch_size, bootstrap_iters,
+decoding.num_recycled, decoding.strategy.
 The last line is one JSON document."""
 
 
@@ -35,6 +38,10 @@ def run(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     cfg = compose_or_explain("evaluate", list(argv))
+    if cfg.tasks:
+        from recyclegpt.cli.evaluate_tasks import evaluate_tasks
+
+        return evaluate_tasks(cfg)
     problems = type_problems(cfg, {"checkpoint": str, "device": str, "dtype": str, "seed": int})
     if problems:
         raise ConfigError(problems)
@@ -45,8 +52,7 @@ def run(argv: Sequence[str]) -> int:
     datamodule = corpus_for(cfg, trained)
     num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
-    if cfg.dtype == "auto" and _precision(trained.config) in ("32-true", "64-true"):
-        dtype = torch.float32
+    dtype = computing_dtype(cfg.dtype, dtype, trained.config)
     autocast = None if dtype == torch.float32 else dtype
     batches = datamodule.val_dataloader()
     metrics = held_out_metrics(trained.model, batches, num_bytes, autocast)
@@ -124,6 +130,8 @@ def _row_length(trained: Trained) -> int:
     return min(length, context) if isinstance(length, int) and length > 0 else context
 
 
-def _precision(config: dict[str, Any]) -> Any:
+def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> torch.dtype:
+    """The dtype to compute in: `chosen`, but `auto` means fp32 for a model whose config says it was trained in that."""
     trainer = config.get("trainer")
-    return trainer.get("precision") if isinstance(trainer, dict) else None
+    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    return torch.float32 if name == "auto" and precision in ("32-true", "64-true") else chosen

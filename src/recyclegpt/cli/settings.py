@@ -1,4 +1,4 @@
-"""Types of the settings that no `_target_` owns: those of `generate` and `bench`."""
+"""Types of the settings that no `_target_` owns: those of `generate`, `bench` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,15 @@ BULK: Mapping[str, Any] = {
     "out": str | None,
     **dict.fromkeys(("num_documents", "num_val_documents", "prompt_tokens", "new_tokens", "batch"), int),
 }
-MAY_BE_EMPTY = ("stop", "baselines")
+TASKS: Mapping[str, Any] = {
+    "tasks": str | list[str],
+    "tasks_path": str | None,
+    "scorings": str | list[str],
+    "limit": int | float | None,
+    "num_fewshot": int | None,
+    **dict.fromkeys(("batch_size", "bootstrap_iters"), int),
+}
+MAY_BE_EMPTY = ("stop", "baselines", "tasks")
 
 
 def type_problems(section: DictConfig, types: Mapping[str, Any], path: str = "") -> list[str]:

@@ -1,0 +1,94 @@
+"""Texts that a decoder writes after many prompts of different lengths, with settings of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.decoding import Decoder, SamplingConfig, StopStrings, Strategy
+
+log = logging.getLogger("recyclegpt")
+
+
+class Asked(NamedTuple):
+    """How one text is to be written."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    """The text ends before the first of these."""
+    sampling: SamplingConfig
+
+
+@dataclass
+class Continuer:
+    """Writes continuations, `batch_size` at a time, and remembers them: the same list asked again is answered at once.
+
+    A prompt keeps its newest tokens where it and the text do not fit into the context, at least half of it. A text
+    ends at the end token too. Text n of a list draws from a generator seeded `seed + n`, whatever its batch holds.
+    """
+
+    decoder: Decoder
+    strategy: Strategy
+    tokenizer: TextTokenizer
+    batch_size: int = 16
+    seed: int = 0
+    num_cut: int = 0
+    """Prompts that lost their oldest tokens."""
+    _known: dict[tuple[tuple[str, Asked], ...], list[str]] = field(default_factory=dict, repr=False)
+
+    def write(self, asked: Sequence[tuple[str, Asked]]) -> list[str]:
+        """The text after each prompt, without the prompt and without the string that ended it."""
+        key = tuple(asked)
+        if key not in self._known:
+            self._known[key] = self._write(asked)
+        return self._known[key]
+
+    def _write(self, asked: Sequence[tuple[str, Asked]]) -> list[str]:
+        prompts = [self.tokenizer.encode_prompt(prompt) for prompt, _ in asked]
+        groups: dict[Asked, list[int]] = defaultdict(list)
+        for number, (_, settings) in enumerate(asked):
+            groups[settings].append(number)
+        texts = [""] * len(asked)
+        cut_before = self.num_cut
+        with tqdm(total=len(asked), desc=self.strategy.name, unit="text", disable=None, leave=False) as progress:
+            for settings, numbers in groups.items():
+                rows = {number: self._fitting(prompts[number], settings.max_new_tokens) for number in numbers}
+                numbers.sort(key=lambda number: -len(rows[number]))
+                for begin in range(0, len(numbers), self.batch_size):
+                    batch = numbers[begin : begin + self.batch_size]
+                    written = self._batch([rows[number] for number in batch], batch, settings)
+                    for number, text in zip(batch, written, strict=True):
+                        texts[number] = text
+                    progress.update(len(batch))
+        if cut := self.num_cut - cut_before:
+            log.warning("%d of %d prompts did not fit into the context; their oldest tokens were left out",
+                        cut, len(asked))  # fmt: skip
+        return texts
+
+    def _batch(self, rows: list[list[int]], numbers: list[int], settings: Asked) -> list[str]:
+        device = self.decoder.model.device
+        generators = [torch.Generator(device).manual_seed(self.seed + number) for number in numbers]
+        stop = StopStrings(settings.stop, self.tokenizer.decode) if settings.stop else None
+        generation = self.decoder.generate(
+            rows, self.strategy, settings.max_new_tokens, settings.sampling, [self.tokenizer.eos_id],
+            generators=generators, stop_strings=stop,
+        )  # fmt: skip
+        return [self._text(tokens, settings.stop) for tokens in generation.tokens]
+
+    def _text(self, tokens: list[int], stop: tuple[str, ...]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        found = [place for place in (text.find(string) for string in stop) if place >= 0]
+        return text[: min(found)] if found else text
+
+    def _fitting(self, prompt: list[int], max_new_tokens: int) -> list[int]:
+        context = self.decoder.model.config.context_length
+        room = max(context - max_new_tokens, context // 2, 1)
+        self.num_cut += len(prompt) > room
+        return prompt[-room:]

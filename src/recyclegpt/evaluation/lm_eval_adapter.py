@@ -1,0 +1,305 @@
+"""Our models in `lm-eval` (EleutherAI's evaluation harness): the one file that imports it.
+
+What is computed stands in `scoring.py` and `continuing.py`; this file translates requests and results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.decoding import SamplingConfig
+from recyclegpt.errors import ConfigError
+from recyclegpt.evaluation.continuing import Asked, Continuer
+from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
+
+try:
+    import lm_eval
+    from lm_eval.api.group import Group
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.config.group import GroupConfig
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise ConfigError(f"tasks: need lm-eval ({error}); pip install 'recyclegpt[eval]'") from error
+
+MAX_NEW_TOKENS = 256
+"""Of a task that names no `max_gen_toks`."""
+_OBEYED = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p")
+
+log = logging.getLogger("recyclegpt")
+
+
+class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
+    """One model under one scoring.
+
+    Args:
+        scorer: of the model; adapters of other scorings may share it, and then every text is read once.
+        tokenizer: the model's own.
+        scoring: which of the scorer's answers to give.
+        continuer: writes the texts that `generate_until` asks for; None refuses such tasks.
+    """
+
+    def __init__(
+        self, scorer: Scorer, tokenizer: TextTokenizer, scoring: str = "backbone", continuer: Continuer | None = None
+    ) -> None:
+        super().__init__()
+        self.scorer, self.scoring, self.continuer = scorer, scoring, continuer
+        # Not `tokenizer`: the harness would look for chat templates in it.
+        self.text_tokenizer = tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.text_tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context: what documents begin with, or else end with."""
+        return self.text_tokenizer.encode_prompt("")[-1]
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text from its beginning on, or of a part of one (`add_special_tokens=False`)."""
+        if add_special_tokens is False or not string:
+            return self.text_tokenizer.encode(string)
+        return self.text_tokenizer.encode_prompt(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        scored = self._score([Pair(tuple(context), tuple(text)) for _, context, text in requests])
+        answers = [(one.log_likelihood, one.is_greedy) for one in scored]
+        for (strings, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", strings, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Each text in windows that fill the context, begun by one token; alternation begins anew in each."""
+        length = self.scorer.model.config.context_length
+        pairs, owners = [], []
+        for number, request in enumerate(requests):
+            windows = get_rolling_token_windows(
+                self.text_tokenizer.encode(request.args[0]), self.prefix_token_id, max_seq_len=length, context_len=1
+            )
+            for context, text in map(make_disjoint_window, windows):
+                pairs.append(Pair(tuple(context), tuple(text)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for number, scored in zip(owners, self._score(pairs), strict=True):
+            totals[number] += scored.log_likelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        if self.continuer is None:
+            raise ConfigError("tasks: one of them wants text to be written; give a decoder")
+        texts = self.continuer.write([(request.args[0], asked(request.args[1])) for request in requests])
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
+        return [scored[self.scoring] for scored in self.scorer.score(pairs)]
+
+
+def asked(settings: Mapping[str, Any]) -> Asked:
+    """How a task wants its text written. Without `do_sample` it is greedy, whatever temperature is named.
+
+    Raises:
+        ConfigError: it asks for what these decoders have not, or for impossible numbers.
+    """
+    unknown = {key: value for key, value in settings.items() if key not in _OBEYED and value not in (None, False, 1)}
+    if unknown:
+        raise ConfigError(f"tasks: generation_kwargs: {', '.join(unknown)} are not known here; leave them out")
+    until = settings.get("until") or []
+    stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
+    most = settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS
+    if not settings.get("do_sample"):
+        return Asked(int(most), stop, SamplingConfig())
+    given = {key: settings[key] for key in ("temperature", "top_k", "top_p", "min_p") if settings.get(key) is not None}
+    try:
+        return Asked(int(most), stop, SamplingConfig(**({"temperature": 1.0} | given)))
+    except ConfigError as error:
+        raise ConfigError([f"tasks: generation_kwargs: {problem}" for problem in error.problems]) from error
+
+
+@dataclass
+class TaskSet:
+    """Tasks found and their data read, before a model is asked anything."""
+
+    items: list[Any] = field(default_factory=list)
+    """Tasks and groups of the harness, in the order they were asked for."""
+    names: list[str] = field(default_factory=list)
+    """Of all groups and tasks, each group before what lies inside it."""
+    generative: set[str] = field(default_factory=set)
+    """Names of tasks that want text to be written."""
+    has_rolling: bool = False
+    """Whether one of them scores whole texts."""
+    summed_up: set[str] = field(default_factory=set)
+    """Names of tasks whose group has a number for all of them."""
+
+
+def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None = None) -> TaskSet:
+    """Tasks by name, of a folder of task files or of the harness itself, or made here (`local_tasks.py`).
+
+    The harness's own thousands are looked through only where a name is not found in the folder.
+
+    Raises:
+        ConfigError: a name is unknown, or the data of a task cannot be had.
+    """
+    names = [task for task in wanted if isinstance(task, str)]
+    if folder is not None and not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"tasks_path: {folder} is no folder; give one that holds task files (.yaml)")
+    include = None if folder is None else str(Path(folder).expanduser())
+    with _quiet():
+        manager = TaskManager(include_path=include, include_defaults=False)
+        if any(name not in manager.task_index for name in names):
+            manager = TaskManager(include_path=include)
+        problems = [_unknown(name, manager, folder) for name in names if name not in manager.task_index]
+        if problems:
+            raise ConfigError(problems)
+        found = TaskSet()
+        for task in wanted:
+            try:
+                loaded = manager.load([task if isinstance(task, str) else _made(task)])
+            except Exception as error:  # noqa: BLE001 - readers, templates and hubs raise what they like
+                reason = (str(error).strip() or "no reason given").splitlines()[0]
+                name = task if isinstance(task, str) else task.get("group", task.get("task"))
+                problems.append(f"tasks: {name}: cannot be read ({type(error).__name__}: {reason})")
+                continue
+            groups, leaves = loaded.get("groups", {}), loaded["tasks"]
+            inside = {child for group in groups.values() for child in group.child_names}
+            found.items += [group for name, group in groups.items() if name not in inside]
+            found.items += [leaf for name, leaf in leaves.items() if name not in inside]
+            found.names += [*groups, *leaves]
+            found.generative |= {name for name, leaf in leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
+            found.has_rolling |= any(leaf.OUTPUT_TYPE == "loglikelihood_rolling" for leaf in leaves.values())
+            for group in groups.values():
+                if group.has_aggregation:
+                    found.summed_up |= {leaf.task_name for leaf in group.get_all_tasks()}
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def run_tasks(
+    tasks: TaskSet,
+    model: RecycleLM,
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    bootstrap_iters: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """What the harness finds under one scoring.
+
+    Returns:
+        By name of a task or group: `num_samples`, and `metrics`, each `{"value", "stderr"}` (None where it has none).
+    """
+    with _quiet():
+        results = lm_eval.simple_evaluate(
+            model=model, tasks=list(tasks.items), task_manager=TaskManager(include_defaults=False),
+            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters, log_samples=tasks.has_rolling,
+            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
+    by_name = {**results["results"], **results.get("groups", {})}
+    for name in tasks.names:
+        if metrics := dict(_metrics(by_name.get(name, {}))):
+            if bootstrap_iters:
+                _add_stderr_of_ratios(metrics, results.get("samples", {}).get(name, []))
+            found[name] = {"num_samples": by_name[name].get("sample_len"), "metrics": metrics}
+    return found
+
+
+def _made(task: Mapping[str, Any], prefix: str = "") -> Any:
+    """A task or group of the harness from a mapping; members are named after their groups."""
+    if "group" not in task:
+        return ConfigurableTask(config={**task, "task": prefix + task["task"]})
+    name = prefix + task["group"]
+    group = Group.from_config(GroupConfig(**{**task, "group": name, "task": []}))
+    for member in task["task"]:
+        group.add(_made(member, f"{name}::"))
+    return group
+
+
+def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float | None]]]:
+    for key, value in values.items():
+        metric, comma, how = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        stderr = values.get(f"{metric}_stderr,{how}")
+        yield (
+            metric if how == "none" else f"{metric} ({how})",
+            {
+                "value": float(value),
+                "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
+            },
+        )
+
+
+def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None:
+    """Standard error of sum over count where both vary from text to text, to first order; None for a single text."""
+    num = len(sums_and_counts)
+    if num < 2:
+        return None
+    count = math.fsum(n for _, n in sums_and_counts)
+    mean = math.fsum(total for total, _ in sums_and_counts) / count
+    squares = math.fsum((total - mean * n) ** 2 for total, n in sums_and_counts)
+    return math.sqrt(num / (num - 1) * squares) / count
+
+
+def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, float | None]], samples: Sequence[Mapping[str, Any]]) -> None:
+    """The harness has no standard error for perplexities of whole texts, so they get one here."""
+    for metric, found in metrics.items():
+        pairs = [sample[metric] for sample in samples if isinstance(sample.get(metric), tuple)]
+        error = ratio_stderr(pairs) if pairs else None
+        if found["stderr"] is None and error is not None and found["value"] is not None:
+            # Of a perplexity exp(x) the error is exp(x) times that of x; of bits it is that of nats over ln 2.
+            found["stderr"] = error / math.log(2) if metric.startswith("bits") else found["value"] * error
+
+
+def _unknown(name: str, manager: Any, folder: str | Path | None) -> str:
+    near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+    where = "among lm-eval's" if folder is None else f"in {folder} or among lm-eval's"
+    hint = f"did you mean {' or '.join(near)}?" if near else "tasks_path=FOLDER names a folder of your own task files"
+    return f"tasks: {name!r} is not {where}; {hint}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Standard output is left to our own table, and nothing is reported to the hub's counter of downloads.
+
+    `datasets` counts the reading of local files too, and waits seconds for each where there is no network.
+    """
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in record.getMessage()
+
+    logger = logging.getLogger("lm_eval.api.task")
+    counts, in_pools = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, os.environ.get("DISABLE_MULTIPROC")
+    logger.addFilter(is_news)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    # Bootstraps in this process: forking one whose libraries have threads may hang.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.removeFilter(is_news)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        if in_pools is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = in_pools

@@ -1,0 +1,195 @@
+"""How likely a model finds a given continuation, told from three sources: backbone, module, or the two in turn.
+
+One forward pass of whole rows gives all three: the module is unrolled over a row as in training, which a test holds
+equal to what decoding computes.
+
+B batch, T positions, C model width, V vocabulary, K sources (0 the backbone, k the module's step k), N scored tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import MAX_RECYCLED, RecycleGPT
+
+log = logging.getLogger("recyclegpt")
+
+SCORINGS = ("backbone", "module", "alternating")
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held in fp32 at a time: 64 MiB, whatever batch, length and vocabulary are."""
+
+
+class Pair(NamedTuple):
+    """Token ids before, at least one, and those to score."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class Scored(NamedTuple):
+    """Of a whole continuation."""
+
+    log_likelihood: float
+    """Nats, the sum over its tokens; 0 for an empty one."""
+    is_greedy: bool
+    """Whether every token is the most likely one of its source."""
+
+
+@dataclass
+class Scorer:
+    """Scores continuations, many at once, and remembers them: each scoring that asks later is answered at once.
+
+    With p the place of a token in context and continuation, x_0 the first:
+
+    - `backbone`: log p_backbone(x_p), from h_{p-1}.
+    - `module`: log p_recycle(x_p), from r_{p-2}. A token with fewer than two before it is scored by the backbone.
+    - `alternating`: what alternating decoding with `num_recycled` = m would have drawn the token from, begun after the
+      context: the first token and every (m + 1)-th after it come from the backbone, the k-th after such a one from the
+      module's step k.
+
+    Raises:
+        ConfigError: a scoring is unknown, or a number out of range.
+    """
+
+    model: RecycleGPT
+    scorings: Sequence[str] = SCORINGS
+    num_recycled: int = 1
+    batch_size: int = 16
+    autocast: torch.dtype | None = None
+    """Dtype to compute in, as training's mixed precision does; None for the model's own."""
+    num_cut: int = 0
+    """Pairs whose oldest tokens did not fit into the context and were left out."""
+    _known: dict[Pair, dict[str, Scored]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"scorings: {name!r} is unknown; choose from {', '.join(SCORINGS)}"
+            for name in self.scorings
+            if name not in SCORINGS
+        ]
+        if not self.scorings:
+            problems.append(f"scorings: none given; choose from {', '.join(SCORINGS)}")
+        if not 1 <= self.num_recycled <= MAX_RECYCLED:
+            problems.append(f"num_recycled: {self.num_recycled} is not between 1 and {MAX_RECYCLED}")
+        if self.batch_size < 1:
+            problems.append(f"batch_size: {self.batch_size} is not a positive whole number")
+        if problems:
+            raise ConfigError(problems)
+        if self.model.recyclable is None and set(self.scorings) != {"backbone"}:
+            log.warning("the model has no recyclable module, so the backbone alone is scored")
+            self.scorings = ("backbone",)
+
+    def score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
+        """Every pair under every scoring, in the order given."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        # Long ones first: rows of a batch are then of like length, and memory that runs out does so at once.
+        new.sort(key=lambda pair: -len(pair.context) - len(pair.continuation))
+        cut_before = self.num_cut
+        with tqdm(total=len(new), desc="scoring", unit="text", disable=None, leave=False) as progress:
+            for batch in _batches(new, self.batch_size):
+                self._known.update(zip(batch, self._score(batch), strict=True))
+                progress.update(len(batch))
+        if cut := self.num_cut - cut_before:
+            log.warning(
+                "%d of %d texts are longer than the context of %d tokens; their oldest tokens were left out",
+                cut, len(new), self.model.config.context_length,
+            )  # fmt: skip
+        return [self._known[pair] for pair in pairs]
+
+    def _score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
+        """One batch; rows are padded on the right, where no token that counts can see it."""
+        longest = self.model.config.context_length + 1  # the last token is scored and never read
+        rows, starts = [], []
+        for context, continuation in pairs:
+            row = (*context, *continuation)[-longest:]
+            self.num_cut += len(row) < len(context) + len(continuation)
+            rows.append(row)
+            starts.append(max(len(row) - len(continuation), 1))
+        places = [(b, p) for b, row in enumerate(rows) for p in range(starts[b], len(row))]
+        if not places:
+            return [dict.fromkeys(self.scorings, Scored(0.0, True)) for _ in pairs]
+        row_N, place_N = torch.tensor(places, device=self.model.device).T
+        source_by_scoring = self._sources(place_N, torch.tensor(starts, device=self.model.device)[row_N])
+        num_steps = max(int(source_N.max()) for source_N in source_by_scoring.values())
+        tokens_BS, states = self._states(rows, num_steps)
+        log_p_KN, best_KN = self._classify(states, source_by_scoring, row_N, place_N, tokens_BS)
+        scored: list[dict[str, Scored]] = [{} for _ in pairs]
+        for name, source_N in source_by_scoring.items():
+            log_p_N = log_p_KN.gather(0, source_N[None]).squeeze(0)
+            missed_N = ~best_KN.gather(0, source_N[None]).squeeze(0)
+            zeros_B = torch.zeros(len(rows), dtype=torch.float64, device=row_N.device)
+            sums = zeros_B.index_add(0, row_N, log_p_N).tolist()
+            misses = zeros_B.index_add(0, row_N, missed_N.double()).tolist()
+            for b, (total, num_missed) in enumerate(zip(sums, misses, strict=True)):
+                scored[b][name] = Scored(total, num_missed == 0)
+        return scored
+
+    def _sources(self, place_N: Tensor, start_N: Tensor) -> dict[str, Tensor]:
+        """Which source (0 to K - 1) scores each token, by scoring."""
+        rules = {
+            "backbone": torch.zeros_like(place_N),
+            "module": (place_N >= 2).long(),
+            "alternating": (place_N - start_N) % (self.num_recycled + 1),
+        }
+        return {name: rules[name] for name in self.scorings}
+
+    @torch.no_grad()
+    def _states(self, rows: Sequence[Sequence[int]], num_steps: int) -> tuple[Tensor, list[Tensor]]:
+        """The rows as one tensor, and states `(B, T, C)` of each source: row t of source k predicts token t + 1 + k."""
+        T = max(max(map(len, rows)) - 1, 1)
+        tokens_BS = torch.zeros(len(rows), T + max(num_steps, 1), dtype=torch.long)
+        for b, row in enumerate(rows):
+            tokens_BS[b, : len(row)] = torch.tensor(row)
+        tokens_BS = tokens_BS.to(self.model.device)
+        views_NBT = torch.stack([tokens_BS[:, step : step + T] for step in range(num_steps + 1)])
+        with self._precision():
+            if not num_steps:
+                return tokens_BS, [self.model.read(views_NBT[0])]
+            hidden_BTC, recycled = self.model(views_NBT, num_unrolled=num_steps)
+        return tokens_BS, [hidden_BTC, *recycled]
+
+    @torch.no_grad()
+    def _classify(
+        self,
+        states: Sequence[Tensor],
+        source_by_scoring: dict[str, Tensor],
+        row_N: Tensor,
+        place_N: Tensor,
+        tokens_BS: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token under each source that someone asks, and whether it is that source's best."""
+        log_p_KN = torch.zeros(len(states), len(place_N), dtype=torch.float64, device=row_N.device)
+        best_KN = torch.zeros(len(states), len(place_N), dtype=torch.bool, device=row_N.device)
+        target_N = tokens_BS[row_N, place_N]
+        at_once = max(LOGITS_AT_ONCE // self.model.config.vocab_size, 1)
+        for k, state_BTC in enumerate(states):
+            asked_N = torch.stack([source_N == k for source_N in source_by_scoring.values()]).any(dim=0)
+            for index_M in asked_N.nonzero().squeeze(1).split(at_once):
+                with self._precision():
+                    logits_MV = self.model.classify(state_BTC[row_N[index_M], place_N[index_M] - 1 - k])
+                if logits_MV.dtype != torch.float64:
+                    logits_MV = logits_MV.float()
+                target_M = target_N[index_M]
+                log_p_KN[k, index_M] = logits_MV.log_softmax(-1).gather(1, target_M[:, None]).squeeze(1).double()
+                best_KN[k, index_M] = logits_MV.argmax(-1) == target_M
+        return log_p_KN, best_KN
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            self.model.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        )
+
+
+def _batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    iterator = iter(pairs)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

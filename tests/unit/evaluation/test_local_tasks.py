@@ -1,0 +1,67 @@
+"""What is said of files that hold something else, and where articles begin. Needs no harness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recyclegpt.errors import ConfigError
+from recyclegpt.evaluation.local_tasks import articles, blimp, wikitext
+
+PAIR = '{"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps."}\n'
+
+
+def test_articles_begin_at_titles_and_nowhere_else() -> None:
+    text = " \n = A = \n \n a = b , = c \n = = Part = = \n = = = Deeper = = = \n x \n = Two words = \n y \n"
+    assert articles(text) == [
+        " = A = \n \n a = b , = c \n = = Part = = \n = = = Deeper = = = \n x \n",
+        " = Two words = \n y \n",
+    ]
+    assert articles("No title .\n") == ["No title .\n"]
+    assert articles(" \n\n") == []
+    assert "".join(articles(text)) == text.removeprefix(" \n")
+
+
+def test_a_title_after_another_begins_an_article_too() -> None:
+    assert articles(" = A = \n = B = \n b \n") == [" = A = \n", " = B = \n b \n"]
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(PAIR + "\nnot json\n[1]\n" + '{"sentence_good": "x"}\n' + PAIR, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        blimp(tmp_path)
+    assert [problem.split(": ")[1].removeprefix(str(tmp_path)) for problem in caught.value.problems] == [
+        "/a.jsonl:3",
+        "/a.jsonl:4",
+        "/a.jsonl:5",
+        "/b.jsonl",
+    ]
+    (tmp_path / "a.jsonl").write_text("x\n" * 50, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        blimp(tmp_path)
+    assert caught.value.problems[-1] == "task_files: and 39 more problems"
+
+
+def test_missing_places_are_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=r"task_files\.blimp_local: .* is no folder that holds"):
+            blimp(folder)
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
+    with pytest.raises(ConfigError) as caught:
+        wikitext([str(tmp_path / name) for name in ("nowhere.txt", "empty.txt", "latin.txt")])
+    assert len(caught.value.problems) == 3
+    assert "empty.txt holds no text" in caught.value.problems[1]
+    with pytest.raises(ConfigError, match="no file"):
+        wikitext([])
+
+
+def test_pairs_without_a_phenomenon_are_a_group_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(PAIR * 3, encoding="utf-8")
+    (group,) = blimp(tmp_path)["task"]
+    assert group["group"] == "other"
+    (task,) = group["task"]
+    assert task["task"] == "a"
+    assert len(task["custom_dataset"]()["test"]) == 3

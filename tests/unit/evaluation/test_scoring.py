@@ -1,0 +1,162 @@
+"""Scores of whole batches against the definition, computed a token at a time, and against what decoding writes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+
+import pytest
+import torch
+
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder
+from recyclegpt.errors import ConfigError
+from recyclegpt.evaluation import scoring
+from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scored, Scorer
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+
+CONTEXT = 48
+VOCABULARY = 23
+
+
+def random_model(seed: int, depth: int = 1) -> RecycleGPT:
+    """A tiny fp64 model with weights large enough that its text varies."""
+    config = ModelConfig(VOCABULARY, CONTEXT, num_layers=2, hidden_size=16, num_heads=4, num_kv_heads=2)
+    model = RecycleGPT(config, RecycleConfig(num_layers=depth)).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.4, generator=generator)
+    return model
+
+
+def random_pairs(seed: int, num: int = 9) -> list[Pair]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(least: int) -> tuple[int, ...]:
+        length = int(torch.randint(least, 12, (1,), generator=generator))
+        return tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist())
+
+    return [Pair(draw(1), draw(0)) for _ in range(num)]
+
+
+@torch.no_grad()
+def by_definition(model: RecycleGPT, pair: Pair, name: str, num_recycled: int) -> Scored:
+    """Every token from the text before it alone: no batch, no padding, no unrolling, no shared pass."""
+    text, begin = [*pair.context, *pair.continuation], len(pair.context)
+    total, greedy = 0.0, True
+    for p in range(begin, len(text)):
+        step = {"backbone": 0, "module": int(p >= 2), "alternating": (p - begin) % (num_recycled + 1)}[name]
+        known = text[:p]
+        hidden = model.read(torch.tensor([known[: p - step]]))  # as far as the backbone had read when p was written
+        state = hidden
+        for k in range(1, step + 1):
+            recycled = model.recycle(torch.tensor([known[1 : p - step + k]]), state)
+            state = torch.cat([hidden, recycled[:, hidden.shape[1] - 1 :]], dim=1)
+            last = recycled
+        log_p = model.classify((last if step else hidden)[0, -1]).log_softmax(-1)
+        total += float(log_p[text[p]])
+        greedy &= int(log_p.argmax()) == text[p]
+    return Scored(total, greedy)
+
+
+@pytest.mark.parametrize("num_recycled", [1, 2, 3])
+def test_batches_score_as_the_definition_does(num_recycled: int) -> None:
+    model, pairs = random_model(num_recycled, depth=1 + num_recycled % 2), random_pairs(num_recycled)
+    found = Scorer(model, num_recycled=num_recycled, batch_size=4).score(pairs)
+    for pair, scored in zip(pairs, found, strict=True):
+        assert list(scored) == list(SCORINGS)
+        for name in SCORINGS:
+            expected = by_definition(model, pair, name, num_recycled)
+            assert scored[name].log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-9, abs=1e-12)
+            assert scored[name].is_greedy == expected.is_greedy
+    values = [[scored[name].log_likelihood for scored in found] for name in SCORINGS]
+    assert all(a != b for a, b in itertools.combinations(values, 2))
+
+
+@pytest.mark.parametrize("num_recycled", [1, 2])
+@pytest.mark.parametrize("name", ["backbone", "alternating"])
+def test_what_a_decoder_writes_is_greedy_in_its_own_scoring(name: str, num_recycled: int) -> None:
+    strategy = Alternating(num_recycled) if name == "alternating" else Autoregressive()
+    varied = 0
+    for seed in range(6):
+        model = random_model(seed)
+        prompts = [[*pair.context] for pair in random_pairs(seed)]
+        texts = Decoder(model).generate(prompts, strategy, 17).tokens
+        pairs = [Pair(tuple(prompt), tuple(text)) for prompt, text in zip(prompts, texts, strict=True)]
+        found = Scorer(model, num_recycled=num_recycled).score(pairs)
+        assert all(scored[name].is_greedy for scored in found)
+        varied += sum(not all(scored[other].is_greedy for other in SCORINGS) for scored in found)
+    assert varied > 10, "every scoring finds these texts greedy: the test would not see a wrong source"
+
+
+def test_one_token_changed_is_no_longer_greedy() -> None:
+    model = random_model(0)
+    (text,) = Decoder(model).generate([[1, 2, 3]], Alternating(), 10).tokens
+    for place in range(10):
+        changed = [*text]
+        changed[place] = (text[place] + 1) % VOCABULARY
+        (scored,) = Scorer(model).score([Pair((1, 2, 3), tuple(changed))])
+        assert not scored["alternating"].is_greedy
+
+
+def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = random_model(5), random_pairs(5)
+    whole = Scorer(model).score(pairs)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 2 * VOCABULARY)
+    for one, other in zip(whole, Scorer(model).score(pairs), strict=True):
+        for name in SCORINGS:
+            assert one[name].log_likelihood == pytest.approx(other[name].log_likelihood, rel=1e-12)
+            assert one[name].is_greedy == other[name].is_greedy
+
+
+def test_a_pair_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, pairs = Scorer(random_model(1)), random_pairs(1)
+    first = scorer.score(pairs)
+    monkeypatch.setattr(scorer.model, "forward", lambda *_, **__: pytest.fail("read again"))
+    assert scorer.score(pairs[::-1]) == first[::-1]
+
+
+def test_the_oldest_tokens_are_left_out_and_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model(2)
+    text = tuple(torch.randint(VOCABULARY, (CONTEXT + 20,)).tolist())
+    long, fitting = Pair(text[:-5], text[-5:]), Pair(text[-CONTEXT - 1 : -5], text[-5:])
+    scorer = Scorer(model)
+    with caplog.at_level(logging.WARNING):
+        a, b = scorer.score([long, fitting])
+    assert a == b
+    assert scorer.num_cut == 1
+    assert caplog.text.count("1 of 2 texts are longer than the context of 48 tokens") == 1
+
+
+def test_a_continuation_longer_than_the_context_keeps_its_end() -> None:
+    text = tuple(torch.randint(VOCABULARY, (CONTEXT + 20,)).tolist())
+    (scored,) = Scorer(random_model(3)).score([Pair(text[:1], text[1:])])
+    (end,) = Scorer(random_model(3)).score([Pair(text[-CONTEXT - 1 : -CONTEXT], text[-CONTEXT:])])
+    assert scored == end
+
+
+def test_an_empty_continuation_is_certain() -> None:
+    assert Scorer(random_model(0)).score([Pair((1,), ())]) == [dict.fromkeys(SCORINGS, Scored(0.0, True))]
+
+
+def test_low_precision_stays_close() -> None:
+    model, pairs = random_model(7).float(), random_pairs(7)
+    exact = Scorer(model).score(pairs)
+    for one, other in zip(exact, Scorer(model, autocast=torch.bfloat16).score(pairs), strict=True):
+        for name in SCORINGS:
+            assert math.isclose(one[name].log_likelihood, other[name].log_likelihood, rel_tol=0.1, abs_tol=1.0)
+
+
+def test_a_model_without_a_module_is_scored_by_its_backbone(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer(random_model(0, depth=0))
+    assert scorer.scorings == ("backbone",)
+    assert "no recyclable module" in caplog.text
+    assert list(scorer.score(random_pairs(0))[0]) == ["backbone"]
+
+
+def test_impossible_settings_are_named_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Scorer(random_model(0), scorings=["backbone", "both"], num_recycled=9, batch_size=0)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["scorings", "num_recycled", "batch_size"]
