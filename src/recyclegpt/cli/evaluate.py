@@ -105,6 +105,11 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     Raises:
         ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.
     """
+    if settings is None and checkpoint is not None:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; name one: evaluate and generate "
+            "take data=GROUP data.KEY=VALUE, bench takes prompts=FILE.jsonl, or model=hf for the speed alone"
+        )
     tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
     if checkpoint is not None and isinstance(tokenizer, dict) and tokenizer.get("kind") == "file":
         settings = settings | {"tokenizer": tokenizer | {"path": str(checkpoint.parent / TOKENIZER)}}

@@ -36,3 +36,13 @@ def test_bins_hold_every_recycled_token_once() -> None:
     assert held_out.by_place.tolist() == by_place.tolist()
     assert 0 < by_confidence[1].sum() < by_confidence[0].sum() == 4 * 18
     assert (by_confidence[0] > 0).sum() > 5
+
+
+def test_without_a_module_its_figures_are_not_numbers() -> None:
+    model = RecycleGPT(ModelConfig(11, 24, num_layers=1, hidden_size=16, num_heads=2))
+    views_NBT = torch.randint(11, (3, 2, 20))
+    held_out = HeldOut(torch.ones(11), torch.device("cpu"))
+    with torch.no_grad():
+        held_out.add(DualLoss(LossConfig())(model, views_NBT), views_NBT)
+    numbers = {name for name, value in held_out.metrics().items() if value == value}
+    assert numbers == {"val/loss_backbone", "val/ppl_backbone", "val/bits_per_byte"}
