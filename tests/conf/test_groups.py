@@ -126,13 +126,3 @@ def _no_hydra_left() -> Callable[[], None] | None:
     yield
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-
-
-@pytest.fixture(scope="session")
-def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for the interpreter's standard library."""
-    folder = tmp_path_factory.mktemp("stdlib")
-    for number in range(60):
-        lines = [f"def function_{number}_{line}(value):\n    return value + {line * number}\n" for line in range(40)]
-        (folder / f"module{number}.py").write_text("\n".join(lines), encoding="utf-8")
-    return folder

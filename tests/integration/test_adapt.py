@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from recyclegpt.models.huggingface import load_backbone
 from recyclegpt.training.checkpoint import load_trained
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint
+
+from .test_readme import ROOT, blocks
 
 Run = Callable[..., int]
 
@@ -134,3 +137,23 @@ def test_mistakes_are_named(
     (folder / "tokenizer.json").unlink()
     assert run("adapt", f"model.path={folder}", *quick) == 2
     assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_the_page_is_a_way_that_can_be_walked(run: Run, stdlib: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands one after another, made small; the first names a folder of the reader's."""
+    lines = [line for block in blocks(ROOT / "docs" / "adapting.md", "") for line in block.splitlines()][1:]
+    assert [line.split()[1] for line in lines] == ["train", "export", "adapt", "generate", "adapt"]
+    corpus = [f"data.root={stdlib}"]
+    for line in lines:
+        command, *arguments = shlex.split(line)[1:]
+        if command == "train":
+            arguments += ["debug=smoke", "callbacks=no_monitor", "data.tokenizer.vocab_size=300", *corpus]
+        elif command == "adapt":
+            arguments = [part for part in arguments if not part.startswith("model.context_length")]
+            arguments += ["debug=smoke_pretrained", "callbacks=no_monitor"]
+            arguments += [] if "data=tokenized" in arguments else corpus
+        elif command == "generate":
+            arguments = [part for part in arguments if not part.startswith("bulk.n")]
+            arguments += ["bulk.num_documents=24", "bulk.num_val_documents=12", "bulk.new_tokens=40", *corpus]
+            arguments = [part.replace("bulk.prompt_tokens=16", "bulk.prompt_tokens=4") for part in arguments]
+        assert run(command, *arguments) == 0, capsys.readouterr().err

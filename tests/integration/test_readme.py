@@ -47,6 +47,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
     assert "make test" in found
     assert {command.split()[1] for command in found if command.startswith("recyclegpt")} == {
         "train",
+        "adapt",
         "generate",
         "evaluate",
         "tokenize",
@@ -77,6 +78,9 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
         if "-m" in arguments or any(argument.startswith("sweep=") for argument in arguments):
             arguments += ["seed=1"] if "seed=1,2" not in arguments else []
             arguments += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor"]
+    if command == "adapt":  # the model that is adapted here is a small one
+        arguments = [part for part in arguments if not part.startswith("model.context_length")]
+        arguments += ["debug=smoke_pretrained"]
     if command == "bench":
         arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"]
         arguments += ["bench.strategies=[alternating]", "bench.stages=false", "bench.num_prompts=1"]
