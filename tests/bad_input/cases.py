@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import checkpoint_cases, command_cases, config_cases, data_cases, shard_cases, tokenizer_cases
+from . import checkpoint_cases, command_cases, config_cases, data_cases, pretrained_cases, shard_cases, tokenizer_cases
 from .case import Case
 
 CASES: tuple[Case, ...] = (
@@ -13,4 +13,5 @@ CASES: tuple[Case, ...] = (
     *tokenizer_cases.CASES,
     *command_cases.CASES,
     *command_cases.REPORTS,
+    *pretrained_cases.CASES,
 )

@@ -40,12 +40,13 @@ OLDER = "step_0000002.ckpt"
 
 
 def make_base(folder: Path) -> None:
-    """What cases start from: a corpus, a short run on it, its tokens as shards, and a short run on those."""
+    """What cases start from: a corpus, a run on it, its tokens as shards, a run on those, and the run's backbone."""
     write_corpus(folder / "corpus")
     for argv in (
         ["train", *SMALL, "hydra.run.dir=run"],
         ["tokenize", *TEXT, "data.tokenizer.vocab_size=300", "output=shards"],
         ["train", *ON_SHARDS, "hydra.run.dir=run_on_shards", "logger=none"],
+        ["export", "checkpoint=run", "format=llama", "out=pretrained"],
     ):
         code, text = run_in(folder, argv)
         assert code == 0, text
@@ -72,7 +73,7 @@ class Place:
     base: Path
 
     def copy(self, *names: str) -> None:
-        """Copy parts of the base: `corpus`, `run`, `shards`, `run_on_shards`."""
+        """Copy parts of the base: `corpus`, `run`, `shards`, `run_on_shards`, `pretrained`."""
         for name in names:
             shutil.copytree(self.base / name, self.root / name)
 

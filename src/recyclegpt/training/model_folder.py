@@ -36,7 +36,8 @@ def read_model_folder(folder: Path, device: torch.device | str = "cpu") -> tuple
         model = read_own(folder).to(device) if own else PretrainedBackbone(str(folder)).load(device=device)
         tokenizer = TextTokenizer.from_file(folder)
     except ConfigError as error:
-        raise ConfigError([f"checkpoint: {problem}" for problem in error.problems]) from error
+        told = [problem.removeprefix("path: ") for problem in error.problems]
+        raise ConfigError([f"checkpoint: {problem}" for problem in told]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "

@@ -49,7 +49,7 @@ def load_backbone_of(
     except ConfigError as error:
         raise ConfigError(
             [f"checkpoint: {checkpoint} holds the recyclable module alone; its backbone cannot be read:"]
-            + [f"backbone: {problem}" for problem in error.problems]
+            + [f"backbone: {problem.removeprefix('path: ')}" for problem in error.problems]
             + [f"backbone: if it has moved, link it: ln -s NEW_PLACE {link}"]
         ) from error
     if backbone.fingerprint() != reference["fingerprint"]:

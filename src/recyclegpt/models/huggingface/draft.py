@@ -55,7 +55,9 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
     """Why a loader would not compute what this module computes, each with a remedy; empty where it does."""
     recycle, config = model.recycle_config, model.config
     if model.recyclable is None:
-        return [f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0)"]
+        return [
+            f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); use format=llama"
+        ]
     norms = (recycle.first_input_norm, recycle.final_norm)
     fitting = {(True, True): "vllm", (False, False): "eagle"}.get(norms)
     problems = []

@@ -49,13 +49,16 @@ class PretrainedBackbone:
             raise ConfigError(problems)
         self.path, self.revision, self.dtype = path, revision, DTYPES[dtype]
         self.folder = locate(path, revision)
-        self.config = read_config(self.folder)
+        try:
+            self.config = read_config(self.folder)
+            self._shards = Shards(self.folder)
+            self._check_tensors()
+        except ConfigError as error:
+            raise ConfigError([f"path: {problem}" for problem in error.problems]) from error
         longest = self.config.context_length
         if context_length is not None and context_length > longest:
             raise ConfigError(f"context_length: {context_length} is more than the {longest} of {path}; lower it")
         self.context_length = context_length or longest
-        self._shards = Shards(self.folder)
-        self._check_tensors()
 
     def fingerprint(self) -> str:
         """Tells checkpoints apart (`Shards.fingerprint`)."""
@@ -87,7 +90,9 @@ class PretrainedBackbone:
         for name, tensor in self._shards.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
-                    raise ConfigError(f"{self.folder}: {name} is not finite; the checkpoint is damaged, copy it again")
+                    raise ConfigError(
+                        f"path: {self.folder}: {name} is not finite; the checkpoint is damaged, copy it again"
+                    )
                 with torch.no_grad():
                     wanted[name].copy_(tensor)
         if model.recyclable is not None:
