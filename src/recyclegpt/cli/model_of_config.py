@@ -66,7 +66,10 @@ def make_model(
     tokenizer = datamodule.tokenizer
     if backbone is not None:
         _check_tokenizer(backbone, tokenizer)
-        model = backbone.load(recycle).train()
+        try:
+            model = backbone.load(recycle).train()
+        except ConfigError as error:
+            raise ConfigError([f"model.{problem}" for problem in error.problems]) from error
     else:
         vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), recycle)

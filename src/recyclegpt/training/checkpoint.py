@@ -102,8 +102,8 @@ def find_checkpoint(path: str | Path) -> Path:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise ConfigError(
-            f"checkpoint: {path} does not exist; give a run folder (outputs/train/NAME/TIME), a .ckpt file or the folder "
-            "of a model"
+            f"checkpoint: {path} does not exist; give a run folder (outputs/train/NAME/TIME), a .ckpt file or "
+            "the folder of a model"
         ) from error
     except OSError as error:  # a name too long, a link to itself, a folder that may not be entered
         shown = str(path) if len(str(path)) <= _LONGEST_SHOWN else f"{str(path)[:_LONGEST_SHOWN]}..."

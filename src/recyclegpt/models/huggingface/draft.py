@@ -56,7 +56,8 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
     recycle, config = model.recycle_config, model.config
     if model.recyclable is None:
         return [
-            f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); use format=llama"
+            f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); "
+            "use format=llama"
         ]
     norms = (recycle.first_input_norm, recycle.final_norm)
     fitting = {(True, True): "vllm", (False, False): "eagle"}.get(norms)
