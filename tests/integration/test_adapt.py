@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recyclegpt.models.huggingface import load_backbone
 from recyclegpt.training.checkpoint import load_trained
@@ -37,8 +38,9 @@ def test_the_module_alone_is_trained_and_stored(
     names = read_checkpoint(path)["state_dict"].keys()
     assert names
     assert all(name.startswith("model.recyclable.") for name in names)
+    assert run("evaluate", "checkpoint=run", "dtype=float32") == 0
     trained = load_trained("run")
-    backbone = load_backbone(folder, getattr(torch, dtype))
+    backbone = load_backbone(folder)
     for name, weight in backbone.backbone.state_dict().items():
         assert torch.equal(weight, trained.model.backbone.state_dict()[name])
     result = json.loads(Path("run/result.json").read_text())
@@ -59,6 +61,36 @@ def test_a_run_goes_on_exactly(run: Run, quick: list[str], tiny_checkpoint: Call
     assert one.step == other.step == 6
     for name, weight in one.model.state_dict().items():
         assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
+def test_a_chat_model_ends_its_texts_as_it_declares(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_checkpoint()
+    ends = {"eos_token_id": [77, 5], "do_sample": True, "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
+    assert load_trained("run").tokenizer.stop_ids == [77, 5]
+    for layout in ("recyclegpt", "llama"):
+        assert run("export", "checkpoint=run", f"format={layout}", f"out={layout}") == 0
+        assert load_trained(layout).tokenizer.stop_ids == load_trained(folder).tokenizer.stop_ids == [77, 5]
+        assert json.loads(Path(layout, "config.json").read_text())["eos_token_id"] == [77, 5]
+        assert json.loads(Path(layout, "generation_config.json").read_text()) == ends
+        assert "chat_template" in json.loads(Path(layout, "tokenizer_config.json").read_text())
+    capsys.readouterr()
+
+
+def test_a_backbone_alone_leaves_in_the_format_it_came_in(
+    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    folder = tiny_checkpoint()
+    weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
+    assert run("export", "checkpoint=run", "format=llama", "out=again") == 0
+    again = load_file("again/model.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
 def test_every_command_finds_the_backbone_also_after_it_has_moved(
@@ -131,6 +163,8 @@ def test_mistakes_are_named(
         ([f"model.path={folder}", "model.context_length=500"], "500 is more than the 160"),
         ([f"model.path={folder}", "backbone.checkpoint=x"], "model=hf brings a backbone already"),
         ([f"model.path={folder}", "optimizer.backbone_lr=-1"], "optimizer.backbone_lr: -1"),
+        ([f"model.path={folder}", "model.dtype=bfloat16", "trainer.precision=32-true"], "set model.dtype=float32"),
+        ([f"model.path={folder}", "model.dtype=bfloat16", "backbone.frozen=false"], "set model.dtype=float32"),
     ]:
         assert run("adapt", *quick, *overrides) == 2
         assert told in capsys.readouterr().err

@@ -18,7 +18,7 @@ from recyclegpt.cli.model_of_config import VOCABULARY_MULTIPLE, is_pretrained
 from recyclegpt.data import TextDataModule
 from recyclegpt.decoding import make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, named_dtype
+from recyclegpt.models import ModelConfig, RecycleConfig, has_native_bf16, named_dtype
 from recyclegpt.models.fitting import memory_problems
 from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.training import LossConfig
@@ -165,6 +165,15 @@ def _check_backbone(cfg: DictConfig) -> list[str]:
         )
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
+    if is_pretrained(cfg.model) and cfg.model.get("dtype") not in (None, "float32"):
+        precision = cfg.trainer.precision
+        if precision == "auto" and has_native_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+            precision = "bf16-mixed"
+        if not frozen or precision != "bf16-mixed":
+            problems.append(
+                f"model.dtype: {cfg.model.dtype} is for a frozen backbone in trainer.precision=bf16-mixed; "
+                "set model.dtype=float32"
+            )
     if checkpoint is not None and is_pretrained(cfg.model):
         problems.append("backbone.checkpoint: model=hf brings a backbone already; leave one of the two out")
     elif checkpoint is not None:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.export_formats import FORMATS, Export, next_step, write_export
 from recyclegpt.cli.hub import push_folder, repository_problems
@@ -13,6 +15,7 @@ from recyclegpt.cli.replaced_folder import occupied, replaced
 from recyclegpt.cli.run_folder import PROVENANCE, RESULT
 from recyclegpt.cli.settings import type_problems
 from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.models.huggingface.shards import stored_dtype
 from recyclegpt.models.precision import DTYPES
 from recyclegpt.reporting.model_card import CardFacts, model_card
 from recyclegpt.training.checkpoint import Trained, load_trained
@@ -57,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     trained = load_trained(cfg.checkpoint)
-    dtype = trained.model.dtype if cfg.dtype == "own" else DTYPES[cfg.dtype]
+    dtype = own_dtype(trained, cfg.format) if cfg.dtype == "own" else DTYPES[cfg.dtype]
     export = Export(trained, cfg.format, dtype, cfg.max_shard_size, cfg.target)
     try:
         with replaced(out) as folder:
@@ -70,6 +73,13 @@ def run(argv: Sequence[str]) -> int:
         print(f"uploaded to {push_folder(out, cfg.push, cfg.private)}")
     print(f"\nnext:\n{next_step(export, out)}")
     return 0
+
+
+def own_dtype(trained: Trained, kind: str) -> torch.dtype:
+    """The format that loses nothing: a backbone alone leaves as it came; a module was trained in fp32."""
+    if kind == "llama" and trained.backbone is not None:
+        return stored_dtype(trained.backbone) or trained.model.dtype
+    return trained.model.dtype
 
 
 def _card(trained: Trained, export: Export, out: Path, repository: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from recyclegpt.models.huggingface.own_layout import CODE, own_config, own_weigh
 from recyclegpt.models.huggingface.writing import write_json, write_weights
 from recyclegpt.training.checkpoint import Trained
 
+CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+"""Files of a pretrained backbone that an export of it keeps."""
 _ONE_FILE = "1000TB"
 """`RecycleGPT.from_pretrained` is `huggingface_hub`'s and reads no shards."""
 
@@ -77,13 +80,18 @@ def _text_files(export: Export, folder: Path) -> None:
     trained = export.trained
     write_hf_tokenizer(trained.tokenizer, folder, trained.model.config.context_length)
     end, start = _ends(trained)
-    tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": trained.tokenizer.eos_id}
     write_json(folder / "generation_config.json", tokens)
+    if trained.backbone is not None:  # what its makers say of chats, padding and sampling goes along
+        for name in CARRIED:
+            if (trained.backbone / name).is_file():
+                shutil.copyfile(trained.backbone / name, folder / name)
 
 
-def _ends(trained: Trained) -> tuple[int, int | None]:
+def _ends(trained: Trained) -> tuple[int | list[int], int | None]:
     """Ids that end and begin a text."""
-    return trained.tokenizer.eos_id, start_id(trained.tokenizer)
+    ends = trained.tokenizer.stop_ids
+    return ends[0] if len(ends) == 1 else ends, start_id(trained.tokenizer)
 
 
 def _use_own(_: Export, out: Path) -> str:

@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
     stop_strings = StopStrings(stop, tokenizer.decode) if stop else None
     begin = time.perf_counter()
     stream = decoder.stream(
-        [tokens], strategy, decoding.max_new_tokens, sampler, [tokenizer.eos_id], counts, stop_strings
+        [tokens], strategy, decoding.max_new_tokens, sampler, tokenizer.stop_ids, counts, stop_strings
     )
     first = next(stream, None)  # a prompt that does not fit is refused before anything is printed
     if not arguments.no_prompt:

@@ -88,10 +88,10 @@ def generate_corpus(
                 "decoding.temperature=0 writes what is likeliest, where small models run in circles; "
                 "decoding.temperature=1 draws from the backbone's distribution"
             )
-        eos_id, vocab_size = source.tokenizer.eos_id, source.vocab_size
+        stop_ids, vocab_size = trained.tokenizer.stop_ids, source.vocab_size
         prompts = _draw(source, bulk, cfg.decoding.seed)
         decoder = Decoder.optimised(trained.model, dtype, cfg.decoding.compile, release=True)
-        writer = BulkWriter(decoder, strategy, sampling, cfg.decoding.seed, bulk.new_tokens, eos_id, vocab_size)
+        writer = BulkWriter(decoder, strategy, sampling, cfg.decoding.seed, bulk.new_tokens, stop_ids, vocab_size)
         with corpus.writing():
             meta = corpus.finished()  # where another process was faster than this one's first look
             if meta is not None:

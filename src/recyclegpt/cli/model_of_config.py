@@ -22,6 +22,8 @@ class Made(NamedTuple):
 
     model: RecycleGPT
     backbone: dict[str, Any] | None
+    tokenizer: TextTokenizer
+    """The corpus's, which knows all tokens at which a pretrained model ends a text."""
 
 
 def is_pretrained(model: DictConfig) -> bool:
@@ -65,7 +67,7 @@ def make_model(
     """
     tokenizer = datamodule.tokenizer
     if backbone is not None:
-        _check_tokenizer(backbone, tokenizer)
+        tokenizer = _its_tokenizer(backbone, tokenizer)
         try:
             model = backbone.load(recycle).train()
         except ConfigError as error:
@@ -78,11 +80,11 @@ def make_model(
     if cfg.backbone.frozen:
         freeze_backbone(model)
         if backbone is not None:
-            return Made(model, backbone.reference())
-    return Made(model, None)
+            return Made(model, backbone.reference(), tokenizer)
+    return Made(model, None, tokenizer)
 
 
-def _check_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> None:
+def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
     if tokenizer.vocab_size > backbone.config.vocab_size:
         raise ConfigError(
             f"data: the tokenizer has {tokenizer.vocab_size:,} tokens and the backbone of {backbone.path} embeds "
@@ -94,3 +96,4 @@ def _check_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> 
             f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with "
             f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
         )
+    return own

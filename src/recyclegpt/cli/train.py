@@ -46,6 +46,7 @@ from recyclegpt.cli.run_folder import (
 )
 from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
 from recyclegpt.data import TextDataModule
+from recyclegpt.data.declared_ends import declare_ends
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.evaluation.contention import OtherLoad, is_contended
@@ -202,7 +203,9 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         tokenizer_fingerprint=datamodule.tokenizer.fingerprint,
         data_settings=datamodule.settings,
     )
-    datamodule.tokenizer.save(folder / FOLDER / TOKENIZER)
+    made.tokenizer.save(folder / FOLDER / TOKENIZER)
+    if len(made.tokenizer.stop_ids) > 1:
+        declare_ends(folder / FOLDER, made.tokenizer.stop_ids)
     _announce(cfg, folder, datamodule, model, trainer, checkpoint)
 
     with OtherLoad() as load:

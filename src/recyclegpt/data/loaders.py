@@ -144,7 +144,7 @@ class ValBatches:
 def _signals_held() -> Iterator[None]:
     """Hold signals back while workers start: they inherit that, and no signal meets one before `_outlive_a_stop` ran.
 
-    Here a held signal is answered at the end.
+    Here one is answered when all have started, or at once where another thread of this process takes it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:

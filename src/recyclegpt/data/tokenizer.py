@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.decoders import DecodeStream
 
+from recyclegpt.data.declared_ends import declared_ends
 from recyclegpt.errors import ConfigError
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
@@ -72,12 +72,13 @@ class TextTokenizer:
     Args:
         tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
         end_token: the token that ends a document; None looks for the usual names.
+        stop_tokens: others at which a model ends its texts.
 
     Raises:
         ConfigError: if the end token is not in the vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token: str | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, end_token: str | None = None, stop_tokens: Sequence[str] = ()) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -86,6 +87,9 @@ class TextTokenizer:
         """What the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often nothing."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
+        others = (tokenizer.token_to_id(token) for token in stop_tokens)
+        self.stop_ids = list(dict.fromkeys([self.eos_id, *(token for token in others if token is not None)]))
+        """The end token, and what else ends a text that the model writes."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096, end_token: str = END_TOKEN) -> TextTokenizer:
@@ -113,14 +117,15 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, end_token: str | None = None) -> TextTokenizer:
-        """Read a `tokenizer.json`, or the one in a folder.
+        """Read a `tokenizer.json`, or the one in a folder. A model's folder also tells which tokens end a text.
 
         Raises:
             ConfigError: if there is none or it cannot be parsed.
         """
         tokenizer, file = _read(path)
+        declared = declared_ends(file.parent, tokenizer)
         try:
-            return cls(tokenizer, end_token)
+            return cls(tokenizer, end_token or next(iter(declared), None), declared)
         except ConfigError as error:
             raise ConfigError([f"{problem} ({file})" for problem in error.problems]) from error
 
@@ -131,11 +136,12 @@ class TextTokenizer:
         Raises:
             ConfigError: if there is none or it cannot be parsed.
         """
-        tokenizer, _ = _read(path)
+        tokenizer, file = _read(path)
+        declared = declared_ends(file.parent, tokenizer)
         added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
-        for name in dict.fromkeys([*KNOWN_END_TOKENS, *added]):
+        for name in dict.fromkeys([*declared, *KNOWN_END_TOKENS, *added]):
             if tokenizer.token_to_id(name) is not None:
-                found = cls(tokenizer, name)
+                found = cls(tokenizer, name, declared)
                 if found.fingerprint == fingerprint:
                     return found
         return None
@@ -186,39 +192,62 @@ class TextTokenizer:
         """
         return _count_bytes(self._content, self.vocab_size)
 
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids that stand for a single byte where a character has no id of its own (`<0xE4>`)."""
+        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        return frozenset(token_id for piece, token_id in vocab.items() if _BYTE_PIECE.fullmatch(piece))
+
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` that any `tokenizers` user can read."""
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"json": json.dumps(self._content), "eos_token": self.eos_token}
+        stops = [self._tokenizer.id_to_token(stop) for stop in self.stop_ids]
+        return {"json": json.dumps(self._content), "eos_token": self.eos_token, "stop_tokens": stops}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"])  # type: ignore[misc]
+        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stop_tokens"])  # type: ignore[misc]
 
 
 class TextStream:
-    """Turns ids into text as they come. Bytes of an unfinished character wait for the next id."""
+    """Turns ids into text as they come; what has been given and what still waits are together what `decode` gives.
+
+    Bytes of an unfinished character wait for the next id, and so does a run of ids that stand for single bytes: one bad
+    byte in it changes what the others become.
+    """
 
     def __init__(self, tokenizer: TextTokenizer, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._ids: list[int] = []
-        self._num_chars = 0
+        self._recent: list[int] = []
+        """Ids last given, which decide about a space before what follows, and those that wait."""
+        self._num_given = 0
 
     def step(self, token_id: int) -> str:
         """Text that became certain with this id; often one word, sometimes empty."""
-        self._ids.append(token_id)
-        text: str = self._stream.step(self._tokenizer._tokenizer, token_id) or ""
-        self._num_chars += len(text)
-        return text
+        self._recent.append(token_id)
+        if token_id in self._tokenizer.byte_ids:
+            return ""
+        text = self._waiting()
+        return "" if text.endswith("\ufffd") else self._give(text)
 
     def finish(self) -> str:
         """What still waited when the last id had come (an unfinished character shows as U+FFFD)."""
-        rest = self._tokenizer.decode(self._ids, self._skip_special_tokens)[self._num_chars :]
-        self._num_chars += len(rest)
-        return rest
+        return self._give(self._waiting())
+
+    def _waiting(self) -> str:
+        before = self._decode(self._recent[: self._num_given])
+        return self._decode(self._recent)[len(before) :]
+
+    def _give(self, text: str) -> str:
+        if text:
+            self._recent = self._recent[self._num_given :]
+            self._num_given = len(self._recent)
+        return text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, self._skip_special_tokens)
 
 
 def load_tokenizer(config: TokenizerConfig, texts: Iterator[str] | None = None) -> TextTokenizer:

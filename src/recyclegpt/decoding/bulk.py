@@ -75,7 +75,7 @@ class BulkWriter:
         sampling: how tokens are chosen.
         seed: of all documents together.
         new_tokens: most tokens to add to each.
-        eos_id: ends a document.
+        stop_ids: tokens at which a text ends; the first ends a document.
         vocab_size: token ids below it mean something to the tokenizer.
 
     Raises:
@@ -89,14 +89,15 @@ class BulkWriter:
         sampling: SamplingConfig,
         seed: int,
         new_tokens: int,
-        eos_id: int,
+        stop_ids: Sequence[int],
         vocab_size: int,
     ) -> None:
         if problems := text_problems(strategy):
             raise ConfigError(problems)
         self.decoder, self.strategy, self.sampling, self.seed = decoder, strategy, sampling, seed
-        self.new_tokens, self.eos_id, self.vocab_size = new_tokens, eos_id, vocab_size
-        self.stop_tokens = [eos_id, *range(vocab_size, decoder.model.config.vocab_size)]
+        self.new_tokens, self.eos_id, self.vocab_size = new_tokens, stop_ids[0], vocab_size
+        self.stop_ids = stop_ids
+        self.stop_tokens = [*stop_ids, *range(vocab_size, decoder.model.config.vocab_size)]
 
     def write(self, prompts: Sequence[Sequence[int]], split: int, first: int) -> list[Document]:
         """Continue one batch: documents `first`, `first + 1`, ... of a split, which is a number too."""
@@ -110,6 +111,8 @@ class BulkWriter:
         end = "length"
         if new[-1] == self.eos_id:
             new, end = new[:-1], "stop"
+        elif new[-1] in self.stop_ids:  # the end of a turn, which is part of the text
+            return Document([*prompt, *new, self.eos_id], "stop", len(new))
         elif new[-1] >= self.vocab_size:
             new, end = new[:-1], "unknown"
         return Document([*prompt, *new, self.eos_id], end, len(new) + (end == "stop"))

@@ -77,7 +77,7 @@ class Continuer:
         generators = [torch.Generator(device).manual_seed(self.seed + number) for number in numbers]
         stop = StopStrings(settings.stop, self.tokenizer.decode) if settings.stop else None
         generation = self.decoder.generate(
-            rows, self.strategy, settings.max_new_tokens, settings.sampling, [self.tokenizer.eos_id],
+            rows, self.strategy, settings.max_new_tokens, settings.sampling, self.tokenizer.stop_ids,
             generators=generators, stop_strings=stop,
         )  # fmt: skip
         return [self._text(tokens, settings.stop) for tokens in generation.tokens]

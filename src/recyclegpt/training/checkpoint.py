@@ -37,6 +37,8 @@ class Trained(NamedTuple):
     """The resolved config it was trained with."""
     path: Path
     step: int
+    backbone: Path | None = None
+    """Folder of the pretrained backbone that it was adapted to, or is."""
 
 
 def hyper_parameters(
@@ -157,7 +159,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
     if _is_plain(path) and is_model_folder(folder := Path(path).expanduser()):
-        return Trained(*read_model_folder(folder, device), {}, folder / CONFIG, 0)
+        return Trained(*read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored = checkpoint["hyper_parameters"]
@@ -170,8 +172,9 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         raise ConfigError(f"checkpoint: {found} names a shape that cannot be built ({error})") from error
     if problems := weight_problems(checkpoint["state_dict"], model, module_only):
         raise ConfigError([f"checkpoint: {found} does not fit the shape it names: {problem}" for problem in problems])
+    backbone = None
     if module_only:
-        model = load_backbone_of(stored, model.recycle_config, found, device)
+        model, backbone = load_backbone_of(stored, model.recycle_config, found, device)
     else:
         model.to_empty(device=device)
         model.rotary.fill()
@@ -184,7 +187,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
             f"checkpoint: {found.parent / TOKENIZER} has {tokenizer.vocab_size:,} tokens and the model of {found} "
             f"embeds {model.config.vocab_size:,}; put the tokenizer of that run beside it"
         )
-    return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)))
+    return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)), backbone)
 
 
 def _is_plain(path: str | Path) -> bool:

@@ -26,8 +26,10 @@ def only_kept(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_backbone_of(
     stored: Mapping[str, Any], recycle: RecycleConfig, checkpoint: Path, device: torch.device | str
-) -> RecycleGPT:
-    """The backbone that a checkpoint names, with a module whose weights have yet to be filled in.
+) -> tuple[RecycleGPT, Path]:
+    """The backbone that a checkpoint names, with a module whose weights have yet to be filled in, and its folder.
+
+    In fp32 whatever it was trained beside, so that all of it can compute in any format.
 
     Args:
         stored: the checkpoint's hyper-parameters.
@@ -45,7 +47,7 @@ def load_backbone_of(
     link = checkpoint.parent.parent / LINK
     path = str(link) if link.is_dir() else reference["path"]
     try:
-        backbone = PretrainedBackbone(path, reference["revision"], dtype=reference["dtype"])
+        backbone = PretrainedBackbone(path, reference["revision"])
     except ConfigError as error:
         raise ConfigError(
             [f"checkpoint: {checkpoint} holds the recyclable module alone; its backbone cannot be read:"]
@@ -62,4 +64,4 @@ def load_backbone_of(
         raise ConfigError(
             f"checkpoint: {checkpoint} names {', '.join(differing)} otherwise than its backbone in {path}; use another"
         )
-    return backbone.load(recycle, device)
+    return backbone.load(recycle, device), backbone.folder

@@ -32,14 +32,13 @@ def test_a_worker_that_is_just_starting_outlives_a_signal_to_all_processes(monke
     loader.close()
 
 
-def test_a_signal_that_comes_while_workers_start_is_answered_here_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_comes_while_workers_start_is_answered_here(monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     start = TrainLoader._start
 
     def told_to_stop(loader: TrainLoader) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert not came
         return start(loader)
 
     monkeypatch.setattr(TrainLoader, "_start", told_to_stop)

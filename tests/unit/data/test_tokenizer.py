@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from recyclegpt.data import TextTokenizer, TokenizerConfig
+from recyclegpt.data.declared_ends import declare_ends
 from recyclegpt.data.tokenizer import load_tokenizer
 from recyclegpt.errors import ConfigError
 
@@ -98,6 +99,49 @@ def test_truncation_and_template_of_a_file_are_switched_off(tmp_path: Path) -> N
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert TextTokenizer.from_file(tmp_path).encode(CORPUS[0]) == BPE.encode(CORPUS[0])
+
+
+def byte_fallback() -> TextTokenizer:
+    """As Llama 2 has it: characters without an id of their own are written byte by byte."""
+    vocab = {"<unk>": 0, "</s>": 1, "▁the": 2, "é": 3, "▁": 4, "so": 5}
+    vocab |= {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    return TextTokenizer(tokenizer)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_stream_gives_what_decoding_gives_whatever_the_ids(data: st.DataObject) -> None:
+    for tokenizer in (byte_fallback(), BPE):
+        ids = data.draw(st.lists(st.integers(0, min(tokenizer.vocab_size, 290) - 1), max_size=30))
+        stream = tokenizer.decode_stream()
+        assert "".join([*map(stream.step, ids), stream.finish()]) == tokenizer.decode(ids)
+
+
+def test_a_models_folder_tells_which_tokens_end_a_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(json.dumps(BPE._content))
+    tokenizer.add_special_tokens([AddedToken("<|turn|>", special=True), AddedToken("<|stop|>", special=True)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    turn, stop = tokenizer.token_to_id("<|turn|>"), tokenizer.token_to_id("<|stop|>")
+    assert TextTokenizer.from_file(tmp_path).stop_ids == [BPE.eos_id]
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": turn}))
+    assert TextTokenizer.from_file(tmp_path).eos_token == "<|turn|>"
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, turn, None, 10**9]}))
+    read = TextTokenizer.from_file(tmp_path / "tokenizer.json")
+    assert (read.eos_id, read.stop_ids) == (stop, [stop, turn])
+    assert pickle.loads(pickle.dumps(read)).stop_ids == [stop, turn]
+    chosen = TextTokenizer.from_file(tmp_path, BPE.eos_token)
+    assert (chosen.eos_id, chosen.stop_ids) == (BPE.eos_id, [BPE.eos_id, stop, turn])
+    for content in ("[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [true, -1]}'):
+        (tmp_path / "generation_config.json").write_text(content)
+        assert TextTokenizer.from_file(tmp_path).eos_token == "<|turn|>"
+    declare_ends(tmp_path, [stop])
+    found = TextTokenizer.from_file_with(tmp_path, TextTokenizer.from_file(tmp_path).fingerprint)
+    assert found is not None
+    assert found.stop_ids == [stop]
 
 
 def with_template(template: str) -> TextTokenizer:

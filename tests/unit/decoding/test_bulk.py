@@ -19,7 +19,7 @@ PROMPTS = [[seed, (7 * seed) % 22, 3] for seed in range(10)]
 
 
 def writer(strategy: Strategy, seed: int = 0, sampling: SamplingConfig = SAMPLED, new_tokens: int = 20) -> BulkWriter:
-    return BulkWriter(Decoder(random_model(3)), strategy, sampling, seed, new_tokens, END, 23)
+    return BulkWriter(Decoder(random_model(3)), strategy, sampling, seed, new_tokens, [END], 23)
 
 
 def documents(writer: BulkWriter, batch: int, split: int = 0) -> list[Document]:
@@ -79,7 +79,7 @@ def test_one_end_token_and_no_unknown_id(
     strategy: Strategy, eos_id: int, vocab_size: int, new_tokens: int, expected: Document
 ) -> None:
     model = CountingModel(lambda position: position % 2 == 0)
-    counting = BulkWriter(Decoder(model), strategy, SamplingConfig(), 0, new_tokens, eos_id, vocab_size)
+    counting = BulkWriter(Decoder(model), strategy, SamplingConfig(), 0, new_tokens, [eos_id], vocab_size)
     assert counting.write([[10]], 0, 0) == [expected]
 
 

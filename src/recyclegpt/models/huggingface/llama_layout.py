@@ -17,14 +17,14 @@ from recyclegpt.models.recyclegpt import RecycleGPT
 
 
 def backbone_config(
-    config: ModelConfig, dtype: torch.dtype, end_token: int | None = None, start_token: int | None = None
+    config: ModelConfig, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
     """`config.json` of the backbone alone.
 
     Args:
         config: its shape.
         dtype: of the weights beside it.
-        end_token: id that ends a text.
+        end_token: id that ends a text, or several.
         start_token: id that begins one.
 
     Raises:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from recyclegpt.errors import ConfigError
 
 _FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
+_FILES += ["special_tokens_map.json", "chat_template.jinja"]
 
 
 def locate(path: str, revision: str | None = None) -> Path:

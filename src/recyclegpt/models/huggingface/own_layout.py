@@ -46,14 +46,14 @@ CODE = {"modeling_recyclegpt.py": MODELING, "custom_generate/generate.py": GENER
 
 
 def own_config(
-    model: RecycleGPT, dtype: torch.dtype, end_token: int | None = None, start_token: int | None = None
+    model: RecycleGPT, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
     """`config.json`: `model` and `recycle` are what the model is built from, all else tells `transformers` how.
 
     Args:
         model: what is written.
         dtype: of the weights beside it.
-        end_token: id that ends a text.
+        end_token: id that ends a text, or several.
         start_token: id that begins one.
     """
     name = str(dtype).removeprefix("torch.")

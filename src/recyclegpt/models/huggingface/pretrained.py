@@ -13,14 +13,14 @@ from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
-from recyclegpt.models.huggingface.shards import Shards
+from recyclegpt.models.huggingface.shards import FLOATS, Shards
 from recyclegpt.models.layers import initialise
 from recyclegpt.models.precision import DTYPES
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 _UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
 """Endings of tensors that old versions of `transformers` stored and that hold no weight."""
-_FLOATS = ("F64", "F32", "F16", "BF16")
+HEAD = "lm_head.weight"
 _MOST_NAMED = 5
 
 
@@ -76,7 +76,7 @@ class PretrainedBackbone:
         Memory peaks at about the model's size: weights are copied one by one out of mapped files.
 
         Raises:
-            ConfigError: a weight is not finite.
+            ConfigError: a weight is not finite, or a classifier that should be tied is another than the embedding.
         """
         with torch.device("meta"):
             model = RecycleGPT(self.config, recycle)
@@ -87,6 +87,7 @@ class PretrainedBackbone:
         if self.config.tie_embeddings:
             model.lm_head.weight = model.backbone.embed_tokens.weight
         wanted = backbone_weights(model)
+        tied: torch.Tensor | None = None
         for name, tensor in self._shards.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
@@ -95,6 +96,13 @@ class PretrainedBackbone:
                     )
                 with torch.no_grad():
                     wanted[name].copy_(tensor)
+            elif name == HEAD:
+                tied = tensor
+        if tied is not None and not torch.equal(tied.to(self.dtype), model.lm_head.weight.cpu()):
+            raise ConfigError(
+                f"path: {self.folder}: {HEAD} differs from the embedding, but config.json ties the two; set "
+                "tie_word_embeddings to false there, or remove the tensor"
+            )
         if model.recyclable is not None:
             initialise(model.recyclable, self.config.init_std)
             model.recyclable.balance_fold(float(model.backbone.embed_tokens.weight.detach().float().std()))
@@ -108,9 +116,7 @@ class PretrainedBackbone:
         unknown = [
             name
             for name in shapes
-            if name not in wanted
-            and not name.endswith(_UNUSED)
-            and not (name == "lm_head.weight" and self.config.tie_embeddings)
+            if name not in wanted and not name.endswith(_UNUSED) and not (name == HEAD and self.config.tie_embeddings)
         ]
         problems = []
         if missing:
@@ -128,7 +134,7 @@ class PretrainedBackbone:
         problems += [
             f"{self.folder}: {name} is {self._shards.dtypes[name]}, not a floating-point number"
             for name in wanted
-            if name in shapes and self._shards.dtypes[name] not in _FLOATS
+            if name in shapes and self._shards.dtypes[name] not in FLOATS
         ]
         if len(problems) > _MOST_NAMED:
             problems[_MOST_NAMED:] = [f"{self.folder}: and {len(problems) - _MOST_NAMED} more"]

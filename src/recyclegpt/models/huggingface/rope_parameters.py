@@ -26,8 +26,13 @@ def read_rope(values: Mapping[str, Any], context_length: int, where: str) -> Rop
     Dynamic scaling changes nothing up to that length, which is as far as this project's models read.
 
     Raises:
-        ConfigError: a kind is not supported, or a number is missing or impossible.
+        ConfigError: a kind is not supported, a number is missing or impossible, or the two spellings differ.
     """
+    if values.get("rope_parameters") and values.get("rope_scaling"):
+        new, old = ({**values, dropped: None} for dropped in ("rope_scaling", "rope_parameters"))
+        if (found := read_rope(new, context_length, where)) != read_rope(old, context_length, where):
+            raise ConfigError(f"{where}: rope_parameters and rope_scaling contradict each other; remove one of them")
+        return found
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise ConfigError(f"{where}: rope_parameters differ by layer, which is not supported")

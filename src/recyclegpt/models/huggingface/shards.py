@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from recyclegpt.errors import ConfigError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 _MOST_NAMED = 5
@@ -74,6 +76,12 @@ class Shards:
                     opened.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
                     digest.update(opened.read(_SAMPLE_BYTES))
         return digest.hexdigest()
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The one format of all floating-point tensors of a checkpoint; None where there are several."""
+    found = {name for name in Shards(folder).dtypes.values() if name in FLOATS}
+    return FLOATS[found.pop()] if len(found) == 1 else None
 
 
 def _read_index(folder: Path) -> Mapping[str, str] | None:

@@ -104,6 +104,13 @@ def test_a_context_of_ones_own(folder: Path) -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor of llama3"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "rope_scaling.factor: 0.5 is below 1"),
         ({"rope_parameters": {"full_attention": {}, "sliding": {}}}, "differ by layer"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "contradict each other",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_theta": None, "rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x'"),
     ],
@@ -143,6 +150,11 @@ def test_leftovers_of_old_versions_and_a_tied_head_are_no_problem(folder: Path) 
 
     stored(folder, change)
     load_backbone(folder)
+
+
+def test_a_classifier_that_is_not_the_embedding_it_should_be_tied_to(folder: Path) -> None:
+    stored(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(31, 16)}))
+    assert "lm_head.weight differs from the embedding" in refusal(folder)
 
 
 def test_a_weight_that_is_not_finite(folder: Path) -> None:
