@@ -15,7 +15,9 @@ from recyclegpt.cli.settings import type_problems
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models.precision import DTYPES
 from recyclegpt.reporting.model_card import CardFacts, model_card
-from recyclegpt.training.checkpoint import Trained, load_trained
+from recyclegpt.training.checkpoint import Trained, load_trained, read_own_checkpoint
+from recyclegpt.training.model_folder import CONFIG
+from recyclegpt.training.separate_backbone import LINK
 
 HELP = """usage: recyclegpt export checkpoint=RUN format=FORMAT out=FOLDER [KEY=VALUE ...]
 
@@ -57,6 +59,8 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     trained = load_trained(cfg.checkpoint)
+    if out.is_dir() and any(out.samefile(place) for place in _sources(trained) if place.is_dir()):
+        raise ConfigError(f"out: {out} holds the weights that {trained.path} is made of; give another folder")
     dtype = trained.model.dtype if cfg.dtype == "own" else DTYPES[cfg.dtype]
     export = Export(trained, cfg.format, dtype, cfg.max_shard_size, cfg.target)
     try:
@@ -70,6 +74,19 @@ def run(argv: Sequence[str]) -> int:
         print(f"uploaded to {push_folder(out, cfg.push, cfg.private)}")
     print(f"\nnext:\n{next_step(export, out)}")
     return 0
+
+
+def _sources(trained: Trained) -> list[Path]:
+    """Folders whose weights the checkpoint needs. An export may be one of them, and is then not to be replaced."""
+    if trained.path.name == CONFIG:
+        return [trained.path.parent]
+    settings = trained.config.get("model")
+    path = settings.get("path") if isinstance(settings, dict) else None
+    if not isinstance(path, str):  # a shape, so that the checkpoint holds all weights itself
+        return []
+    found = [Path(path).expanduser(), trained.path.parent.parent / LINK]
+    backbone = read_own_checkpoint(trained.path)["hyper_parameters"].get("backbone")
+    return [*found, Path(backbone["path"])] if backbone is not None else found
 
 
 def _card(trained: Trained, export: Export, out: Path, repository: str | None) -> str:
