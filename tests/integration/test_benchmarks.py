@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from recyclegpt.cli.evaluate_tasks import _difference
 from recyclegpt.cli.main import main
 
 Run = Callable[..., int]
@@ -57,6 +58,14 @@ def test_tasks_are_scored_in_three_ways(
     out = capsys.readouterr().out
     assert "a try, not a result" in out
     assert "module" not in out.splitlines()[0]
+
+
+def test_a_difference_of_rounding_alone_is_none() -> None:
+    assert _difference(0.1 + 0.2, 0.3) == 0.0
+    assert _difference(1e9 + 1e-4, 1e9) == 0.0
+    assert _difference(0.5, 0.5) == 0.0
+    assert _difference(0.625, 0.5) == 0.125
+    assert _difference(1e-20, 0.0) == 1e-20
 
 
 def test_a_task_file_has_its_text_written_once(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recyclegpt import RecycleGPT, generate
 from recyclegpt.cli.main import main
@@ -127,6 +127,65 @@ def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys:
     Path("folder/notes.txt").touch()
     assert run(*argv, "overwrite=true") == 2
     assert "notes.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["recyclegpt", "llama", "vllm"])
+def test_another_checkpoint_of_the_same_names_is_never_replaced(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    argv = ("export", f"checkpoint={trained}", "out=folder", f"format={kind}", "overwrite=true")
+    assert run(*argv) == 0
+    assert run(*argv) == 0, "its own"
+    save_file(load_file("folder/model.safetensors"), "folder/model.safetensors", metadata={"format": "pt"})
+    before = {path: path.read_bytes() for path in Path("folder").rglob("*") if path.is_file()}
+    assert run(*argv) == 2
+    assert "folder holds what no export wrote (model.safetensors)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("folder").rglob("*") if path.is_file()} == before
+
+
+def test_what_the_checkpoint_is_made_of_is_never_replaced(
+    run: Run, trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "format=llama", "out=backbone") == 0
+    adapt = ("adapt", "model.path=backbone", "debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]")
+    assert run(*adapt, "callbacks=no_monitor", "hydra.run.dir=run") == 0
+    Path("link").symlink_to("backbone")
+    capsys.readouterr()
+    for checkpoint, kind in (("run", "recyclegpt"), ("run", "vllm"), ("backbone", "llama")):
+        for out in ("backbone", "link"):
+            assert run("export", f"checkpoint={checkpoint}", f"format={kind}", f"out={out}", "overwrite=true") == 2
+            assert f"out: {out} holds the weights that" in capsys.readouterr().err
+    assert run("export", "checkpoint=run", "format=vllm", "out=draft") == 0
+    assert run("export", "checkpoint=run", "format=vllm", "out=draft", "overwrite=true") == 0, "an export it is not of"
+
+
+def test_an_export_is_exported_again(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed next runs, and a model without a module is told how it gets one."""
+    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    capsys.readouterr()
+    assert run("export", "checkpoint=whole", "format=vllm", "out=draft") == 0
+    command = shlex.split(capsys.readouterr().out.partition("next:\n")[2].splitlines()[0])
+    assert "checkpoint=whole" in command
+    assert run(*command[1:]) == 0
+    capsys.readouterr()
+    assert run("export", "checkpoint=TARGET", "format=vllm", "out=other") == 2
+    assert "recyclegpt adapt" in capsys.readouterr().err
+    Path("p.jsonl").write_text('{"category": "a", "prompt": "def"}\n', encoding="utf-8")
+    assert run("bench", "checkpoint=TARGET", "prompts=p.jsonl") == 2
+    assert "recyclegpt adapt" in capsys.readouterr().err
+
+
+def test_a_pretrained_model_of_a_short_context_is_measured(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"checkpoint={trained}", "format=llama", "out=alone") == 0
+    sizes = ["bench.prompt_tokens=8", "bench.repetitions=1", "bench.output=out", "bench.dtype=float32"]
+    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=8") == 0
+    capsys.readouterr()
+    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=9999") == 2
+    told = capsys.readouterr().err
+    assert "exceed the context" in told
+    assert "model.context_length" not in told
 
 
 def test_pushing_uploads_what_was_written(

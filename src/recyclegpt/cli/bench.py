@@ -210,9 +210,10 @@ def _models(
         context = model.config.context_length
         wanted = max(config.prompt_tokens) + max(config.new_tokens)
         if wanted > context:
+            fixed = cfg.checkpoint is not None or is_pretrained(cfg.model)
             raise ConfigError(
-                f"bench: prompt_tokens + new_tokens = {wanted} exceed the context of {context}; lower them or raise "
-                "model.context_length"
+                f"bench: prompt_tokens + new_tokens = {wanted} exceed the context of {context}; lower them"
+                + ("" if fixed else " or raise model.context_length")
             )
         keep = bool(config.baselines) and config.dtype_name != "int8"
         if config.baselines and not keep:
@@ -232,7 +233,8 @@ def _model_and_prompts(
         datamodule = corpus_of(trained.config.get("data"), trained.path)
         return trained.model.to(state_dtype), lambda num, length: datamodule.val_prompts(num, length).tolist()
     pretrained = is_pretrained(cfg.model)
-    given = {} if pretrained else {"vocab_size": cfg.bench.vocab_size}
+    # No training rows here: texts may be as long as the checkpoint allows.
+    given = {"context_length": None} if pretrained else {"vocab_size": cfg.bench.vocab_size}
     built = build_all(cfg, ["model", "recycle"], {"model": given})
     recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)
     torch.manual_seed(cfg.seed)

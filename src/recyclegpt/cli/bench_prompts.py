@@ -73,7 +73,10 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
     trained = load_trained(cfg.checkpoint, device)
     model, tokenizer = trained.model, trained.tokenizer
     if model.recyclable is None:
-        raise ConfigError("checkpoint: the model has no recyclable module, so there is no decoder to compare")
+        raise ConfigError(
+            "checkpoint: the model has no recyclable module, so there is no decoder to compare; train a module with "
+            "`recyclegpt adapt` or `recyclegpt train`"
+        )
     new_tokens = config.new_tokens[0]
     rows = fit_prompts(
         [tokenizer.encode_prompt(prompt.text) for prompt in read],

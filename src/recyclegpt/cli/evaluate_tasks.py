@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any
 
 import torch
@@ -151,10 +152,15 @@ def _print(results: Results, scorings: list[str], summed_up: set[str]) -> None:
                 row += [found.get("value"), found.get("stderr")]
             if compared:
                 both = [values[column]["value"] for column in ("alternating", "backbone") if column in values]
-                row.append(both[0] - both[1] if len(both) == 2 else None)
+                row.append(_difference(*both) if len(both) == 2 else None)
             rows.append(tuple(row))
     header = ["task", "metric", "n", *(word for column in columns for word in (column, "stderr"))]
     print_table(rows, header=[*header, *(["alternating - backbone"] if compared else [])])
+
+
+def _difference(one: float, other: float) -> float:
+    """One less the other, 0 where the two differ by rounding alone."""
+    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
 
 
 def _print_common(cfg: DictConfig, scorer: Scorer, dtype: torch.dtype, strategy: Strategy | None) -> None:

@@ -60,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     trained = load_trained(cfg.checkpoint)
+    if trained.backbone is not None and out.is_dir() and out.samefile(trained.backbone):
+        raise ConfigError(f"out: {out} holds the weights that {trained.path} is made of; give another folder")
     dtype = own_dtype(trained, cfg.format) if cfg.dtype == "own" else DTYPES[cfg.dtype]
     export = Export(trained, cfg.format, dtype, cfg.max_shard_size, cfg.target)
     try:

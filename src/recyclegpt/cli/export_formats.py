@@ -18,6 +18,7 @@ from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone
 from recyclegpt.models.huggingface.own_layout import CODE, own_config, own_weights
 from recyclegpt.models.huggingface.writing import write_json, write_weights
 from recyclegpt.training.checkpoint import Trained
+from recyclegpt.training.model_folder import CONFIG
 
 CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files of a pretrained backbone that an export of it keeps."""
@@ -122,7 +123,8 @@ def _use_draft(export: Export, out: Path) -> str:
         "num_speculative_tokens": _num_unrolled(export.trained.config),
     }
     target = export.target or "TARGET"
-    checkpoint = shlex.quote(str(export.trained.path))
+    path = export.trained.path
+    checkpoint = shlex.quote(str(path.parent if path.name == CONFIG else path))
     serve = f"vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(speculative))}"
     if export.target:
         return serve

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recyclegpt.models.huggingface.writing import is_written_by_export
 from recyclegpt.training.whole_file import temporary_beside
 
 EXPORTED = (
@@ -21,8 +22,11 @@ EXPORTED = (
     "README.md",
     "modeling_recyclegpt.py",
     "custom_generate",
+    "custom_generate/generate.py",
 )
 """All that an export may hold. Whatever else lies in a folder is somebody's work."""
+WEIGHTS = "*.safetensors"
+"""Every format writes at least one; their headers tell an export from another checkpoint with the same names."""
 
 
 def occupied(folder: Path, overwrite: bool) -> str | None:
@@ -32,10 +36,17 @@ def occupied(folder: Path, overwrite: bool) -> str | None:
             return None
         if not folder.is_dir():
             return f"{folder} is a file; give a folder"
-        names = sorted(path.name for path in folder.iterdir())
+        paths = sorted(folder.iterdir())
+        names = [path.name for path in paths]
+        names += [f"{path.name}/{below.name}" for path in paths if path.is_dir() for below in sorted(path.iterdir())]
     except OSError as error:
         return f"{folder} cannot be read ({error.strerror}); give another folder"
     foreign = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in EXPORTED)]
+    if names and not foreign:
+        weights = [path for path in paths if path.match(WEIGHTS)]
+        if not weights:
+            return f"{folder} holds no weights, so no export wrote it; give another folder"
+        foreign = [path.name for path in weights if not is_written_by_export(path)]
     if foreign:
         return f"{folder} holds what no export wrote ({', '.join(foreign[:3])}); give another folder"
     if names and not overwrite:

@@ -6,12 +6,14 @@ package's own. Needs the extra `hf`. B batch, T positions, C model width, V voca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.decoding.decoder import Decoder
@@ -28,6 +30,10 @@ try:
 except ImportError as error:
     raise ImportError("transformers is not installed or older than 5; pip install 'recyclegpt[hf]'") from error
 
+log = logging.getLogger("recyclegpt")
+
+_WORD = 8
+"""Bytes that a checksum adds at a time."""
 KNOWN_PROCESSORS = (
     "RepetitionPenaltyLogitsProcessor",
     "TemperatureLogitsWarper",
@@ -36,6 +42,8 @@ KNOWN_PROCESSORS = (
     "MinPLogitsWarper",
 )
 """What `transformers` derives from the settings that `SamplingConfig` has; the decoders apply those themselves."""
+UNKNOWN_WAYS = ("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers")
+"""Settings by which `transformers` chooses another way to decode."""
 KNOWN_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
@@ -150,7 +158,9 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
             super()._init_weights(module)
 
 
-def generate(*arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None, **settings: Any) -> Any:
+def generate(
+    *arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None, assistant_model: Any = None, **settings: Any
+) -> Any:
     """`model.generate`, decoded by recycling: `strategy`, `num_recycled` and `confidence` are further settings.
 
     It is what `custom_generate/generate.py` of an exported folder offers to `transformers`, which passes `model` by its
@@ -162,6 +172,8 @@ def generate(*arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None
     if streamer is not None:
         # `transformers` hands streamers to its own methods alone, and would wait for the end of this one for ever.
         raise ConfigError("streamer: not passed on to custom decoding; iterate over Decoder.stream instead")
+    if assistant_model is not None:  # not passed on either, but dropped
+        raise ConfigError("assistant_model: the module of this model drafts; leave it out")
     settings |= {"custom_generate": recycle}
     settings.pop("trust_remote_code", None)
     return GenerationMixin.generate(model, *arguments, **settings)
@@ -212,10 +224,12 @@ def recycle(
         )
     ends = settings.eos_token_id
     stop_tokens = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    new_tokens = settings.max_length - input_ids.shape[1]
+    _warn_of_context(model, max(map(len, prompts)), new_tokens)
     generation = _decoder(model).generate(
         prompts,
         make_strategy(strategy, num_recycled, confidence),
-        settings.max_length - input_ids.shape[1],
+        new_tokens,
         sampling,
         stop_tokens,
         # The global generator decides, as it does for every way to sample that `transformers` has.
@@ -238,16 +252,42 @@ def _unknown_wishes(processors: Sequence[Any], criteria: Sequence[Any], settings
     ]
     if (settings.num_beams or 1) > 1:
         problems.append(f"num_beams: {settings.num_beams}; recycling decoders have no beams, use 1")
+    problems += [
+        f"{name}: recycling decoders have no such way to decode; leave it out"
+        for name in UNKNOWN_WAYS
+        if getattr(settings, name, None) is not None
+    ]
     if settings.return_dict_in_generate:
         problems.append("return_dict_in_generate: recycling decoders return token ids alone; use false")
     return problems
 
 
+def _warn_of_context(model: RecycleGPTForCausalLM, longest: int, new_tokens: int) -> None:
+    """Say once that texts will be shorter than was asked for."""
+    context = model.core.config.context_length
+    if longest + new_tokens > context and not model.__dict__.get("_warned"):
+        model.__dict__["_warned"] = True
+        log.warning(
+            "max_new_tokens: %d do not fit behind a prompt of %d tokens into the context of %d; texts end where it "
+            "does (told once)", new_tokens, longest, context,
+        )  # fmt: skip
+
+
 def _decoder(model: RecycleGPTForCausalLM) -> Decoder:
     """A decoder made ready for the weights as they are; made anew when one was changed, moved or converted."""
-    state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters()]
+    # `weight.data += x` changes neither address nor version.
+    state = [(weight.data_ptr(), weight._version, weight.dtype, _checksum(weight)) for weight in model.parameters()]
     made = model.__dict__.get("_ready")
     if made is None or made[0] != state:
         made = model.__dict__["_ready"] = (state, Decoder.optimised(model.core))
     decoder: Decoder = made[1]
     return decoder
+
+
+def _checksum(weight: Tensor) -> tuple[int, ...]:
+    """Sums of the bits of each sixteenth of a weight, exact in whole numbers: one read of it, as a decoded token is."""
+    bits = weight.detach().reshape(-1).view(torch.uint8)
+    if bits.numel() % _WORD or bits.storage_offset() % _WORD:
+        bits = F.pad(bits, (0, -bits.numel() % _WORD)).clone()
+    words = bits.view(torch.int64)
+    return tuple(torch.stack([part.sum() for part in words.chunk(16)]).tolist())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,12 @@ def blimp(folder: str | Path) -> Task:
         ConfigError: no such folder, no file in it, or lines that are no pairs; naming each file and line.
     """
     folder = Path(folder).expanduser()
-    files = sorted(folder.rglob("*.jsonl")) if folder.is_dir() else []
+    if folder.suffix == ".zip" and folder.is_file():
+        raise ConfigError(
+            f"task_files.{BLIMP}: {folder} is an archive; give the folder that comes out of it: "
+            f"unzip {shlex.quote(str(folder))}"
+        )
+    files = sorted(path for path in folder.rglob("*.jsonl") if not _hidden(path.relative_to(folder)))
     if not files:
         raise ConfigError(
             f"task_files.{BLIMP}: {folder} is no folder that holds .jsonl files; give BLiMP's data folder"
@@ -59,6 +65,11 @@ def blimp(folder: str | Path) -> Task:
     mean = {"aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}]}
     groups = [{"group": name, "task": tasks} | mean for name, tasks in sorted(by_phenomenon.items())]
     return {"group": BLIMP, "task": groups, "metadata": {"version": 1.0}} | mean
+
+
+def _hidden(path: Path) -> bool:
+    """Whether an operating system put it beside the user's files (`__MACOSX` and `._one.jsonl` of archives)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def wikitext(files: str | Sequence[str]) -> Task:
@@ -113,7 +124,7 @@ def rolling_task(name: str, pages: Sequence[str]) -> Task:
 def articles(text: str) -> list[str]:
     """Cut the text of a WikiText file before every title; what is blank is left out."""
     pages: list[list[str]] = [[]]
-    for line in text.splitlines(keepends=True):
+    for line in re.split(r"(?<=\n)", text):  # `splitlines` would cut at U+2028 and its like
         if _TITLE.fullmatch(line.rstrip("\n").rstrip() + " "):
             pages.append([])
         pages[-1].append(line)

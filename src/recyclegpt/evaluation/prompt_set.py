@@ -40,7 +40,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: U+2028 and its like may stand in a JSON string as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []

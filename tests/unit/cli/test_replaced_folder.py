@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recyclegpt.cli.replaced_folder import occupied, replaced
+from recyclegpt.models.huggingface.writing import write_weights
 
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     (folder / "custom_generate").mkdir(parents=True)
-    for name in ("config.json", "model-00001-of-00002.safetensors", "README.md"):
+    for name in ("config.json", "README.md", "custom_generate/generate.py"):
         (folder / name).write_text("old")
+    write_weights(folder, {"a": torch.ones(9), "b": torch.ones(9)}, torch.float32, 40)
     return folder
 
 
@@ -31,6 +35,21 @@ def test_what_may_be_written_to(export: Path, tmp_path: Path) -> None:
 def test_what_no_export_wrote_is_never_replaced(export: Path) -> None:
     (export / "thesis.tex").touch()
     assert "thesis.tex" in str(occupied(export, overwrite=True))
+    (export / "thesis.tex").unlink()
+    (export / "custom_generate" / "mine.py").touch()
+    assert "custom_generate/mine.py" in str(occupied(export, overwrite=True))
+
+
+def test_names_alone_make_no_export(export: Path) -> None:
+    """A checkpoint from elsewhere has the same names, and so have weights that were trained further and saved here."""
+    assert occupied(export, overwrite=True) is None
+    one = export / "model-00001-of-00002.safetensors"
+    for spoil in (lambda: save_file({"a": torch.ones(9)}, one, metadata={"format": "pt"}), lambda: one.write_text("x")):
+        spoil()
+        assert f"holds what no export wrote ({one.name})" in str(occupied(export, overwrite=True))
+    for path in export.glob("*.safetensors"):
+        path.unlink()
+    assert "holds no weights" in str(occupied(export, overwrite=True))
 
 
 def test_the_new_takes_the_place_of_the_old(export: Path) -> None:

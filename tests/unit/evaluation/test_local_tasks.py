@@ -23,6 +23,34 @@ def test_articles_begin_at_titles_and_nowhere_else() -> None:
     assert "".join(articles(text)) == text.removeprefix(" \n")
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = " = A = \n x \u2028 = no title = \x85 = none = \n y"
+    assert articles(text) == [text]
+    pair = PAIR.replace("Cats", "Cats\u2028\x85")
+    (tmp_path / "a.jsonl").write_text(pair * 2, encoding="utf-8")
+    (group,) = blimp(tmp_path)["task"]
+    assert len(group["task"][0]["custom_dataset"]()["test"]) == 2
+
+
+def test_what_an_operating_system_puts_there_is_passed_over(tmp_path: Path) -> None:
+    for folder in ("data", "__MACOSX/data", ".cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data" / "a.jsonl").write_text(PAIR, encoding="utf-8")
+    for other in ("__MACOSX/data/a.jsonl", "data/._a.jsonl", ".cache/b.jsonl"):
+        (tmp_path / other).write_bytes(b"\0\x05\x16\x07")
+    (group,) = blimp(tmp_path)["task"]
+    assert [task["task"] for task in group["task"]] == ["a"]
+    hidden = tmp_path / ".blimp"
+    (tmp_path / "data").rename(hidden)
+    assert blimp(hidden)["task"], "a folder that the user names is read whatever it is called"
+
+
+def test_an_archive_is_to_be_unzipped(tmp_path: Path) -> None:
+    (tmp_path / "my blimp.zip").touch()
+    with pytest.raises(ConfigError, match=r"blimp\.zip is an archive; .*: unzip '.*/my blimp\.zip'"):
+        blimp(tmp_path / "my blimp.zip")
+
+
 def test_a_title_after_another_begins_an_article_too() -> None:
     assert articles(" = A = \n = B = \n b \n") == [" = A = \n", " = B = \n b \n"]
 

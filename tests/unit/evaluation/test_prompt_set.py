@@ -47,6 +47,16 @@ def test_bad_lines_are_named_by_file_and_line(tmp_path: Path) -> None:
         read_prompts(tmp_path / "nowhere.jsonl")
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = "a\u2028b\u2029c\x85d"
+    lines = [json.dumps({"category": "qa", "prompt": text}, ensure_ascii=False)] * 2
+    (tmp_path / "p.jsonl").write_bytes("\r\n".join(lines).encode() + b"\n")
+    assert read_prompts(tmp_path / "p.jsonl") == [Prompt("qa", text)] * 2
+    path = write(tmp_path / "p.jsonl", *lines, "{")
+    with pytest.raises(ConfigError, match=r"p\.jsonl:3: is not JSON"):
+        read_prompts(path)
+
+
 def test_long_prompts_keep_their_end(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert fit_prompts([[*range(9)], [1], []], context=10, new_tokens=5, start=7) == [[4, 5, 6, 7, 8], [1], [7]]

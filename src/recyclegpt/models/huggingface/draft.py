@@ -57,7 +57,7 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
     if model.recyclable is None:
         return [
             f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); "
-            "use format=llama"
+            "use format=llama, or train a module with `recyclegpt adapt` or `recyclegpt train`"
         ]
     norms = (recycle.first_input_norm, recycle.final_norm)
     fitting = {(True, True): "vllm", (False, False): "eagle"}.get(norms)

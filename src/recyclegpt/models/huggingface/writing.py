@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.huggingface.shards import INDEX
+
+WRITTEN_BY = {"written_by": "recyclegpt export"}
+"""In the header of every weight file. Not in `config.json`, whose keys `transformers` carries over into the next
+checkpoint: weights that were trained further and saved in the same place have lost this mark."""
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: str | int) -> None:
@@ -33,9 +38,23 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
         raise ConfigError(f"max_shard_size: {max_shard_size!r} is not a size such as 5GB or 500MB") from error
     for file, names in split.filename_to_tensors.items():
         shard = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        path = folder / file
+        path.touch()
+        mode = path.stat().st_mode & 0o777  # the usual one; `save_file` leaves a file that only its owner may read
+        save_file(shard, path, metadata={"format": "pt", **WRITTEN_BY})
+        path.chmod(mode)
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def is_written_by_export(path: Path) -> bool:
+    """Whether `write_weights` wrote this file, by its header; what cannot be read was written by somebody else."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError):
+        return False
+    return WRITTEN_BY.items() <= metadata.items()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
