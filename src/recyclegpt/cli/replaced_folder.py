@@ -19,6 +19,7 @@ EXPORTED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "README.md",
     "modeling_recyclegpt.py",
     "custom_generate",
@@ -32,6 +33,8 @@ WEIGHTS = "*.safetensors"
 def occupied(folder: Path, overwrite: bool) -> str | None:
     """Why nothing may be written there; None if it may."""
     try:
+        if folder.is_symlink():
+            return f"{folder} is a link; give the folder itself"
         if not folder.exists():
             return None
         if not folder.is_dir():
