@@ -21,6 +21,7 @@ from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
 from recyclegpt.training.checkpoint import TOKENIZER, Trained, load_trained
+from recyclegpt.training.model_folder import CONFIG
 
 HELP = """usage: recyclegpt evaluate [KEY=VALUE ...]
 
@@ -105,7 +106,7 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     Raises:
         ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.
     """
-    if settings is None and checkpoint is not None:
+    if settings is None and checkpoint is not None and checkpoint.name == CONFIG:
         raise ConfigError(
             f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; name one: evaluate and generate "
             "take data=GROUP data.KEY=VALUE, bench takes prompts=FILE.jsonl, or model=hf for the speed alone"
