@@ -19,7 +19,9 @@ SAMPLINGS = {"greedy": SamplingConfig(), "sampled": SamplingConfig(temperature=1
 
 
 def main() -> None:
-    prompts = [json.loads(line)["prompt"] for line in (Path(__file__).parent / "prompts.jsonl").read_text().splitlines()]
+    prompts = [
+        json.loads(line)["prompt"] for line in (Path(__file__).parent / "prompts.jsonl").read_text().splitlines()
+    ]
     print("run,decoding,checked,kept,acceptance")
     for run in sys.argv[1:]:
         trained = load_trained(run)
