@@ -11,7 +11,7 @@ from .case import DONE, Case
 from .cases import CASES
 from .place import MARKER, Place, run_in, snapshot
 
-SHARE = 3
+SHARE = 6
 """Every so many-th case runs by default, which keeps the suite quick; the others with `-m slow`."""
 ALWAYS = ("os.system", "malicious", "runs a command", "payload", "outside", "bomb", "removes a file", "vocabulary")
 """Words of names that run by default whatever their place: where the harm would be greatest."""
