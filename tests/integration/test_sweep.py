@@ -159,7 +159,7 @@ def test_one_bench_pass_over_a_sweep(
 ) -> None:
     assert run("train", "-m", *small, "callbacks=no_monitor", "recycle.num_layers=0,1", "hydra.sweep.dir=many") == 0
     capsys.readouterr()
-    monkeypatch.setattr("recyclegpt.cli.bench.is_contended", lambda _: False)
+    monkeypatch.setattr("recyclegpt.cli.measured_on.is_contended", lambda _: False)
     argv = ["bench", "runs=many", "bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=2"]
     argv += ["bench.stages=false", "bench.num_recycled=[1,2]"]
     assert run(*argv) == 0

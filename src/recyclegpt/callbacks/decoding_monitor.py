@@ -126,7 +126,7 @@ class DecodingMonitor(Callback):
             begin = self.clock()
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
-                    model = gathered(pl_module.model)  # type: ignore[arg-type]
+                    model = gathered(pl_module.model)  # type: ignore[arg-type]  # nn.Module gives its parts any type
                     with OtherLoad() as load:
                         speeds, costs, prompts = self._measure(trainer, model)
                     self.others_cpu = load.share
@@ -158,7 +158,8 @@ class DecodingMonitor(Callback):
     def _measure(
         self, trainer: Trainer, model: RecycleGPT
     ) -> tuple[dict[str, Speed], PassCosts | None, list[list[int]]]:
-        prompts_PT = trainer.datamodule.val_prompts(self.num_prompts, self.prompt_tokens)  # type: ignore[attr-defined]
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, declared nowhere
+        prompts_PT = datamodule.val_prompts(self.num_prompts, self.prompt_tokens)
         prompts: list[list[int]] = prompts_PT.tolist()
         dtype = named_dtype(self.dtype, model.device, decoding=True)
         # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
@@ -233,7 +234,8 @@ class DecodingMonitor(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "decoding.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # as above
+        tokenizer = getattr(datamodule, "tokenizer", None)
         if tokenizer is None:
             return
         for logger in trainer.loggers:

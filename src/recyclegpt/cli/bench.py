@@ -15,24 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from recyclegpt.callbacks.provenance import cpu_model
-from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.bench_table import print_progress, print_tables
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.evaluate import corpus_of
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build_all
+from recyclegpt.cli.measured_on import measured_on
 from recyclegpt.cli.model_of_config import is_pretrained
 from recyclegpt.cli.result import model_facts
 from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
-from recyclegpt.cli.settings import BENCH, type_problems
+from recyclegpt.cli.settings import BENCH, many, type_problems
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
-from recyclegpt.evaluation.contention import OtherLoad, is_contended
+from recyclegpt.evaluation.contention import OtherLoad
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.reporting.bench_figure import draw_bench
 from recyclegpt.training.checkpoint import load_trained
@@ -131,11 +130,11 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
     )
     if wrong:
         raise ConfigError(wrong)
-    depths = [] if given.recycle_num_layers is None else _many(given.recycle_num_layers)
-    shares = None if given.acceptance is None else _many(given.acceptance)
+    depths = [] if given.recycle_num_layers is None else many(given.recycle_num_layers)
+    shares = None if given.acceptance is None else many(given.acceptance)
     problems = [
         f"bench.{key}: {value} is not a positive whole number"
-        for key, values in (*((key, _many(given[key])) for key in COUNTS), ("recycle_num_layers", depths))
+        for key, values in (*((key, many(given[key])) for key in COUNTS), ("recycle_num_layers", depths))
         for value in values
         if not isinstance(value, int) or isinstance(value, bool) or value < 1
     ]
@@ -146,31 +145,31 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
     ]
     problems += [
         f"bench.compile: {value!r} is neither true, false nor auto"
-        for value in _many(given.compile)
+        for value in many(given.compile)
         if not isinstance(value, bool) and value != "auto"
     ]
     problems += [
         f"bench.baselines: {name!r} is unknown; there is transformers"
-        for name in _many(given.baselines)
+        for name in many(given.baselines)
         if name != "transformers"
     ]
     if depths and cfg.checkpoint is not None:
         problems.append("bench.recycle_num_layers: a checkpoint has one depth, its own; leave it out")
     device = torch.device("cpu")
     dtypes = []
-    for name in _many(given.dtype):
+    for name in many(given.dtype):
         device, dtype = choose_device(cfg.device, str(name), problems, "bench.dtype", decoding=True)
         dtypes.append(str(dtype).removeprefix("torch."))
-    for name, num_recycled in itertools.product(_many(given.strategies), _many(given.num_recycled)):
+    for name, num_recycled in itertools.product(many(given.strategies), many(given.num_recycled)):
         try:
             make_strategy(name, num_recycled)
         except ConfigError as error:
             problems += [f"bench.{problem.replace('strategy:', 'strategies:', 1)}" for problem in error.problems]
-    shortest = max(_many(given.num_recycled)) + 2
+    shortest = max(many(given.num_recycled)) + 2
     problems += [
         f"bench.new_tokens: {value} are written by the prompt's pass and one cycle when bench.num_recycled="
         f"{shortest - 2}, so nothing is left to time; give {shortest} or more"
-        for value in _many(given.new_tokens)
+        for value in many(given.new_tokens)
         if value < shortest
     ]
     if problems:
@@ -179,15 +178,15 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, list[BenchConfig]]:
         shares = [0.7, 1.0]
     return device, [
         BenchConfig(
-            strategies=_many(given.strategies),
-            num_recycled=_many(given.num_recycled),
-            batch=_many(given.batch),
-            prompt_tokens=_many(given.prompt_tokens),
-            new_tokens=_many(given.new_tokens),
+            strategies=many(given.strategies),
+            num_recycled=many(given.num_recycled),
+            batch=many(given.batch),
+            prompt_tokens=many(given.prompt_tokens),
+            new_tokens=many(given.new_tokens),
             acceptance=shares,
             num_prompts=given.num_prompts,
             repetitions=given.repetitions,
-            baselines=_many(given.baselines),
+            baselines=many(given.baselines),
             seed=cfg.seed,
             dtype_name=dtype,
         )
@@ -202,8 +201,8 @@ def _models(
     cfg: DictConfig, device: torch.device, configs: list[BenchConfig]
 ) -> Iterator[tuple[BenchConfig, Decoder, RecycleGPT | None, Prompts, dict[str, Any]]]:
     """Every depth, number format and way to compile, one after another, so that one model lies in memory at a time."""
-    depths = [None] if cfg.bench.recycle_num_layers is None else _many(cfg.bench.recycle_num_layers)
-    compiles = dict.fromkeys(device.type == "cuda" if value == "auto" else value for value in _many(cfg.bench.compile))
+    depths = [None] if cfg.bench.recycle_num_layers is None else many(cfg.bench.recycle_num_layers)
+    compiles = dict.fromkeys(device.type == "cuda" if value == "auto" else value for value in many(cfg.bench.compile))
     for depth, config, compiled in itertools.product(depths, configs, compiles):
         dtype = named_dtype(config.dtype_name, device, decoding=True)
         model, prompts = _model_and_prompts(cfg, device, dtype, depth)
@@ -282,11 +281,7 @@ def _document(
     first = next((row for row in rows if row["rho"] is not None), rows[0])
     return {
         "hardware": {
-            "device": cpu_model() if device.type == "cpu" else device_name(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "contended": is_contended(others_cpu) if device.type == "cpu" else None,
-            "others_cpu": others_cpu,
+            **measured_on(device, others_cpu),
             "copy_bytes_per_s": statistics.median(row["copy_bytes_per_s"] for row in rows if "copy_bytes_per_s" in row),
         },
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
@@ -326,7 +321,3 @@ def _draw(folder: Path, document: dict[str, Any]) -> None:
         draw_bench(document, folder / "bench.png")
     except ImportError:
         log.warning("bench.png was not drawn: pip install 'recyclegpt[report]'")
-
-
-def _many(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]

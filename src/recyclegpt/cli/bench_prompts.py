@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.callbacks.provenance import cpu_model
-from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.cli.console import print_table
+from recyclegpt.cli.measured_on import measured_on, tell_contended
 from recyclegpt.cli.result import model_facts
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.bench import BenchConfig
-from recyclegpt.evaluation.contention import OtherLoad, is_contended
+from recyclegpt.evaluation.contention import OtherLoad
 from recyclegpt.evaluation.prompt_set import bench_prompts, fit_prompts, read_prompts
 from recyclegpt.models import named_dtype
 from recyclegpt.training.checkpoint import load_trained
@@ -99,13 +98,7 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
     document = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
-        "hardware": {
-            "device": cpu_model() if device.type == "cpu" else device_name(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "contended": is_contended(load.share) if device.type == "cpu" else None,
-            "others_cpu": load.share,
-        },
+        "hardware": measured_on(device, load.share),
         "model": facts,
         "dtype": config.dtype_name,
         "compile": decoder.compiled,
@@ -128,11 +121,7 @@ def _print(document: dict[str, Any]) -> None:
         "tokens/pass: mean tokens a backbone pass; equal: share of texts that are the autoregressive one token for "
         "token; common prefix: tokens, on average, before the first that differs"
     )
-    if hardware["contended"]:
-        print(
-            f"contended: other programs took {hardware['others_cpu']:.0%} of the processors meanwhile, so these speeds "
-            "are not to be trusted"
-        )
+    tell_contended(hardware)
 
 
 def _range(least_and_most: list[float]) -> str:

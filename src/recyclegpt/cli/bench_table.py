@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from recyclegpt.cli.console import print_table
+from recyclegpt.cli.measured_on import tell_contended
 from recyclegpt.evaluation.bench import Row
 from recyclegpt.evaluation.stages import STAGES
 
@@ -63,11 +64,7 @@ def print_tables(document: dict[str, Any], repetitions: int, trained: bool) -> N
         print("verified: every pass is computed, then the given share of recycled tokens is kept")
     elif not trained:
         print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
-    if hardware["contended"]:
-        print(
-            f"contended: other programs took {hardware['others_cpu']:.0%} of the processors meanwhile, so these speeds "
-            "are not to be trusted"
-        )
+    tell_contended(hardware)
     if document["stages"]:
         print()
         print_table(

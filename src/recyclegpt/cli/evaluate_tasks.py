@@ -14,7 +14,7 @@ from recyclegpt.cli.console import print_table
 from recyclegpt.cli.evaluate import computing_dtype
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.run_folder import finite
-from recyclegpt.cli.settings import DECODING, TASKS, type_problems
+from recyclegpt.cli.settings import DECODING, TASKS, many, type_problems
 from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.continuing import Continuer
@@ -42,7 +42,7 @@ def evaluate_tasks(cfg: DictConfig) -> int:
     if dtype == torch.float64:
         trained.model.double()
     scorer = Scorer(
-        trained.model, _many(cfg.scorings), cfg.decoding.num_recycled, cfg.batch_size,
+        trained.model, many(cfg.scorings), cfg.decoding.num_recycled, cfg.batch_size,
         autocast=dtype if dtype in (torch.bfloat16, torch.float16) else None,
     )  # fmt: skip
     continuer = None
@@ -85,7 +85,7 @@ def _read_settings(cfg: DictConfig) -> tuple[torch.device, torch.dtype, Strategy
         raise ConfigError(problems)
     problems += [
         f"scorings: {name!r} is unknown; choose from {', '.join(SCORINGS)}"
-        for name in _many(cfg.scorings)
+        for name in many(cfg.scorings)
         if name not in SCORINGS
     ]
     if cfg.batch_size < 1:
@@ -118,8 +118,8 @@ def _wanted(cfg: DictConfig) -> tuple[list[str], dict[str, dict[str, Any]]]:
         ConfigError: files are not named, or hold something else.
     """
     names: list[str] = []
-    for name in _many(cfg.tasks):
-        names += _many(cfg.task_families[name]) if name in cfg.task_families else [name]
+    for name in many(cfg.tasks):
+        names += many(cfg.task_families[name]) if name in cfg.task_families else [name]
     names = list(dict.fromkeys(names))
     problems, local = [], {}
     for name in names:
@@ -191,7 +191,3 @@ def _document(
         "num_cut": scorer.num_cut,
         "tasks": results,
     }
-
-
-def _many(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.cli.evaluate import corpus_for
-from recyclegpt.cli.health import processor
+from recyclegpt.cli.measured_on import name_of
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
@@ -74,7 +74,7 @@ def generate_corpus(
         "checkpoint": str(trained.path),
         "recyclegpt": __version__,
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name(),
+        "processor": name_of(device),
         "threads": torch.get_num_threads(),
     }
     corpus = GeneratedCorpus(Path(cfg.bulk.out).expanduser(), identity, made_with)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recyclegpt.cli.type_check import describe, fits
 
@@ -63,3 +63,8 @@ def type_problems(section: DictConfig, types: Mapping[str, Any], path: str = "")
         elif value == [] and key not in MAY_BE_EMPTY:
             problems.append(f"{path}{key}: the list is empty, so nothing would be measured; give at least one value")
     return problems
+
+
+def many(value: Any) -> list[Any]:
+    """The values of a setting that may be one or a list."""
+    return list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]

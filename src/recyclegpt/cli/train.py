@@ -22,8 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from recyclegpt.callbacks import DecodingMonitor, EpochSummary, HyperParameters, Throughput
-from recyclegpt.callbacks.provenance import cpu_model, write_provenance
-from recyclegpt.callbacks.throughput import device_name
+from recyclegpt.callbacks.provenance import write_provenance
 from recyclegpt.cli.combinations import (
     find_problems,
     num_steps,
@@ -32,6 +31,7 @@ from recyclegpt.cli.combinations import (
 )
 from recyclegpt.cli.hydra_entry import hydra_run
 from recyclegpt.cli.instantiate import build, build_all
+from recyclegpt.cli.measured_on import name_of
 from recyclegpt.cli.model_of_config import make_model, pretrained_backbone
 from recyclegpt.cli.result import make_result, model_facts, result_table
 from recyclegpt.cli.resume import LOCK, check_resumable, checkpoint_to_resume, folder_to_continue, is_complete, locked
@@ -287,7 +287,7 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
     if in_multirun() and runs_beside_others(HydraConfig.get().launcher):
         contended = True
     return {
-        "device": cpu_model() if device.type == "cpu" else device_name(device),
+        "device": name_of(device),
         "dtype": str(trainer.precision),
         "decode_dtype": str(decode).removeprefix("torch."),
         "threads": torch.get_num_threads(),

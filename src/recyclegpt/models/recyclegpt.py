@@ -139,6 +139,16 @@ class RecycleGPT(
 
     # --- bookkeeping ---
 
+    def materialise(self, device: torch.device | str = "cpu") -> None:
+        """Give memory to a model that was made on the meta device, where every weight has yet to be loaded.
+
+        The rotary tables are computed in fp32, and a tied classifier is tied again: `to_empty` knows of neither.
+        """
+        self.to_empty(device=device)
+        self.rotary.float().fill()
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embed_tokens.weight
+
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.models.stored_values import is_of
 
 KINDS = ("none", "linear", "llama3", "yarn")
 
@@ -80,17 +81,11 @@ class RopeScaling:
             if key in default
             else f"rope_scaling.{key}: unknown; choose from {', '.join(default)}"
             for key, value in values.items()
-            if key not in default or not _fits(value, default[key])
+            if key not in default or not is_of(value, type(default[key]))
         ]
         if wrong:
             raise ConfigError(wrong)
         return cls(**values)
-
-
-def _fits(value: Any, example: Any) -> bool:
-    if isinstance(example, bool) or isinstance(value, bool):
-        return isinstance(example, bool) and isinstance(value, bool)
-    return isinstance(value, int | float if isinstance(example, float) else type(example))
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling, device: torch.device | str = "cpu") -> Tensor:

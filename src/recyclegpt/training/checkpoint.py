@@ -16,6 +16,7 @@ from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 from recyclegpt.models.fitting import memory_problems
+from recyclegpt.models.stored_values import is_of
 from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.training.model_folder import CONFIG, is_model_folder, read_model_folder
 from recyclegpt.training.separate_backbone import KEPT, load_backbone_of
@@ -176,10 +177,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     if module_only:
         model, backbone = load_backbone_of(stored, model.recycle_config, found, device)
     else:
-        model.to_empty(device=device)
-        model.rotary.fill()
-        if model.config.tie_embeddings:
-            model.lm_head.weight = model.backbone.embed_tokens.weight
+        model.materialise(device)
     model.load_state_dict(_weights(checkpoint["state_dict"]), strict=not module_only)
     tokenizer = _tokenizer_of(checkpoint, found)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -221,9 +219,7 @@ def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any], modul
 def _is(value: Any, kind: Any) -> bool:
     if kind is RopeScaling:  # looks at its own numbers
         return isinstance(value, dict)
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    return is_of(value, kind)
 
 
 def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:

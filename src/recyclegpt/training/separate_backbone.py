@@ -41,7 +41,7 @@ def load_backbone_of(
         ConfigError: the backbone is not there, or is not the one that the module was trained on.
     """
     reference = stored["backbone"]
-    wanted = {"path": str, "revision": str | None, "dtype": str, "fingerprint": str}
+    wanted = {"path": str, "revision": str | None, "fingerprint": str}
     if not isinstance(reference, dict) or not all(isinstance(reference.get(k), kind) for k, kind in wanted.items()):
         raise ConfigError(f"checkpoint: {checkpoint} does not tell where its backbone lies; use another")
     link = checkpoint.parent.parent / LINK

@@ -49,9 +49,6 @@ def gathered(model: RecycleGPT) -> RecycleGPT:
         name: weight.full_tensor() if isinstance(weight, DTensor) else weight
         for name, weight in model.state_dict().items()
     }
-    whole.to_empty(device=model.device)
-    whole.rotary.fill()
-    if model.config.tie_embeddings:
-        whole.lm_head.weight = whole.backbone.embed_tokens.weight
+    whole.materialise(model.device)
     whole.load_state_dict(weights)
     return whole

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig, RecycleConfig
-from recyclegpt.models.huggingface.shards import Shards
+from recyclegpt.models.huggingface.shards import MOST_NAMED, Shards
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 MODEL_TYPE = "recyclegpt"
-_MOST_NAMED = 5
 MODELING = '''"""Shows `transformers` the model of the package recyclegpt, which has to be installed."""
 
 from recyclegpt.decoding import transformers_model
@@ -99,12 +98,9 @@ def read_own(folder: Path) -> RecycleGPT:
         for name, weight in wanted.items()
         if shards.shapes.get(name) != tuple(weight.shape)
     ]:
-        raise ConfigError(problems[:_MOST_NAMED])
+        raise ConfigError(problems[:MOST_NAMED])
     tensors = dict(shards.tensors())
-    model.to(next(iter(tensors.values())).dtype).to_empty(device="cpu")
-    model.rotary.float().fill()
-    if model_config.tie_embeddings:
-        model.lm_head.weight = model.backbone.embed_tokens.weight
+    model.to(next(iter(tensors.values())).dtype).materialise()
     model.load_state_dict(tensors, strict=False)
     return model
 

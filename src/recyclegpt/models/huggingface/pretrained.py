@@ -13,7 +13,7 @@ from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
-from recyclegpt.models.huggingface.shards import FLOATS, Shards
+from recyclegpt.models.huggingface.shards import FLOATS, MOST_NAMED, Shards, some
 from recyclegpt.models.layers import initialise
 from recyclegpt.models.precision import DTYPES
 from recyclegpt.models.recyclegpt import RecycleGPT
@@ -21,7 +21,6 @@ from recyclegpt.models.recyclegpt import RecycleGPT
 _UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
 """Endings of tensors that old versions of `transformers` stored and that hold no weight."""
 HEAD = "lm_head.weight"
-_MOST_NAMED = 5
 
 
 class PretrainedBackbone:
@@ -67,8 +66,7 @@ class PretrainedBackbone:
     def reference(self) -> dict[str, Any]:
         """Where the checkpoint is found again, and what tells that it is the same: plain values."""
         known = self.folder.resolve() if Path(self.path).expanduser().is_dir() else self.path
-        dtype = _dtype_name(self.dtype)
-        return {"path": str(known), "revision": self.revision, "dtype": dtype, "fingerprint": self.fingerprint()}
+        return {"path": str(known), "revision": self.revision, "fingerprint": self.fingerprint()}
 
     def load(self, recycle: RecycleConfig | None = None, device: torch.device | str = "cpu") -> RecycleGPT:
         """The backbone with these weights, and a fresh recyclable module in fp32 on it.
@@ -82,10 +80,7 @@ class PretrainedBackbone:
             model = RecycleGPT(self.config, recycle)
         for part in (model.backbone, model.lm_head):
             part.to(self.dtype)
-        model.to_empty(device=device)
-        model.rotary.fill()
-        if self.config.tie_embeddings:
-            model.lm_head.weight = model.backbone.embed_tokens.weight
+        model.materialise(device)
         wanted = backbone_weights(model)
         tied: torch.Tensor | None = None
         for name, tensor in self._shards.tensors():
@@ -120,10 +115,10 @@ class PretrainedBackbone:
         ]
         problems = []
         if missing:
-            problems.append(f"{self.folder}: {_some(missing)} missing; copy the checkpoint again")
+            problems.append(f"{self.folder}: {_some_are(missing)} missing; copy the checkpoint again")
         if unknown:
             problems.append(
-                f"{self.folder}: {_some(unknown)} not part of the architecture that its config.json names; "
+                f"{self.folder}: {_some_are(unknown)} not part of the architecture that its config.json names; "
                 "it would be left out of every computation"
             )
         problems += [
@@ -136,8 +131,8 @@ class PretrainedBackbone:
             for name in wanted
             if name in shapes and self._shards.dtypes[name] not in FLOATS
         ]
-        if len(problems) > _MOST_NAMED:
-            problems[_MOST_NAMED:] = [f"{self.folder}: and {len(problems) - _MOST_NAMED} more"]
+        if len(problems) > MOST_NAMED:
+            problems[MOST_NAMED:] = [f"{self.folder}: and {len(problems) - MOST_NAMED} more"]
         if problems:
             raise ConfigError(problems)
 
@@ -170,7 +165,5 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMED])
-    verb = "is" if len(names) == 1 else "are"
-    return f"{shown} {verb}" if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more are"
+def _some_are(names: list[str]) -> str:
+    return f"{some(names)} {'is' if len(names) == 1 else 'are'}"

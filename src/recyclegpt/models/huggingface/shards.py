@@ -19,7 +19,7 @@ INDEX = "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
-_MOST_NAMED = 5
+MOST_NAMED = 5
 
 
 class Shards:
@@ -53,7 +53,7 @@ class Shards:
         if index is not None and not problems:
             absent = [name for name, file in index.items() if name not in self._names[file]]
             if absent:
-                problems.append(f"{folder / INDEX}: names {_some(absent)}, which its files do not hold; copy it again")
+                problems.append(f"{folder / INDEX}: names {some(absent)}, which its files do not hold; copy it again")
         if problems:
             raise ConfigError(problems)
 
@@ -105,6 +105,7 @@ def _read_index(folder: Path) -> Mapping[str, str] | None:
     return found
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMED])
-    return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"
+def some(names: list[str]) -> str:
+    """The first few of these names, and how many more there are."""
+    shown = ", ".join(names[:MOST_NAMED])
+    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"
