@@ -167,6 +167,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     model = made.model
     num_bytes = torch.zeros(model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    if _trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true":
+        torch.set_float32_matmul_precision("high")  # products that mixed precision leaves in fp32
     module = LitRecycleGPT(
         model,
         built["loss"],
@@ -176,7 +178,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         num_bytes,
         hyper_parameters(model, plain, made.backbone),
         cfg.max_skipped_steps,
-        cfg.compile,
+        _trains_on(cfg).type == "cuda" if cfg.compile == "auto" else cfg.compile,
+        int(cfg.activation_checkpointing),
     )
     module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
     begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
@@ -251,15 +254,19 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_ste
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
     if precision == "auto":
-        on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-        native = has_native_bf16(torch.device("cuda" if on_cuda else "cpu"))
-        precision = "bf16-mixed" if native else "32-true"
+        precision = "bf16-mixed" if has_native_bf16(_trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
     extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
     trainer: Trainer = build(cfg.trainer, "trainer", **extra)
     return trainer
+
+
+def _trains_on(cfg: DictConfig) -> torch.device:
+    """The kind of device that the trainer will choose."""
+    on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.device("cuda" if on_cuda else "cpu")
 
 
 def _is_tensorboard(logger: DictConfig | None) -> bool:
