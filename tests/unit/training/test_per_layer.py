@@ -72,9 +72,9 @@ def test_all_layers_share_a_graph(num_unrolled: int, graphs: int, monkeypatch: p
     model = make_model()
     plain = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend=counter))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # set back afterwards
-    compile_layers(model)
-    found = train_once(model, num_unrolled, masked=False)
+    with torch._dynamo.config.patch(recompile_limit=8):  # set back afterwards
+        compile_layers(model)
+        found = train_once(model, num_unrolled, masked=False)
     torch._dynamo.reset()
     assert counter.frame_count == graphs
     for mine, other in zip(found, wanted, strict=True):
