@@ -24,6 +24,7 @@ from recyclegpt.evaluation.flops import flops_per_token
 from recyclegpt.evaluation.memory import PeakMemory
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
+from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
 from recyclegpt.training.per_layer import compile_layers, recompute_layers
 
 PHASES = ("forward", "backward", "optimizer")
@@ -63,6 +64,8 @@ class StepSpeed:
     seconds: dict[str, list[float]]
     """Of every timed step, by phase."""
     peak_memory_bytes: float
+    planned_memory_bytes: int
+    """What the plan expects of eager execution, `recyclegpt.training.memory_plan`."""
     peak_flops: float
     """Dense bf16 peak of the device, operations a second; NaN where unknown."""
 
@@ -96,6 +99,7 @@ class StepSpeed:
             "flops_per_token": self.flops_per_token,
             "mfu": self.flops_per_token * self.tokens / step_s / self.peak_flops,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "planned_memory_bytes": self.planned_memory_bytes,
         }
 
 
@@ -126,7 +130,9 @@ def measure_steps(
     table = _profiled(steps, device) if profile else ""
     seconds: dict[str, list[float]] = {name: [mark.seconds()[name] for mark in marks] for name in PHASES}
     flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled).total
-    return StepSpeed(config, recycle, flops, seconds, peak.bytes, peak_flops(device_name(device))), table
+    return StepSpeed(
+        config, recycle, flops, seconds, peak.bytes, steps.plan().total, peak_flops(device_name(device))
+    ), table
 
 
 def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float]:
@@ -168,6 +174,19 @@ class _Steps:
         self.optimizer.step()
         self.optimizer.zero_grad()
         marks.at("optimizer")
+
+    def plan(self) -> MemoryPlan:
+        config = self.config
+        step = StepShape(
+            batch=config.batch,
+            row_length=config.row_length,
+            precision="32-true" if config.dtype == torch.float32 else "bf16-mixed",
+            num_unrolled=config.loss.num_unrolled,
+            recompute_every=config.activation_checkpointing,
+            chunk_size=config.loss.chunk_size,
+            on_cuda=self.device.type == "cuda",
+        )
+        return memory_plan(self.model, self.optimizer, step)
 
     def _forward(self) -> Tensor:
         views_NBT = self.batches[self.taken % _NUM_BATCHES]

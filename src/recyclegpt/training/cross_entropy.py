@@ -15,6 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CPU_ROWS = 256
+"""Rows of a chunk on a CPU, where logits should stay in its cache."""
+LOGITS_BYTES = 1 << 30
+"""On CUDA a chunk is large, so that its products fill the device: its logits in fp32 take about this much."""
+_ROWS_MULTIPLE = 128
+
+
+def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> int:
+    """Rows of logits held at a time: as many as are wanted, else what suits device and vocabulary."""
+    if wanted is not None:
+        return wanted
+    if not on_cuda:
+        return CPU_ROWS
+    return max(CPU_ROWS, LOGITS_BYTES // (4 * vocab_size) // _ROWS_MULTIPLE * _ROWS_MULTIPLE)
+
 
 class RowLosses(NamedTuple):
     """The weighted sum to minimise, and what is known of each row (without gradient)."""
@@ -36,7 +51,7 @@ def chunked_cross_entropy(
     scale_M: Tensor,
     teacher_MC: Tensor | None = None,
     teacher_share: float = 0.0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
 ) -> RowLosses:
     """Classify rows with the head `weight_VC` and compare with labels, and with a teacher's distribution if wanted.
 
@@ -47,8 +62,9 @@ def chunked_cross_entropy(
         scale_M: weight of each row in `total`; 0 leaves a row out.
         teacher_MC: states whose distribution under the same head is the soft target, taken as given (no gradient).
         teacher_share: weight of KL(teacher || student) against the label's cross entropy, 0 to 1.
-        chunk_size: rows of logits held at a time.
+        chunk_size: rows of logits held at a time; None: by `rows_of_chunk`.
     """
+    chunk_size = rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
     if teacher_MC is None:
         teacher_share = 0.0
     total, nll_M, prediction_M, confidence_M = _ChunkedCrossEntropy.apply(

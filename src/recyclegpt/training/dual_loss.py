@@ -46,8 +46,8 @@ class LossConfig:
     """Share of the recycle loss's gradient that reaches embedding, backbone and classifier: 1 full, 0 stopped."""
     target: Literal["label", "backbone", "mixed"] = "label"
     """`label`: the corpus; `backbone`: the backbone's own distribution (KL); `mixed`: half of each."""
-    chunk_size: int = 256
-    """Rows of logits held at a time."""
+    chunk_size: int | None = None
+    """Rows of logits held at a time; None: 256 on a CPU, on CUDA as many as take 1 GiB in fp32."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -64,8 +64,8 @@ class LossConfig:
             problems.append(f"beta: {self.beta} is not in (0, 1]")
         if not 1 <= self.num_unrolled <= 8:
             problems.append(f"num_unrolled: {self.num_unrolled} is not between 1 and 8")
-        if self.chunk_size < 1:
-            problems.append(f"chunk_size: {self.chunk_size} is not positive")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            problems.append(f"chunk_size: {self.chunk_size} is not positive; null chooses it")
         for name, choices in (("recycle_schedule", get_args(WeightSchedule)), ("target", get_args(Target))):
             if getattr(self, name) not in choices:
                 problems.append(f"{name}: {getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")

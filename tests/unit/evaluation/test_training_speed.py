@@ -32,7 +32,7 @@ def speed(seconds: list[float], flops: float, peak: float = math.nan) -> StepSpe
     config = StepConfig(batch=2, row_length=8, optimizer=ADAMW, accumulate=3)
     split = {"forward": 0.25, "backward": 0.5, "optimizer": 0.25}
     times = {name: [share * step for step in seconds] for name, share in split.items()}
-    return StepSpeed(config, RecycleConfig(1), flops, times, 0.0, peak)
+    return StepSpeed(config, RecycleConfig(1), flops, times, 0.0, 0, peak)
 
 
 def test_a_row_is_medians_and_their_spread() -> None:
