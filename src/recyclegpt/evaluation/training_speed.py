@@ -152,7 +152,7 @@ class _Steps:
         recompute_layers(self.model, config.activation_checkpointing)
         if config.compile:
             compile_layers(self.model)
-        self.loss = DualLoss(config.loss)
+        self.loss = DualLoss(config.loss, config.compile)
         self.optimizer = config.optimizer(self.model.named_parameters())
         self.config, self.device = config, device
         num_views = 2 + config.loss.num_unrolled

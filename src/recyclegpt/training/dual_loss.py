@@ -100,11 +100,14 @@ class LossParts(NamedTuple):
 class DualLoss(nn.Module):
     """Loss of a model on a batch's views. Each mean is over all B * T positions, masked ones included as zero, so
     that two half batches accumulate to exactly the gradient of the whole.
+
+    `compile` runs what is done to logits through `torch.compile`.
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig, compile: bool = False) -> None:  # noqa: A002 - the word users know
         super().__init__()
         self.config = config
+        self.compiled = compile
 
     def forward(
         self, model: RecycleGPT, views_NBT: Tensor, documents_NBT: Tensor | None = None, progress: float = 0.0
@@ -125,7 +128,12 @@ class DualLoss(nn.Module):
         ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
 
         backbone = chunked_cross_entropy(
-            hidden_MC, head, views_NBT[1].flatten(), ones_BT.flatten() / num_rows, chunk_size=config.chunk_size
+            hidden_MC,
+            head,
+            views_NBT[1].flatten(),
+            ones_BT.flatten() / num_rows,
+            chunk_size=config.chunk_size,
+            compile=self.compiled,
         )
         loss = config.backbone_weight * backbone.total
         trained_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[2]).float()
@@ -152,6 +160,7 @@ class DualLoss(nn.Module):
                 teacher_MC,
                 config.teacher_share,
                 config.chunk_size,
+                self.compiled,
             )
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)

@@ -73,12 +73,12 @@ class LitRecycleGPT(LightningModule):
         hyper_parameters: plain Python config, stored in every checkpoint. With the key `backbone`, which tells where a
             frozen backbone lies, checkpoints hold the recyclable module alone.
         max_skipped_steps: non-finite steps in a row that are skipped before training stops.
-        compile: run the layers of backbone and module through `torch.compile`, in place.
+        compile: run the layers of backbone and module, and the loss, through `torch.compile`, in place.
         activation_checkpointing: every so many layers are run again in the backward pass, not kept; 0: none.
         """
         super().__init__()
         self.model = model
-        self.dual_loss = DualLoss(loss)
+        self.dual_loss = DualLoss(loss, compile)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.num_steps = num_steps
         self.max_skipped_steps = max_skipped_steps

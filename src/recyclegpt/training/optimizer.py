@@ -63,8 +63,9 @@ class MuonAdamW(Optimizer):
     """Muon on the matrices of the layers and of the fold, AdamW on embedding, classifier, norms and vectors.
 
     One optimizer because Lightning's automatic optimisation refuses two. The updates are the library's own: every step
-    hands the groups of each kind to `torch.optim.Muon` (on CUDA in batches, see `muon.py`) or `torch.optim.AdamW`, which
-    then work on this optimizer's groups and state, so that schedulers see all groups and one state dict holds all.
+    hands the groups of each kind to `torch.optim.Muon` (on CUDA in batches, see `muon.py`) or `torch.optim.AdamW`,
+    which then work on this optimizer's groups and state, so that schedulers see all groups and one state dict holds
+    everything.
 
     With `adjust_lr_fn="match_rms_adamw"` (Moonlight, arXiv 2502.16982) an update of Muon has the root mean square of
     one of AdamW, so the same learning rate and decay serve both; `"original"` is Keller Jordan's scale
