@@ -49,6 +49,12 @@ def test_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().err
     assert "step.row_length: rows of 999 do not fit" in told
     assert "step.num_unrolled: 2 steps of no module" in told
+    assert run("bench", "training=maybe") == 2
+    assert "training: 'maybe' is neither true nor false" in capsys.readouterr().err
+    assert run("bench", "training=true", "bench.output=[1]", "step.repetitions=few", "step.accumulate=true") == 2
+    told = capsys.readouterr().err
+    for key in ("bench.output", "step.repetitions", "step.accumulate"):
+        assert key in told
     assert "Traceback" not in told
     assert not Path("outputs").exists()
 

@@ -56,6 +56,8 @@ class Asked(NamedTuple):
 
 def misplaced(cfg: DictConfig, argv: Sequence[str]) -> list[str]:
     """Settings of the one benchmark given to the other, where they would mean nothing."""
+    if not isinstance(cfg.training, bool):
+        return [f"training: {cfg.training!r} is neither true nor false"]
     keys = [argument.lstrip("+~").partition("=")[0] for argument in argv]
     if not cfg.training:
         return [
@@ -82,16 +84,16 @@ def read_settings(cfg: DictConfig) -> Asked:
         ConfigError: naming all that cannot be measured.
     """
     given = cfg.step
-    if wrong := type_problems(given, STEP, "step.") + type_problems(cfg, {"device": str, "seed": int}):
+    wrong = type_problems(given, STEP, "step.") + type_problems(cfg, {"device": str, "seed": int})
+    if wrong := wrong + type_problems(cfg.bench, {"output": str | None, "vocab_size": int}, "bench."):
         raise ConfigError(wrong)
-    problems = [
-        f"step.{key}: {given[key]} is not a positive whole number"
-        for key in ("batch", "row_length", "accumulate", "repetitions", "num_unrolled")
-        if given[key] is not None and (isinstance(given[key], bool) or given[key] < 1)
-    ]
     vocabulary = cfg.bench.vocab_size
-    if not isinstance(vocabulary, int) or isinstance(vocabulary, bool) or vocabulary < 1:
-        problems.append(f"bench.vocab_size: {vocabulary!r} is not a positive whole number")
+    counts = {f"step.{key}": given[key] for key in ("batch", "row_length", "accumulate", "repetitions", "num_unrolled")}
+    problems = [
+        f"{key}: {value} is not a positive whole number"
+        for key, value in {**counts, "bench.vocab_size": vocabulary}.items()
+        if value is not None and value < 1
+    ]
     if given.optimizer not in OPTIMIZERS:
         problems.append(f"step.optimizer: {given.optimizer!r} is unknown; choose from {', '.join(OPTIMIZERS)}")
     if not isinstance(given.compile, bool) and given.compile != "auto":

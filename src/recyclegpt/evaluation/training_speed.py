@@ -227,7 +227,7 @@ def _profiled(steps: _Steps, device: torch.device) -> str:
     key = "self_cpu_time_total"
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-        key = "self_cuda_time_total"
+        key = "self_device_time_total"
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(_PROFILED_STEPS):
             steps.run(_Marks(device))
