@@ -168,8 +168,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     model = made.model
     num_bytes = torch.zeros(model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
-    if _trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true":
-        torch.set_float32_matmul_precision("high")  # products that mixed precision leaves in fp32
+    torch.set_float32_matmul_precision(matmul_precision(cfg))
     module = LitRecycleGPT(
         model,
         built["loss"],
@@ -179,7 +178,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         num_bytes,
         hyper_parameters(model, plain, made.backbone),
         cfg.max_skipped_steps,
-        _trains_on(cfg).type == "cuda" if cfg.compile == "auto" else cfg.compile,
+        compiles(cfg),
         int(cfg.activation_checkpointing),
     )
     # Made again by the trainer; here so that an impossible schedule is told now, not after the first batches are read.
@@ -257,7 +256,7 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_ste
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
     if precision == "auto":
-        precision = "bf16-mixed" if has_native_bf16(_trains_on(cfg)) else "32-true"
+        precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
@@ -266,10 +265,20 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_ste
     return trainer
 
 
-def _trains_on(cfg: DictConfig) -> torch.device:
+def trains_on(cfg: DictConfig) -> torch.device:
     """The kind of device that the trainer will choose."""
     on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     return torch.device("cuda" if on_cuda else "cpu")
+
+
+def compiles(cfg: DictConfig) -> bool:
+    """Whether layers and loss are compiled."""
+    return trains_on(cfg).type == "cuda" if cfg.compile == "auto" else bool(cfg.compile)
+
+
+def matmul_precision(cfg: DictConfig) -> str:
+    """How exact products of fp32 are: on CUDA those that mixed precision leaves in fp32 may use TF32."""
+    return "high" if trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true" else "highest"
 
 
 def _is_tensorboard(logger: DictConfig | None) -> bool:

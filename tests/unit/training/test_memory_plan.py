@@ -33,9 +33,12 @@ class Alive(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self.note(tensor)
         return made
+
+    def note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 
     def bytes(self, besides: list[Tensor]) -> int:
         gc.collect()
@@ -48,6 +51,18 @@ def make_model(num_layers: int = 2, depth: int = 1, **shape: Any) -> RecycleGPT:
     torch.manual_seed(0)
     config = ModelConfig(V, T, num_layers=num_layers, hidden_size=64, num_heads=4, intermediate_size=128, **shape)
     return RecycleGPT(config, RecycleConfig(num_layers=depth))
+
+
+class Peak(Alive):
+    """Notes the most that was there after any operation."""
+
+    peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_dispatch__(function, types, args, kwargs)
+        self.storages = {key: held for key, held in self.storages.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        return made
 
 
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -65,13 +80,15 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize(("shape", "settings"), CASES)
+FROZEN = [({"depth": 2}, {"precision": "32-true"}), ({}, {}), ({"depth": 2}, {"masked": True, "num_unrolled": 2})]
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "frozen"), [*[(*case, False) for case in CASES], *[(*case, True) for case in FROZEN]]
+)
 def test_activations_and_logits_are_those_kept(shape: dict[str, Any], settings: dict[str, Any], frozen: bool) -> None:
     model = make_model(**shape)
     if frozen:
-        if model.recyclable is None or settings.get("recompute_every"):
-            pytest.skip("nothing would be trained, or the tables are all that is kept")
         model.backbone.requires_grad_(False)
         model.lm_head.requires_grad_(False)
     step = StepShape(B, T, **settings)
@@ -107,6 +124,27 @@ def test_parameters_gradients_and_optimizer_are_exact(name: str, tied: bool) -> 
     held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     assert plan.optimizer == sum(value.nbytes for value in held)
     assert plan.optimizer == optimizer_bytes(optimizer)
+
+
+@pytest.mark.parametrize(("every", "at_most"), [(0, 1.1), (1, 1.4)])
+def test_the_total_bounds_what_a_step_ever_holds(every: int, at_most: float) -> None:
+    """It adds up what need not be there at once: gradients, and in layers that are run again the narrow weights."""
+    model = make_model(num_layers=4)
+    recompute_layers(model, every)
+    optimizer = OPTIMIZERS["muon"](model.named_parameters())
+    rows = 8
+    with Peak() as peak:
+        for parameter in model.parameters():
+            peak.note(parameter)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = DualLoss(LossConfig())(model, torch.randint(V, (3, rows, T))).loss
+            loss.backward()
+            del loss
+            optimizer.step()
+            optimizer.zero_grad()
+    plan = memory_plan(model, optimizer, StepShape(rows, T, recompute_every=every))
+    assert 0.97 * peak.peak <= plan.total <= at_most * peak.peak
 
 
 def test_a_chunk_of_logits_is_counted_at_its_peak() -> None:
