@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from recyclegpt.decoding import kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
-from recyclegpt.models.cache import UnrolledMemory
 from recyclegpt.models.layers import Attending, TransformerLayer
 from recyclegpt.models.rope import Rotary, rotate
 
@@ -164,7 +163,7 @@ class KernelGPT(RecycleGPT):
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | UnrolledMemory | None,
+        cache: StaticCache | None,
         num_read: int | None,
     ) -> Attending:
         if positions_BT is None or not isinstance(cache, StaticCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
