@@ -12,7 +12,8 @@ token in bf16 on a GPU too.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import subprocess
+import warnings
 
 import torch
 
@@ -26,8 +27,10 @@ OLDEST = (8, 0)
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether states of this kind can be computed here."""
-    return device.type == "cuda" and dtype in DTYPES and _installed() and torch.cuda.get_device_capability() >= OLDEST
+    """Whether states of this kind can be computed here; one warning says why not where Triton is the reason."""
+    if device.type != "cuda" or dtype not in DTYPES or torch.cuda.get_device_capability(device) < OLDEST:
+        return False
+    return _loaded()
 
 
 def unfitting(config: ModelConfig) -> str:
@@ -45,6 +48,18 @@ def unfitting(config: ModelConfig) -> str:
 
 
 @functools.cache
-def _installed() -> bool:
-    # It comes with torch's CUDA builds, except on systems it does not support.
-    return importlib.util.find_spec("triton") is not None
+def _loaded() -> bool:
+    try:
+        # It comes with torch's CUDA builds for Linux.
+        import triton
+
+        # Compiles what Triton speaks to the device with.
+        triton.runtime.driver.active.get_current_target()
+    except (ImportError, OSError, RuntimeError, AssertionError, subprocess.CalledProcessError) as error:
+        warnings.warn(
+            f"decoding with torch's own kernels, slower and not exact in bf16: Triton does not work here ({error}); it "
+            "needs a C compiler and Python's headers",
+            stacklevel=4,
+        )
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The kernels as functions of tensors, on the current CUDA stream: they neither wait for the device nor ask it anything.
+"""The kernels as functions of tensors, on the current CUDA stream; none waits for the device or asks it for a value.
 
 Weights and caches have to be contiguous; states are made so. n rows, at most `MAX_ROWS`, I and O widths of a product,
 F SwiGLU width, B batch, T positions, S slots, H and G heads, D head width.

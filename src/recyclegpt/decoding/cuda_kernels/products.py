@@ -20,7 +20,7 @@ def stream(
     weight,
     out_O,
     n,
-    I: tl.constexpr,
+    INPUTS: tl.constexpr,
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
@@ -35,24 +35,26 @@ def stream(
     row_16 = tl.arange(0, 16)
     part_P = tl.arange(0, PARTS) * DEPTH
     depth_K = tl.arange(0, DEPTH)
-    x_P16K = x + row_16[None, :, None] * I + part_P[:, None, None] + depth_K[None, None, :]
-    weight_PKO = weight + out_O[None, None, :].to(tl.int64) * I + part_P[:, None, None] + depth_K[None, :, None]
+    x_P16K = x + row_16[None, :, None] * INPUTS + part_P[:, None, None] + depth_K[None, None, :]
+    weight_PKO = weight + out_O[None, None, :].to(tl.int64) * INPUTS + part_P[:, None, None] + depth_K[None, :, None]
     alive = row_16[None, :, None] < n
     sum_P16O = tl.zeros([PARTS, 16, out_O.shape[0]], tl.float32)
     square_P16 = tl.zeros([PARTS, 16, 16], tl.float32)
-    for start in tl.range(0, I, BLOCK, num_stages=STAGES):
-        if I % BLOCK == 0:
+    for start in tl.range(0, INPUTS, BLOCK, num_stages=STAGES):
+        if INPUTS % BLOCK == 0:
             w = tl.load(weight_PKO + start)
             rows = tl.load(x_P16K + start, mask=alive, other=0.0)
         else:
-            w = tl.load(weight_PKO + start, mask=start + part_P[:, None, None] + depth_K[None, :, None] < I, other=0.0)
-            inside = start + part_P[:, None, None] + depth_K[None, None, :] < I
+            w = tl.load(
+                weight_PKO + start, mask=start + part_P[:, None, None] + depth_K[None, :, None] < INPUTS, other=0.0
+            )
+            inside = start + part_P[:, None, None] + depth_K[None, None, :] < INPUTS
             rows = tl.load(x_P16K + start, mask=alive & inside, other=0.0)
         sum_P16O = tl.dot(rows, w, sum_P16O, input_precision="ieee")
         if NORM:
             square_P16 = tl.dot(rows, tl.permute(rows, (0, 2, 1)), square_P16, input_precision="ieee")
     diagonal = row_16[:, None] == row_16[None, :]
-    mean_16 = tl.sum(tl.where(diagonal, tl.sum(square_P16, 0), 0.0), 1) / I
+    mean_16 = tl.sum(tl.where(diagonal, tl.sum(square_P16, 0), 0.0), 1) / INPUTS
     return tl.sum(sum_P16O, 0), mean_16
 
 
@@ -65,8 +67,8 @@ def linear_kernel(
     y,
     n,
     eps,
-    I: tl.constexpr,
-    O: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -78,18 +80,18 @@ def linear_kernel(
     AHEAD: tl.constexpr,
 ):
     out = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    inside = out < O
+    inside = out < OUTPUTS
     # Beyond the last row the last is read again: a mask on every load would cost more.
-    read = tl.minimum(out, O - 1)
-    fetch_weights(weight, read, I, PARTS, AHEAD, OVERLAP)
+    read = tl.minimum(out, OUTPUTS - 1)
+    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
-    y_16O, mean_16 = stream(x, weight, read, n, I, PARTS, DEPTH, STAGES, NORM)
+    y_16O, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
     if NORM:
         y_16O *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:
         y_16O += tl.load(bias + read).to(tl.float32)[None, :]
     row_16 = tl.arange(0, 16)
-    at = row_16[:, None] * O + out[None, :]
+    at = row_16[:, None] * OUTPUTS + out[None, :]
     mask = (row_16 < n)[:, None] & inside[None, :]
     if PLUS:
         y_16O += tl.load(plus + at, mask=mask, other=0.0).to(tl.float32)
@@ -104,8 +106,8 @@ def gated_kernel(
     y,
     n,
     eps,
-    I: tl.constexpr,
-    F: tl.constexpr,
+    INPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     PAIRS: tl.constexpr,
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -116,19 +118,19 @@ def gated_kernel(
     AHEAD: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    # Gate and up of the same places side by side; F is a multiple of 16, so that no program reaches beyond it.
+    # Gate and up of the same places side by side; the width is a multiple of 16, so that no program reaches beyond it.
     both = tl.arange(0, 2 * PAIRS)
-    read = pid * PAIRS + both % PAIRS + (both // PAIRS) * F
-    fetch_weights(weight, read, I, PARTS, AHEAD, OVERLAP)
+    read = pid * PAIRS + both % PAIRS + (both // PAIRS) * WIDTH
+    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
-    both_16, mean_16 = stream(x, weight, read, n, I, PARTS, DEPTH, STAGES, NORM)
+    both_16, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
     if NORM:
         both_16 *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:
         both_16 += tl.load(bias + read).to(tl.float32)[None, :]
     gate, up = halves(both_16.to(y.dtype.element_ty).to(tl.float32), PAIRS)
     row_16 = tl.arange(0, 16)
-    at = row_16[:, None] * F + pid * PAIRS + tl.arange(0, PAIRS)[None, :]
+    at = row_16[:, None] * WIDTH + pid * PAIRS + tl.arange(0, PAIRS)[None, :]
     tl.store(y + at, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=(row_16 < n)[:, None])
 
 
@@ -153,7 +155,7 @@ def rotated_kernel(
     eps,
     T,
     S,
-    I: tl.constexpr,
+    INPUTS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -172,9 +174,9 @@ def rotated_kernel(
     first = tl.program_id(0) % (HALF // PAIRS) * PAIRS
     both = tl.arange(0, 2 * PAIRS)
     read = head * D + first + both % PAIRS + (both // PAIRS) * HALF
-    fetch_weights(weight, read, I, PARTS, AHEAD, OVERLAP)
+    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
-    both_16, mean_16 = stream(x, weight, read, n, I, PARTS, DEPTH, STAGES, NORM)
+    both_16, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
     if NORM:
         both_16 *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:

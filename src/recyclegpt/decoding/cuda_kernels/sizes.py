@@ -23,7 +23,7 @@ class Sizes:
     """A program of a product holds `outputs` of the weight's rows, `parts * depth` inputs at a time.
 
     Each of `parts` warps sums its own `depth` of them: one warp alone would wait for its tensor core, whose sums are a
-    chain (about 33 cycles a link on Hopper), longer than for the memory. `stages` blocks are under way at once.
+    chain (about 33 cycles a link on Hopper), longer than for the memory. `stages - 1` blocks are under way at once.
     """
 
     outputs: int
@@ -33,7 +33,7 @@ class Sizes:
 
     def shared_bytes(self, rows: int = 16, itemsize: int = 2) -> int:
         """Shared memory of a program; Hopper has 227 KB for the programs of a multiprocessor, Ampere 163."""
-        return self.stages * self.parts * self.depth * (self.outputs + rows) * itemsize
+        return (self.stages - 1) * self.parts * self.depth * (self.outputs + rows) * itemsize
 
     def ahead(self, outputs: int, inputs: int) -> int:
         """Inputs of each row to fetch before the kernel's turn has come (`overlapping`): `AHEAD_BYTES` in all.
@@ -58,12 +58,13 @@ def sizes_of(outputs: int, inputs: int, halves: int = 1) -> Sizes:
     if (outputs, inputs, halves) in TUNED:
         return TUNED[outputs, inputs, halves]
     if halves == 2:
-        # All programs at once, on 132 multiprocessors: two of four stages fit on one, three of three.
-        wide = outputs >= 4096
-        return Sizes(32 if wide else 16, stages=4 if not wide or outputs // 32 <= 264 else 3)
+        # All programs at once: three of 72 KB fit on one multiprocessor, two of 96 KB.
+        if outputs < 4096:
+            return Sizes(16, stages=5)
+        return Sizes(32, stages=5 if outputs // 32 <= 264 else 4)
     if outputs >= 8192:
-        return Sizes(32, stages=3)
-    return Sizes(16 if outputs >= 1536 else 8, parts=8, stages=4)
+        return Sizes(32, stages=4)
+    return Sizes(16 if outputs >= 1536 else 8, parts=8, stages=6)
 
 
 overlap = False

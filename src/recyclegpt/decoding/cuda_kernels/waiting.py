@@ -21,7 +21,7 @@ def wait_for_earlier(OVERLAP: tl.constexpr):
 def fetch_weights(
     weight,
     out_O,
-    I: tl.constexpr,
+    INPUTS: tl.constexpr,
     PARTS: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -32,7 +32,7 @@ def fetch_weights(
         CHUNKS: tl.constexpr = 32 * PARTS // out_O.shape[0]
         SIZE: tl.constexpr = AHEAD // CHUNKS
         chunk = tl.arange(0, CHUNKS)[None, :] * SIZE
-        at = weight + out_O[:, None].to(tl.int64) * I + chunk
+        at = weight + out_O[:, None].to(tl.int64) * INPUTS + chunk
         size = tl.full([out_O.shape[0], CHUNKS], SIZE * weight.dtype.element_ty.primitive_bitwidth // 8, tl.int32)
         tl.inline_asm_elementwise(
             "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
