@@ -30,12 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 CONFIG_PACKAGES = {"hydra", "omegaconf", "hydra_plugins"}
 OPTIONAL_PACKAGES = {"transformers", "lm_eval", "liger_kernel", "torchdata", "triton"}
 IN_TRITON = {f"recyclegpt/decoding/cuda_kernels/{name}.py" for name in ("attention", "products", "waiting")}
-"""Kernels in Triton's own language need it when they are imported; `fuse` alone does that, where it has found Triton."""
+"""Kernels in Triton's language need it at import; `fuse` alone imports them, where it has found Triton."""
 OWNERS = {
     "transformers": {"recyclegpt/decoding/transformers_model.py", "recyclegpt/evaluation/transformers_baseline.py"},
     "triton": {"recyclegpt/decoding/cuda_kernels/__init__.py", *IN_TRITON},
 }
-"""Files of an optional package that has more than one: of `transformers`, in the first our model is one of theirs, in the
+"""Files of an optional package that has more than one: in the first of `transformers` our model is one of theirs, in the
 second theirs is the baseline of ours."""
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib"}
 PICKLES_ITS_OWN_MEMORY = {"recyclegpt/data/hf_stream.py"}
