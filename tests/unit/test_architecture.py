@@ -35,8 +35,8 @@ OWNERS = {
     "transformers": {"recyclegpt/decoding/transformers_model.py", "recyclegpt/evaluation/transformers_baseline.py"},
     "triton": {"recyclegpt/decoding/cuda_kernels/__init__.py", *IN_TRITON},
 }
-"""Files of an optional package that has more than one: in the first of `transformers` our model is one of theirs, in the
-second theirs is the baseline of ours."""
+"""Files of an optional package that has more than one: of `transformers`, our model is one of theirs in the first, and
+theirs is the baseline of ours in the second."""
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib"}
 PICKLES_ITS_OWN_MEMORY = {"recyclegpt/data/hf_stream.py"}
 """It keeps a pickled dataset in memory and makes fresh ones from it; no file is read that way."""

