@@ -1,6 +1,7 @@
 """The kernels for CUDA in Triton's interpreter, on CPU tensors: each against torch in fp64, and bit for bit against
-itself with other rows beside it. Run by `test_cuda_kernels.py` in a process of its own, since Triton reads at its import
-whether it interprets.
+itself with other rows beside it.
+
+Run by `test_cuda_kernels.py` in a process of its own, since Triton reads at its import whether it interprets.
 """
 
 from __future__ import annotations
@@ -79,6 +80,17 @@ def test_linear(dtype: torch.dtype, how: Sizes, outputs: int, inputs: int) -> No
 def test_more_rows_than_a_tile_are_refused() -> None:
     with pytest.raises(ValueError, match="17 rows, 16 at most"):
         operators.linear(torch.ones(17, 16), torch.ones(16, 16))
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    """A program of pairs would reach into the next head, or from the gate into up."""
+    with pytest.raises(ValueError, match="16 pairs a program do not divide 24"):
+        operators.gated(torch.ones(1, 16), torch.ones(48, 16), how=Sizes(32))
+    cache, table = torch.zeros(1, 1, 4, 32), torch.zeros(4, 32)
+    with pytest.raises(ValueError, match="32 pairs a program do not divide 16"):
+        operators.rotate_store(
+            torch.ones(1, 16), torch.ones(96, 16), None, None, table, table, torch.zeros(1, 1), cache, cache, Sizes(64)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, of a product with infinity

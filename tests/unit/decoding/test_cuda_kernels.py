@@ -181,8 +181,9 @@ def test_on_ampere(compiled: Any, tmp_path: Path) -> None:
 def test_all_programs_run_at_once(outputs: int, inputs: int, halves: int) -> None:
     """Else the last few would run alone, while most of the memory's bandwidth waits."""
     how = sizes_of(outputs, inputs, halves)
-    assert how.shared_bytes() <= 163 * 1024
-    at_once = 132 * (227 * 1024 // (how.shared_bytes() + 1024))
+    shared = how.shared_bytes(rows=16 * halves)
+    assert shared <= 163 * 1024
+    at_once = 132 * (227 * 1024 // (shared + 1024))
     programs = -(-outputs // how.outputs)
     assert programs <= at_once or outputs == 32000
     assert programs >= 96

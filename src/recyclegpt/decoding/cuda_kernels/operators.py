@@ -48,10 +48,10 @@ def gated(
     """Return silu(gate) * up `(n, F)` of products with a weight `(2 F, I)` that holds gate's rows, then up's.
 
     Raises:
-        ValueError: more than `MAX_ROWS` rows.
+        ValueError: more than `MAX_ROWS` rows, or an F that these sizes do not divide.
     """
     outputs, inputs = weight_OI.shape
-    how = how or sizes_of(outputs, inputs, halves=2)
+    how = _dividing(how or sizes_of(outputs, inputs, halves=2), outputs // 2)
     y_nF = x_nI.new_empty(_checked(x_nI), outputs // 2)
     gated_kernel[(outputs // how.outputs,)](
         x_nI.contiguous(), weight_OI, bias_O, y_nF, len(x_nI), eps or 0.0, inputs, outputs // 2, how.outputs // 2,
@@ -75,12 +75,12 @@ def rotate_store(
     """Rotated queries `(B, T, H, D)` of a weight of queries, keys and values; those go into the cache, keys rotated.
 
     Raises:
-        ValueError: more than `MAX_ROWS` rows.
+        ValueError: more than `MAX_ROWS` rows, or half a head that these sizes do not divide.
     """
     outputs, inputs = weight_OI.shape
-    how = how or sizes_of(outputs, inputs, halves=2)
     B, T = positions_BT.shape
     _, G, S, D = key_BGSD.shape
+    how = _dividing(how or sizes_of(outputs, inputs, halves=2), D // 2)
     H = outputs // D - 2 * G
     q_BTHD = x_nI.new_empty(B, T, H, D)
     rotated_kernel[(outputs // how.outputs,)](
@@ -116,6 +116,12 @@ def _checked(x_nI: Tensor) -> int:
     if len(x_nI) > MAX_ROWS:
         raise ValueError(f"{len(x_nI)} rows, {MAX_ROWS} at most")
     return len(x_nI)
+
+
+def _dividing(how: Sizes, half: int) -> Sizes:
+    if how.outputs % 2 or half % (how.outputs // 2):
+        raise ValueError(f"{how.outputs // 2} pairs a program do not divide {half}")
+    return how
 
 
 def _options(how: Sizes, outputs: int, inputs: int, eps: float | None, bias_O: Tensor | None) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def stream(
 ):
     """Sums `(16, O)` of rows x with the weight's rows `out_O`, in fp32, and the rows' mean squares where `NORM` asks.
 
-    Part p of a block is summed by warp p. The squares are the diagonal of x times itself: x then is read as the tensor
-    cores read it, and no second time.
+    Part p of a block is summed by warp p. The squares are the diagonal of x times itself, and x is read for them once
+    more, as if it were a weight: so every read is an asynchronous copy that the tensor cores can use as it arrives.
     """
     BLOCK: tl.constexpr = PARTS * DEPTH
     row_16 = tl.arange(0, 16)
@@ -37,7 +37,8 @@ def stream(
     depth_K = tl.arange(0, DEPTH)
     x_P16K = x + row_16[None, :, None] * INPUTS + part_P[:, None, None] + depth_K[None, None, :]
     weight_PKO = weight + out_O[None, None, :].to(tl.int64) * INPUTS + part_P[:, None, None] + depth_K[None, :, None]
-    alive = row_16[None, :, None] < n
+    x_PK16 = x + row_16[None, None, :] * INPUTS + part_P[:, None, None] + depth_K[None, :, None]
+    alive, alive_too = row_16[None, :, None] < n, row_16[None, None, :] < n
     sum_P16O = tl.zeros([PARTS, 16, out_O.shape[0]], tl.float32)
     square_P16 = tl.zeros([PARTS, 16, 16], tl.float32)
     for start in tl.range(0, INPUTS, BLOCK, num_stages=STAGES):
@@ -52,7 +53,10 @@ def stream(
             rows = tl.load(x_P16K + start, mask=alive & inside, other=0.0)
         sum_P16O = tl.dot(rows, w, sum_P16O, input_precision="ieee")
         if NORM:
-            square_P16 = tl.dot(rows, tl.permute(rows, (0, 2, 1)), square_P16, input_precision="ieee")
+            inside = alive_too & (start + part_P[:, None, None] + depth_K[None, :, None] < INPUTS)
+            square_P16 = tl.dot(
+                rows, tl.load(x_PK16 + start, mask=inside, other=0.0), square_P16, input_precision="ieee"
+            )
     diagonal = row_16[:, None] == row_16[None, :]
     mean_16 = tl.sum(tl.where(diagonal, tl.sum(square_P16, 0), 0.0), 1) / INPUTS
     return tl.sum(sum_P16O, 0), mean_16

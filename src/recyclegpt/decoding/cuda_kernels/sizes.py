@@ -18,6 +18,10 @@ AHEAD_BYTES = 8 * 2**20
 """What the memory delivers in about two microseconds, the time from one kernel's last byte to the next one's first."""
 
 
+MULTIPROCESSORS = 132
+"""Of an H100 or H200."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """A program of a product holds `outputs` of the weight's rows, `parts * depth` inputs at a time.
@@ -32,7 +36,10 @@ class Sizes:
     stages: int = 4
 
     def shared_bytes(self, rows: int = 16, itemsize: int = 2) -> int:
-        """Shared memory of a program; Hopper has 227 KB for the programs of a multiprocessor, Ampere 163."""
+        """Shared memory of a program, with `rows` beside the weight: 32 where they are normed, since they come twice.
+
+        Hopper has 227 KB for the programs of a multiprocessor, Ampere 163.
+        """
         return (self.stages - 1) * self.parts * self.depth * (self.outputs + rows) * itemsize
 
     def ahead(self, outputs: int, inputs: int) -> int:
@@ -58,13 +65,14 @@ def sizes_of(outputs: int, inputs: int, halves: int = 1) -> Sizes:
     if (outputs, inputs, halves) in TUNED:
         return TUNED[outputs, inputs, halves]
     if halves == 2:
-        # All programs at once: three of 72 KB fit on one multiprocessor, two of 96 KB.
+        # All programs at once: three of 64 KB fit on one multiprocessor, two of 96 KB.
         if outputs < 4096:
-            return Sizes(16, stages=5)
-        return Sizes(32, stages=5 if outputs // 32 <= 264 else 4)
+            return Sizes(16, stages=4)
+        return Sizes(32, stages=4 if outputs // 32 <= 2 * MULTIPROCESSORS else 3)
     if outputs >= 8192:
         return Sizes(32, stages=4)
-    return Sizes(16 if outputs >= 1536 else 8, parts=8, stages=6)
+    # 64 to 96 KB, so that the next kernel's programs find room beside them (`overlapping`).
+    return Sizes(16 if outputs >= 1536 else 8, parts=8, stages=4)
 
 
 overlap = False
