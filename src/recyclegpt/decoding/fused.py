@@ -221,7 +221,7 @@ def fuse(
     if packs:
         made_of = (FusedLinear, KernelLayer, KernelGPT)
     elif streams:
-        from recyclegpt.decoding.triton_layer import TritonGPT, TritonLayer, TritonLinear
+        from recyclegpt.decoding.triton_layer import TritonGPT, TritonLayer, TritonLinear, link
 
         made_of = (TritonLinear, TritonLayer, TritonGPT)
     make_linear, make_layer, make_model = made_of
@@ -269,6 +269,8 @@ def fuse(
         fused.rotary = Rotary(config.head_dim, config.rope_theta, model.rotary.num_positions, config.rope_scaling)
     if dtype == torch.float64:
         fused.rotary.double()
+    if streams:
+        link(fused)
     return fused.eval().requires_grad_(False)
 
 

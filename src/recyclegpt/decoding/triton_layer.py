@@ -6,7 +6,9 @@ they are torch's own operators, on the same weights.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +30,16 @@ def fits(rows: int) -> bool:
 class TritonLinear(FusedLinear):
     """A product, with the kernels where they fit."""
 
+    then: Tensor | None = None
+    """The weight that a pass reads after this one."""
+
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         out_features, in_features = self.weight.shape
         x_nI = x.reshape(-1, in_features)
         if not fits(len(x_nI)):
             return super().forward(x, plus)
         plus_nO = None if plus is None else plus.reshape(-1, out_features)
-        return operators.linear(x_nI, self.weight, self.bias, plus_nO).view(*x.shape[:-1], out_features)
+        return operators.linear(x_nI, self.weight, self.bias, plus_nO, then=self.then).view(*x.shape[:-1], out_features)
 
 
 class TritonLayer(FusedLayer):
@@ -62,11 +67,13 @@ class TritonLayer(FusedLayer):
         x_nC = x_BTC.reshape(B * T, C)
         q_BTHD = self._queries(x_nC, layer, attending, memory)
         key, value = memory.keys[layer], memory.values[layer]
-        y_BTHD = operators.attend(q_BTHD, key, value, memory.positions_BT, memory.num_read)
-        x_nC = operators.linear(y_BTHD.view(B * T, -1), self.o_proj.weight, self.o_proj.bias, x_nC)
-        gate_up, down = self.gate_up_proj, self.down_proj
-        gated = operators.gated(x_nC, gate_up.weight, gate_up.bias, _eps(self.post_attention_layernorm))
-        return operators.linear(gated, down.weight, down.bias, x_nC).view(B, T, C)
+        o, gate_up, down = self.o_proj, self.gate_up_proj, self.down_proj
+        gate, up = gate_up.weight.chunk(2)
+        y_BTHD = operators.attend(q_BTHD, key, value, memory.positions_BT, memory.num_read, then=(o.weight, gate))
+        x_nC = operators.linear(y_BTHD.view(B * T, -1), o.weight, o.bias, x_nC, then=up)
+        eps = _eps(self.post_attention_layernorm)
+        gated = operators.gated(x_nC, gate_up.weight, gate_up.bias, eps, then=down.weight)
+        return operators.linear(gated, down.weight, down.bias, x_nC, then=down.then).view(B, T, C)
 
     def _queries(self, x_nC: Tensor, layer: int, attending: Attending, memory: StaticCache) -> Tensor:
         """Rotated queries; keys and values are stored. The tables of all positions stand in for looked-up rows."""
@@ -103,6 +110,19 @@ class TritonGPT(RecycleGPT):
         cache.positions_BT = positions_BT.contiguous()
         cache.num_read = cache.num_slots if num_read is None else num_read
         return Attending(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
+
+
+def link(model: RecycleGPT) -> None:
+    """Tell each product which weight a pass reads next, so that it can be fetched early."""
+    for stack in (model.backbone, model.recyclable):
+        if stack is None:
+            continue
+        layers: list[Any] = list(stack.layers)
+        for layer, following in itertools.pairwise(layers):
+            layer.down_proj.then = following.qkv_proj.weight
+        layers[-1].down_proj.then = model.lm_head.weight
+        if stack is model.recyclable:
+            stack.fc.then = layers[0].qkv_proj.weight
 
 
 def _folded(norm: nn.Module, product: TritonLinear) -> nn.Module:

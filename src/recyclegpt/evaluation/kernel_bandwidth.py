@@ -26,6 +26,9 @@ SET_BYTES = 400 * 2**20
 SHARED_BYTES = 227 * 1024
 """Shared memory of a multiprocessor, Hopper's: candidates that need more are left out."""
 
+WAYS = [{"fetch": fetch, "overlap": overlap} for overlap in (False, True) for fetch in (False, True)]
+"""In which kernels are launched (`sizes.Launch`)."""
+
 Timer = Callable[[Sequence[Callable[[], object]]], float]
 """Seconds of a call, given calls that do the same on different weights."""
 
@@ -73,7 +76,7 @@ def kernel_bandwidth(
     timer: Timer | None = None,
     copy_bytes_per_s: float | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each kernel, number of rows, sizes, and programmatic dependent launch on or off.
+    """A row for each kernel, number of rows, sizes and way to launch.
 
     Args:
         config: shape of the model.
@@ -85,8 +88,8 @@ def kernel_bandwidth(
         copy_bytes_per_s: what to compare with, measured if None.
 
     Returns:
-        kernel, outputs, inputs, rows, sizes (None: torch's product, or attention), overlap, seconds, bytes read,
-        bytes_per_s, and of_copy: their share of a copy's, which counts bytes read and written.
+        kernel, outputs, inputs, rows, sizes (None: torch's product, or attention), fetch and overlap (`Launch`),
+        seconds, bytes read, bytes_per_s, and of_copy: their share of a copy's, which counts bytes read and written.
     """
     from recyclegpt.decoding.cuda_kernels import operators
 
@@ -97,29 +100,34 @@ def kernel_bandwidth(
         copy_bytes_per_s = copies.bytes_per_s
     found: list[dict[str, Any]] = []
 
-    def add(kernel: str, shape: tuple[int, int], n: int, how: Sizes | None, calls: Sequence[Callable[[], object]],
-            num_bytes: int, overlaps: Sequence[bool] = (False, True)) -> None:  # fmt: skip
-        for overlap in overlaps:
-            with sizes.overlapping(overlap):
+    def add(name: str, shape: tuple[int, int], n: int, how: Sizes | None, num_bytes: int,
+            calls: Sequence[Callable[[], object]], ways: Sequence[dict[str, bool]] = WAYS) -> None:  # fmt: skip
+        for way in ways:
+            with sizes.launching(**way):
                 seconds = timer(calls)
             found.append({
-                "kernel": kernel, "outputs": shape[0], "inputs": shape[1], "rows": n,
-                "sizes": asdict(how) if how else None, "overlap": overlap, "seconds": seconds, "bytes": num_bytes,
-                "bytes_per_s": num_bytes / seconds, "of_copy": num_bytes / seconds / copy_bytes_per_s,
+                "kernel": name, "outputs": shape[0], "inputs": shape[1], "rows": n,
+                "sizes": asdict(how) if how else None, "fetch": False, "overlap": False, **way, "seconds": seconds,
+                "bytes": num_bytes, "bytes_per_s": num_bytes / seconds,
+                "of_copy": num_bytes / seconds / copy_bytes_per_s,
             })  # fmt: skip
 
     for product in products(config):
         shape = product.outputs, product.inputs
         num_bytes = 2 * product.outputs * product.inputs
         weights = [torch.randn(shape, device=device).bfloat16() for _ in range(-(-SET_BYTES // num_bytes))]
+        following = weights[1:] + weights[:1]
+        # Queries are timed as gates are: what is rotated and where it is stored costs no bytes to speak of.
+        operator, eps = (operators.gated, 1e-5) if product.halves == 2 else (operators.linear, None)
         for n in rows:
             x = torch.randn(n, product.inputs, device=device).bfloat16()
-            add(f"torch {product.name}", shape, n, None, [_call(F.linear, x, w) for w in weights], num_bytes, [False])
+            add(f"torch {product.name}", shape, n, None, num_bytes, [_call(F.linear, x, w) for w in weights], [{}])
             for how in product.candidates() if tune else [sizes_of(*shape, product.halves)]:
-                # Queries are timed as gates are: what is rotated and where it is stored costs no bytes to speak of.
-                operator = operators.gated if product.halves == 2 else operators.linear
-                calls = [_call(operator, x, w, how=how, eps=1e-5 if product.halves == 2 else None) for w in weights]
-                add(product.name, shape, n, how, calls, num_bytes)
+                calls = [
+                    _call(operator, x, weight, eps=eps, then=then, how=how)
+                    for weight, then in zip(weights, following, strict=True)
+                ]
+                add(product.name, shape, n, how, num_bytes, calls)
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     num_bytes = 4 * kv_heads * num_read * width
     caches = [
@@ -130,7 +138,7 @@ def kernel_bandwidth(
         q = torch.randn(1, n, heads, width, device=device).bfloat16()
         positions = torch.arange(num_read - n, num_read, device=device)[None]
         calls = [_call(operators.attend, q, key, value, positions, num_read) for key, value in caches]
-        add("attend", (heads * width, num_read), n, None, calls, num_bytes)
+        add("attend", (heads * width, num_read), n, None, num_bytes, calls, WAYS[::2])
     return found
 
 

@@ -151,9 +151,9 @@ def test_what_the_compiler_makes_of_them(operator: str, compiled: Any, tmp_path:
 
 
 def test_a_kernel_may_start_before_the_last_has_ended(compiled: Any, tmp_path: Path) -> None:
-    with sizes.overlapping():
+    with sizes.launching(overlap=True):
         kernels = compiled(90, "linear", *LAUNCHES["linear"]) + compiled(90, "attend", *LAUNCHES["attend"])
-    assert not sizes.overlap
+    assert not sizes.launch.overlap
     for kernel in kernels:
         lines = kernel.asm["ptx"].splitlines()
         wait = next(i for i, line in enumerate(lines) if "griddepcontrol.wait" in line)
@@ -163,8 +163,24 @@ def test_a_kernel_may_start_before_the_last_has_ended(compiled: Any, tmp_path: P
         assert wait < min(touched), "something is read or written before the kernel's turn has come"
         assert kernel.metadata.launch_pdl
         assert spilled(kernel, tmp_path) == 0
-    prefetch = "cp.async.bulk.prefetch.L2.global"
-    assert [prefetch in kernel.asm["ptx"] for kernel in kernels] == [True, False, False]
+
+
+def test_a_kernel_fetches_of_the_next_weights(compiled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recyclegpt.decoding.cuda_kernels import operators
+
+    next_weight = on_paper("F", "C")
+    launches = (
+        ("linear", (*LAUNCHES["linear"], None, next_weight)),
+        ("attend", (*LAUNCHES["attend"], (None, next_weight))),
+    )
+    monkeypatch.setattr(operators, "_can_fetch", lambda _: True)
+    kernels = [kernel for name, arguments in launches for kernel in compiled(90, name, *arguments)]
+    for kernel, fetches in zip(kernels, (True, False, True), strict=True):
+        assert kernel.asm["ptx"].count("cp.async.bulk.prefetch.L2.global") == fetches
+        assert spilled(kernel, tmp_path) == 0
+    with sizes.launching(fetch=False):
+        (kernel,) = compiled(90, *launches[0][:1], *launches[0][1])
+    assert "prefetch" not in kernel.asm["ptx"]
 
 
 def test_on_ampere(compiled: Any, tmp_path: Path) -> None:
@@ -191,7 +207,17 @@ def test_all_programs_run_at_once(outputs: int, inputs: int, halves: int) -> Non
     assert halves == 1 or outputs % how.outputs == 0
     under_way = min(programs, 132) * (how.shared_bytes(rows=0))
     assert under_way > 1.5e6
-    assert how.ahead(outputs, inputs) * outputs * 2 <= sizes.AHEAD_BYTES
+
+
+@pytest.mark.parametrize("threads", [32, 1664, 26_624, 10**7])
+@pytest.mark.parametrize("weight", [1000, 5_500_000, 30_000_000])
+def test_fetched_parts_lie_in_the_weight(weight: int, threads: int) -> None:
+    stride, size = sizes.ahead(weight, threads)
+    assert 0 <= size <= stride
+    assert stride % 128 == size % 128 == 0
+    assert (threads - 1) * stride + size <= weight
+    if weight > 10**6 and threads < 10**5:
+        assert size * threads >= 0.9 * min(weight - 128 * threads, sizes.AHEAD_BYTES)
 
 
 def test_measured_sizes_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

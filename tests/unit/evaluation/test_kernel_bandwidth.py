@@ -22,11 +22,11 @@ def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = []
 
     def timer(calls: Sequence[Callable[[], object]]) -> float:
-        timed.append((len(calls), sizes.overlap))
+        timed.append((len(calls), sizes.launch.overlap))
         return 1e-6
 
     rows = kernel_bandwidth(config, torch.device("cpu"), (1, 3), 96, timer=timer, copy_bytes_per_s=1e11)
-    assert len(rows) == len(timed) == 2 * (6 * 3 + 2)
+    assert len(rows) == len(timed) == 2 * (6 * 5 + 2)
     assert [overlap for _, overlap in timed] == [row["overlap"] for row in rows]
     down = next(row for row in rows if row["kernel"] == "down_proj" and row["rows"] == 3 and row["overlap"])
     assert down["bytes"] == 2 * 64 * 96

@@ -9,18 +9,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from recyclegpt.decoding.cuda_kernels.waiting import wait_for_earlier
+from recyclegpt.decoding.cuda_kernels.waiting import fetch_next, wait_for_earlier
 
 AT_ONCE = 16
 """Pieces that the combination reads at once."""
+WARPS = tl.constexpr(4)
 
 
-@triton.jit(do_not_specialize=["T", "S", "P", "scale"])
+@triton.jit(do_not_specialize=["stride", "size", "T", "S", "P", "scale"])
 def piece_kernel(
     q,
     key,
     value,
     positions,
+    then,
+    stride,
+    size,
     partial,
     largest,
     total,
@@ -33,6 +37,7 @@ def piece_kernel(
     D: tl.constexpr,
     PIECE: tl.constexpr,
     OVERLAP: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     """Of each query and piece: the largest score in powers of two, the sum of weights, the weighted sum of values."""
     GROUP: tl.constexpr = H // G
@@ -43,6 +48,7 @@ def piece_kernel(
     head_16 = entry % G * GROUP + row_16 % GROUP
     alive = row_16 < T * GROUP
     wait_for_earlier(OVERLAP)
+    fetch_next(then, (block * tl.num_programs(1) + entry) * tl.num_programs(0) + piece, stride, size, WARPS, FETCH)
     position_16 = tl.load(positions + query_16, mask=alive, other=-1)
     furthest = tl.max(position_16)
     if piece * PIECE <= furthest:
@@ -66,12 +72,15 @@ def piece_kernel(
         tl.store(total + at_16, tl.sum(weight, 1), mask=alive)
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["stride", "size", "P"])
 def combine_kernel(
     partial,
     largest,
     total,
     positions,
+    then,
+    stride,
+    size,
     y,
     P,
     H: tl.constexpr,
@@ -79,11 +88,13 @@ def combine_kernel(
     PIECE: tl.constexpr,
     AT_ONCE: tl.constexpr,
     OVERLAP: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     """Attention of one query and head, from its pieces up to its position, in their order."""
     at = tl.program_id(0)
     d = tl.arange(0, D)
     wait_for_earlier(OVERLAP)
+    fetch_next(then, at, stride, size, WARPS, FETCH)
     last = tl.load(positions + at // H) // PIECE
     peak = tl.full([], float("-inf"), tl.float32)
     weight_sum = tl.full([], 0.0, tl.float32)

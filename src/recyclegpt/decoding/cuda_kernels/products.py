@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from recyclegpt.decoding.cuda_kernels.waiting import fetch_weights, wait_for_earlier
+from recyclegpt.decoding.cuda_kernels.waiting import fetch_next, wait_for_earlier
 
 # `do_not_specialize`: a kernel compiled for one row alone, or for sixteen, might sum in another order.
 
@@ -62,12 +62,15 @@ def stream(
     return tl.sum(sum_P16O, 0), mean_16
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["stride", "size", "n"])
 def linear_kernel(
     x,
     weight,
     bias,
     plus,
+    then,
+    stride,
+    size,
     y,
     n,
     eps,
@@ -81,15 +84,15 @@ def linear_kernel(
     BIAS: tl.constexpr,
     PLUS: tl.constexpr,
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     out = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = out < OUTPUTS
     # Beyond the last row the last is read again: a mask on every load would cost more.
     read = tl.minimum(out, OUTPUTS - 1)
-    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
     y_16O, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
+    fetch_next(then, tl.program_id(0), stride, size, PARTS, FETCH)
     if NORM:
         y_16O *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:
@@ -102,11 +105,14 @@ def linear_kernel(
     tl.store(y + at, y_16O.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["stride", "size", "n"])
 def gated_kernel(
     x,
     weight,
     bias,
+    then,
+    stride,
+    size,
     y,
     n,
     eps,
@@ -119,15 +125,15 @@ def gated_kernel(
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     pid = tl.program_id(0)
     # Gate and up of the same places side by side; the width is a multiple of 16, so that no program reaches beyond it.
     both = tl.arange(0, 2 * PAIRS)
     read = pid * PAIRS + both % PAIRS + (both // PAIRS) * WIDTH
-    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
     both_16, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
+    fetch_next(then, tl.program_id(0), stride, size, PARTS, FETCH)
     if NORM:
         both_16 *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:
@@ -144,11 +150,14 @@ def halves(both_16, PAIRS: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(both_16, (16, 2, PAIRS)), (0, 2, 1)))
 
 
-@triton.jit(do_not_specialize=["n", "T", "S"])
+@triton.jit(do_not_specialize=["stride", "size", "n", "T", "S"])
 def rotated_kernel(
     x,
     weight,
     bias,
+    then,
+    stride,
+    size,
     cos,
     sin,
     positions,
@@ -170,7 +179,7 @@ def rotated_kernel(
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
     OVERLAP: tl.constexpr,
-    AHEAD: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     # A program has so many pairs (i, i + D/2) of one head.
     HALF: tl.constexpr = D // 2
@@ -178,9 +187,9 @@ def rotated_kernel(
     first = tl.program_id(0) % (HALF // PAIRS) * PAIRS
     both = tl.arange(0, 2 * PAIRS)
     read = head * D + first + both % PAIRS + (both // PAIRS) * HALF
-    fetch_weights(weight, read, INPUTS, PARTS, AHEAD, OVERLAP)
     wait_for_earlier(OVERLAP)
     both_16, mean_16 = stream(x, weight, read, n, INPUTS, PARTS, DEPTH, STAGES, NORM)
+    fetch_next(then, tl.program_id(0), stride, size, PARTS, FETCH)
     if NORM:
         both_16 *= tl.rsqrt(mean_16 + eps)[:, None]
     if BIAS:

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PIECE = 128
 """Slots of the cache that one program of attention reads, counted from slot 0."""
-
-
-AHEAD_BYTES = 8 * 2**20
-"""What the memory delivers in about two microseconds, the time from one kernel's last byte to the next one's first."""
 
 
 MULTIPROCESSORS = 132
@@ -42,15 +38,6 @@ class Sizes:
         """
         return (self.stages - 1) * self.parts * self.depth * (self.outputs + rows) * itemsize
 
-    def ahead(self, outputs: int, inputs: int) -> int:
-        """Inputs of each row to fetch before the kernel's turn has come (`overlapping`): `AHEAD_BYTES` in all.
-
-        Whole 16-byte words for each of a program's threads; 0 where there would be none.
-        """
-        chunks = max(1, 32 * self.parts // self.outputs)
-        wanted = min(inputs, AHEAD_BYTES // (2 * outputs))
-        return wanted // (8 * chunks) * 8 * chunks
-
 
 TUNED: dict[tuple[int, int, int], Sizes] = {}
 """Measured sizes of a weight `(outputs, inputs, halves)`, before the rule below."""
@@ -71,25 +58,48 @@ def sizes_of(outputs: int, inputs: int, halves: int = 1) -> Sizes:
         return Sizes(32, stages=4 if outputs // 32 <= 2 * MULTIPROCESSORS else 3)
     if outputs >= 8192:
         return Sizes(32, stages=4)
-    # 64 to 96 KB, so that the next kernel's programs find room beside them (`overlapping`).
+    # 64 to 96 KB, so that the next kernel's programs find room beside them (`Launch`).
     return Sizes(16 if outputs >= 1536 else 8, parts=8, stages=4)
 
 
-overlap = False
-"""Programmatic dependent launch (Hopper and later): see `overlapping`."""
+AHEAD_BYTES = 8 * 2**20
+"""What the memory delivers in about two microseconds: the time from one kernel's last byte to the next one's first."""
+
+
+def ahead(weight_bytes: int, threads: int) -> tuple[int, int]:
+    """Bytes `(stride, size)`: each of so many threads of a kernel fetches `size` of its `stride` of the next weight.
+
+    Whole cache lines, spread evenly, so that each program of the next kernel finds the same share of its own.
+    """
+    stride = weight_bytes // threads // 128 * 128
+    return stride, min(stride, -(-AHEAD_BYTES // threads // 128) * 128)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel and the one after it do at the same time, from Hopper on. No result depends on it."""
+
+    fetch: bool = True
+    """A kernel asks for some of the next one's weights while it ends, so that the memory is not idle between them."""
+    overlap: bool = False
+    """A kernel may start while the one before it still runs (programmatic dependent launch).
+
+    Free of races because every program waits, before it reads or writes anything, until all of the kernel before has
+    ended and its results are visible; as that one waited for its own predecessor in the same way, all earlier ones have
+    ended too.
+    """
+
+
+launch = Launch()
+"""In force; what a CUDA graph has captured stays as it was then."""
 
 
 @contextmanager
-def overlapping(on: bool = True) -> Iterator[None]:
-    """Let a kernel start while the one before it still runs, and fetch its first weights into the L2 cache meanwhile.
-
-    Free of races because every program waits, before it reads or writes anything an earlier kernel may touch, until all
-    of the kernel before has ended and its results are visible; as that one waited for its own predecessor in the same
-    way, all earlier ones have ended too. Before the wait only weights are fetched, which no kernel writes.
-    """
-    global overlap  # noqa: PLW0603 - one switch for all launches
-    before, overlap = overlap, on
+def launching(**changed: bool) -> Iterator[None]:
+    """Launch kernels in another way within the block: `launching(overlap=True)`."""
+    global launch  # noqa: PLW0603 - one switch for all launches
+    before, launch = launch, replace(launch, **changed)
     try:
         yield
     finally:
-        overlap = before
+        launch = before

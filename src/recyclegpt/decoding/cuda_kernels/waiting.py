@@ -1,4 +1,4 @@
-"""What a program does before it reads anything that another kernel writes (`sizes.overlapping`)."""
+"""What a program does for the kernels before and after its own (`sizes.Launch`)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,18 @@ def wait_for_earlier(OVERLAP: tl.constexpr):
 
 
 @triton.jit
-def fetch_weights(
-    weight,
-    out_O,
-    INPUTS: tl.constexpr,
-    PARTS: tl.constexpr,
-    AHEAD: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """Ask for the first `AHEAD` inputs of these rows of the weight, to lie in the L2 cache when the wait is over."""
-    if OVERLAP and AHEAD > 0:
-        # One request a thread: a tensor of fewer elements would be asked for several times.
-        CHUNKS: tl.constexpr = 32 * PARTS // out_O.shape[0]
-        SIZE: tl.constexpr = AHEAD // CHUNKS
-        chunk = tl.arange(0, CHUNKS)[None, :] * SIZE
-        at = weight + out_O[:, None].to(tl.int64) * INPUTS + chunk
-        size = tl.full([out_O.shape[0], CHUNKS], SIZE * weight.dtype.element_ty.primitive_bitwidth // 8, tl.int32)
+def fetch_next(then, program, stride, size, WARPS: tl.constexpr, FETCH: tl.constexpr):
+    """Ask for `size` of every `stride` bytes of the weight that is read next, to lie in the L2 cache by then.
+
+    A hint alone, and one request a thread: `program` is this one's number among those that share the weight.
+    """
+    if FETCH:
+        thread = program * (32 * WARPS) + tl.arange(0, 32 * WARPS)
+        at = then.to(tl.pointer_type(tl.int8)) + thread.to(tl.int64) * stride
         tl.inline_asm_elementwise(
             "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
             "=r,l,r",
-            [at, size],
+            [at, tl.zeros([32 * WARPS], tl.int32) + size],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
