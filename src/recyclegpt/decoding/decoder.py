@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from recyclegpt.decoding.emission import Emission
-from recyclegpt.decoding.fused import fuse
+from recyclegpt.decoding.fused import fuse, max_kernel_rows
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
@@ -37,7 +37,10 @@ class Decoder:
     """Decodes with a model as it is given; `Decoder.optimised` makes the model ready first."""
 
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
-        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs."""
+        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs.
+
+        A cycle of so few rows that the kernels for CUDA take it is left to them.
+        """
         self.model, self.compiled = model, compile
         self.read: Callable[..., torch.Tensor] = model.read
         self.recycle: Callable[..., torch.Tensor] = model.recycle
@@ -186,7 +189,10 @@ class Decoder:
             session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
             return key, session, graphed
-        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
+        read, recycle = self.read, self.recycle
+        if batch * (strategy.num_recycled + 1) <= max_kernel_rows(self.model):
+            read, recycle = self.model.read, self.model.recycle
+        session = Session(self.model, strategy, sampler, batch, num_slots, read, recycle)
         return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
 
     def _let_go(self) -> None:
