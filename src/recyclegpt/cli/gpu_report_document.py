@@ -68,7 +68,8 @@ def _part(name: str, records: Sequence[Record]) -> dict[str, Any]:
             for record in complete
             for decoder, seconds in ((record.document or {}).get("stages") or {}).items()
         ]
-        held["notes"] = [note for record in complete for note in (record.document or {}).get("notes", [])]
+        told = [note for record in complete for note in (record.document or {}).get("notes", [])]
+        held["notes"] = told + [record.facts["note"] for record in records if record.facts.get("note")]
     if name == "training":
         held["profiles"] = _profiles(complete)
     if name == "train":

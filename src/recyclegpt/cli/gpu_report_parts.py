@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recyclegpt.cli.gpu_report_calls import COMPLETE, Call, Record
@@ -84,8 +84,10 @@ def kernels(setting: Setting) -> Iterator[Call]:
 
 def decode(setting: Setting) -> Iterator[Call]:
     """Decoders beside their ceilings. What the targets are about comes first, in one run with the outside baseline."""
-    outside = ["bench.baselines=[transformers]"] if has_baseline(setting) else []
-    yield _bench(setting, "baseline", PAPER, f"recycle.num_layers={DEPTH[PAPER]}", "bench.stages=true", *outside)
+    missing = why_no_baseline(setting)
+    outside = [] if missing else ["bench.baselines=[transformers]"]
+    call = _bench(setting, "baseline", PAPER, f"recycle.num_layers={DEPTH[PAPER]}", "bench.stages=true", *outside)
+    yield replace(call, facts=call.facts | {"note": f"transformers was not measured: {missing}."}) if missing else call
     depths, recycled = ("[1,6]", "[1,2]") if setting.smoke else ("[1,2,6]", "[1,2,4]")
     for shape in SHAPES:
         lists = (f"bench.recycle_num_layers={depths}", f"bench.num_recycled={recycled}", "bench.stages=false")
@@ -96,9 +98,11 @@ def decode(setting: Setting) -> Iterator[Call]:
         yield _bench(setting, f"batches-{shape}", shape, *lists, "bench.stages=false")
 
 
-def has_baseline(setting: Setting) -> bool:
-    """Whether `transformers` is measured too: if it is installed; its compilation takes too long for a smoke run."""
-    return not setting.smoke and importlib.util.find_spec("transformers") is not None
+def why_no_baseline(setting: Setting) -> str | None:
+    """Why `transformers` is not measured too; None: it is."""
+    if setting.smoke:
+        return "compiling takes too long for a smoke run"
+    return None if importlib.util.find_spec("transformers") else "it is not installed; pip install 'recyclegpt[hf]'"
 
 
 def _bench(setting: Setting, name: str, shape: str, *argv: str) -> Call:

@@ -40,8 +40,8 @@ def gpu_figures(parts: Parts) -> list[Figure]:
 
 
 def shapes(rows: Iterable[Row]) -> list[str]:
-    """Names of the shapes, as they come."""
-    return list(dict.fromkeys(str(row["shape"]) for row in rows if row.get("shape")))
+    """Names of the shapes, in order."""
+    return sorted({str(row["shape"]) for row in rows if row.get("shape")})
 
 
 def _rows(parts: Parts, part: str) -> list[Row]:
@@ -49,11 +49,13 @@ def _rows(parts: Parts, part: str) -> list[Row]:
 
 
 def _at_batch_1(rows: Iterable[Row], shape: str) -> list[Row]:
-    return [row for row in rows if row.get("shape") == shape and row.get("batch") == 1]
+    """Of the measurements over depth and number of recycled tokens; those over batches are of one depth alone."""
+    own = [row for row in rows if row.get("shape") == shape and row.get("batch") == 1]
+    return [row for row in own if row.get("call") != "batches"]
 
 
 def _points(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Pairs of two numbers of a row, in order of the first; of equal first ones the first row counts."""
+    """Pairs of two numbers of a row, in order of the first; of rows that share the first the earliest counts."""
     found: dict[float, float] = {}
     for row in rows:
         first, second = number(row.get(x)), number(row.get(y))
@@ -77,22 +79,18 @@ def _ticks(panel: Panel) -> Panel:
 
 def _recycled(shape: str, rows: Sequence[Row]) -> Panel:
     panel = Panel(shape, RECYCLED, SPEEDUP, levels=[Level("autoregressive", 1.0, None, "#666666")])
-    depths = sorted({depth for row in rows if (depth := row.get("recycle_num_layers"))})
+    of = {name: [row for row in rows if row.get("strategy") == name] for name in ("alternating", "verified")}
+    depths = sorted({row.get("recycle_num_layers") or 0 for row in of["alternating"]})
     for i, depth in enumerate(depths):
-        of_depth = [row for row in rows if row.get("recycle_num_layers") == depth]
-        alternating = [row for row in of_depth if row.get("strategy") == "alternating"]
-        panel.series += [
-            _line(f"alternating, depth {depth}", alternating, "num_recycled", "speedup", i),
-            _line(None, alternating, "num_recycled", "ceiling_measured", i, "dashed"),
-        ]
-        verified = [row for row in of_depth if row.get("strategy") == "verified"]
-        for share in dict.fromkeys(row.get("acceptance") if row.get("acceptance_given") else None for row in verified):
-            own = [row for row in verified if share is None or row.get("acceptance") == share]
-            kept = "" if share is None else f" ({share:.0%} kept)"
-            panel.series.append(_line(f"verified, depth {depth}{kept}", own, "num_recycled", "speedup", i, square=True))
-            if share is None:
-                panel.series.append(_line(None, own, "num_recycled", "ceiling_measured", i, "dashed"))
-            break  # one share is enough to see what refusals cost
+        for j, (name, own) in enumerate(of.items()):
+            own = [row for row in own if row.get("recycle_num_layers") == depth]
+            given = [kept for row in own if row.get("acceptance_given") and (kept := number(row.get("acceptance")))]
+            label = f"{name}, depth {depth}" + (f" ({sum(given) / len(given):.0%} kept)" if given else "")
+            # Where all are of one depth, the decoders have a colour each.
+            place = j if len(depths) == 1 else i
+            panel.series.append(_line(label, own, "num_recycled", "speedup", place, square=bool(j)))
+            if not given:
+                panel.series.append(_line(None, own, "num_recycled", "ceiling_measured", place, "dashed"))
     return _ticks(panel)
 
 

@@ -85,7 +85,7 @@ def _target(
 
 def why_missing(part: str, held: Mapping[str, Any]) -> str:
     """Why a part has no value: it was not begun, or something in it failed."""
-    reasons = [f"{call['name']}: {call['error']}" for call in held.get("calls", []) if call.get("error")]
+    reasons = dict.fromkeys(str(call["error"]) for call in held.get("calls", []) if call.get("error"))
     if reasons:
         return f"{part}: {'; '.join(reasons)}"
     return f"{part} was not run" if held.get("status") in (None, "not run") else f"{part} holds no such row"
