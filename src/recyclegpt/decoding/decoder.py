@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,8 +23,14 @@ READ_BUCKETS = {"cpu": 64, "cuda": 256}
 """Attention reads a multiple of this many slots, so that few shapes (and few CUDA graphs) occur."""
 CHECK_EVERY = {"cpu": 1, "cuda": 8}
 """Cycles between two looks at what was written. Looking makes the host wait for the device; a CPU is its own host."""
+CHECK_EVERY_WITHOUT_STOPS = {"cpu": 1, "cuda": 32}
+"""The same where nothing but its length ends a text: then no cycle is in vain, and a reader sees no difference."""
+SLOTS_OF_GRAPHS = 512
+"""Caches of sessions with graphs hold a multiple of this, so that texts of similar length find the same session."""
 MAX_IDLE = 8
 """Sessions kept with their CUDA graphs, the last used ones: decoders that take turns find theirs again."""
+IDLE_SHARE = 0.25
+"""Most of a device's memory that the caches of idle sessions may hold."""
 
 
 class Decoder:
@@ -119,7 +126,8 @@ class Decoder:
     ) -> Iterator[Emitted]:
         """Alternate between cycles on the device and a look at what they wrote."""
         m, limits = strategy.num_recycled, emission.limits
-        check_every = CHECK_EVERY[self.model.device.type]
+        may_stop = bool(emission.stop_tokens or emission.stop_strings)
+        check_every = (CHECK_EVERY if may_stop else CHECK_EVERY_WITHOUT_STOPS)[self.model.device.type]
         # A row may stand at its limit, propose m tokens there, and the module's rows look one token further.
         key, session, cycle = self._take_session(strategy, sampler, len(prompts), max(limits) + m + 2)
         furthest = max(len(prompt) for prompt in prompts)
@@ -131,7 +139,7 @@ class Decoder:
             records = [session.record_B5]
             while True:
                 # The one place where the host waits for the device.
-                rows = [record.tolist() for record in records]
+                rows = torch.stack(records).tolist()
                 furthest = max(start for start, *_ in rows[-1])
                 yield from self._hand_out(session, rows, furthest, emission)
                 if emission.all_done:
@@ -139,7 +147,7 @@ class Decoder:
                 for row in emission.newly_stopped():
                     session.last_B[row] = session.start_B[row]
                 records = []
-                for _ in range(check_every):
+                for _ in range(min(check_every, emission.fewest_cycles)):
                     session.sampler.refill()
                     cycle(self._num_read(session, furthest))
                     emission.counts.num_backbone_passes += 1
@@ -149,8 +157,7 @@ class Decoder:
             self.model.train(was_training)
             if isinstance(cycle, GraphedCycle):
                 self._idle[key] = session, cycle
-                while len(self._idle) > MAX_IDLE:
-                    self._idle.popitem(last=False)
+                self._let_go()
 
     def _hand_out(
         self, session: Session, records: list[list[list[int]]], furthest: int, emission: Emission
@@ -170,8 +177,10 @@ class Decoder:
 
         A stream that has not ended keeps its own.
         """
-        if self.compiled or self._graphs:
+        if self.compiled:
             num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
+        if self._graphs:
+            num_slots = -(-num_slots // SLOTS_OF_GRAPHS) * SLOTS_OF_GRAPHS
         key = (strategy, sampler.config, batch, num_slots)
         if key in self._idle:
             session, graphed = self._idle.pop(key)
@@ -179,6 +188,15 @@ class Decoder:
             return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
         return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
+
+    def _let_go(self) -> None:
+        """Drop the idle sessions that were not used for longest, where they are many or their caches large."""
+        room = memory_for_idle(self.model.device)
+        while self._idle:
+            held = sum(session.cache_bytes for session, _ in self._idle.values())
+            if len(self._idle) <= MAX_IDLE and held <= room:
+                return
+            self._idle.popitem(last=False)
 
     def _num_read(self, session: Session, furthest: int) -> int:
         """Slots that any pass of this cycle can reach, as a multiple of the bucket."""
@@ -215,6 +233,11 @@ class Decoder:
             )
         if problems:
             raise ConfigError(problems)
+
+
+def memory_for_idle(device: torch.device) -> float:
+    """Bytes that caches may hold while nobody uses them."""
+    return IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
 
 
 def generate(

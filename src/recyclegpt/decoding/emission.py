@@ -37,6 +37,13 @@ class Emission:
         """Whether every row has ended."""
         return all(self.done)
 
+    @property
+    def fewest_cycles(self) -> int:
+        """Cycles until the longest row may have reached its limit, if every recycled token is kept; one at least."""
+        going = zip(self.emitted, self.limits, self.done, strict=True)
+        missing = max((limit - emitted for emitted, limit, done in going if not done), default=0)
+        return max(1, -(-missing // (self.strategy.num_recycled + 1)))
+
     def newly_stopped(self) -> list[int]:
         """Rows that ended at a stop since the last time this was asked."""
         stopped, self._stopped = self._stopped, []

@@ -20,6 +20,8 @@ from recyclegpt.models import RecycleGPT, StaticCache
 
 Read = Callable[..., Tensor]
 """`RecycleGPT.read` or `.recycle`, compiled or not."""
+FREE_TO_ASK = ("cpu",)
+"""Devices that lose nothing when the host asks for a value: there, calls whose tokens nobody keeps are spared."""
 
 
 class Session:
@@ -59,6 +61,11 @@ class Session:
         if m and strategy.lossless and not sampler.config.greedy:
             wide = torch.float64 if model.dtype == torch.float64 else torch.float32
             self.proposed_BmV = torch.zeros(batch, m, config.vocab_size, dtype=wide, device=self.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of both caches."""
+        return self.cache.nbytes + self.recycle_cache.nbytes
 
     def begin(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_read: int) -> None:
         """Read the prompts, padded on the right to one length, and write the first tokens.
@@ -139,8 +146,7 @@ class Session:
                 now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > threshold
                 sure_B = now_B if sure_B is None else sure_B & now_B
                 self.offered_B.add_(sure_B)
-                # On a CPU asking costs nothing, and spares calls whose tokens nobody will keep.
-                if self.device.type == "cpu" and not bool(sure_B.any()):
+                if self.device.type in FREE_TO_ASK and not bool(sure_B.any()):
                     break
             if step < self.m:
                 # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.

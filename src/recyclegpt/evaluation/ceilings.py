@@ -18,13 +18,8 @@ from torch import nn
 from recyclegpt.decoding import Decoder
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import most_likely
+from recyclegpt.evaluation.stopwatch import Clock, Stopwatch
 from recyclegpt.models import RecycleGPT, StaticCache
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ def measure_pass_costs(
     position: int,
     repetitions: int = 15,
     batch: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> PassCosts:
     """Costs of a cycle's passes by `PassTimer`, in one go after two rounds of warm-up."""
     timer = PassTimer(decoder, num_recycled, position, batch, clock)
@@ -89,8 +84,12 @@ def measure_pass_costs(
     return timer.costs()
 
 
+SWEEPS_A_ROUND = 3
+"""Times that each pass runs in a round, in turn with the others, as in a cycle."""
+
+
 class PassTimer:
-    """Times each kind of pass alone, one after another in every round; medians are taken of the ratios of a round.
+    """Times each kind of pass, one after another in every round; medians are taken of the ratios of a round.
 
     Rounds may be spread over the time in which decoders are measured, so that cost and speed see the same machine.
     """
@@ -101,7 +100,7 @@ class PassTimer:
         num_recycled: int,
         position: int,
         batch: int = 1,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Clock = time.perf_counter,
     ) -> None:
         """Warm up.
 
@@ -112,8 +111,9 @@ class PassTimer:
             batch: rows of a pass.
             clock: seconds, for tests.
         """
-        self.decoder, self.num_recycled, self.clock = decoder, num_recycled, clock
+        self.decoder, self.num_recycled = decoder, num_recycled
         model, device = decoder.model, decoder.model.device
+        self.stopwatch = Stopwatch(device, clock)
         self.num_slots, depth = position + num_recycled + 1, model.recycle_config.num_layers
         shape = (batch, self.num_slots, model.dtype, device)
         self.cache = StaticCache(model.config, model.config.num_layers, *shape)
@@ -135,7 +135,10 @@ class PassTimer:
     def measure(self, rounds: int) -> None:
         """Add so many rounds."""
         for _ in range(rounds):
-            one, block, module_block, module_one = map(self._seconds, self.passes)
+            seconds = self.stopwatch.seconds(*self.passes * SWEEPS_A_ROUND)
+            one, block, module_block, module_one = (
+                sum(seconds[number :: len(self.passes)]) / SWEEPS_A_ROUND for number in range(len(self.passes))
+            )
             self.rounds.append((one, block / one, module_block / one, module_one / one))
 
     def costs(self) -> PassCosts:
@@ -156,15 +159,6 @@ class PassTimer:
                 self.decoder.recycle(tokens, states, positions, cache=self.module_cache, num_read=self.num_slots)[:, -1]
             )
         )
-
-    def _seconds(self, run: Callable[[], object]) -> float:
-        device = self.decoder.model.device
-        synchronise(device)
-        begin = self.clock()
-        for _ in range(3):
-            run()
-        synchronise(device)
-        return (self.clock() - begin) / 3
 
 
 def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

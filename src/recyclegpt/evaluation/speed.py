@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
-from recyclegpt.evaluation.ceilings import synchronise
+from recyclegpt.evaluation.stopwatch import synchronise
 
 Clock = Callable[[], float]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,8 +10,9 @@ import torch
 from recyclegpt.decoding import Decoder, Proposals, Reading, Sampler, SamplingConfig, Strategy
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.session import Session
-from recyclegpt.evaluation.ceilings import as_graph, synchronise
+from recyclegpt.evaluation.ceilings import as_graph
 from recyclegpt.evaluation.speed import decode
+from recyclegpt.evaluation.stopwatch import Stopwatch
 
 STAGES = ("backbone", "head", "module", "sampling", "state", "host")
 """`state` is what else the device does in a cycle: gathering and writing tokens, records. `host` is the loop around."""
@@ -74,13 +74,10 @@ def stage_seconds(
     }
     timed = {name: as_graph(run, device) for name, run in timed.items()}
     samples: dict[str, list[float]] = {name: [] for name in [*timed, "generation"]}
+    stopwatch = Stopwatch(device)
     for _ in range(repetitions + 2):
-        for name, run in timed.items():
-            synchronise(device)
-            begin = time.perf_counter()
-            run()
-            synchronise(device)
-            samples[name].append(time.perf_counter() - begin)
+        for name, seconds_once in zip(timed, stopwatch.seconds(*timed.values()), strict=True):
+            samples[name].append(seconds_once)
     for _ in range(3):
         run_all = decode(decoder, prompts, strategy, max_new_tokens, sampling, batch=len(prompts))
         samples["generation"].append(run_all.seconds / max(1, run_all.num_passes))

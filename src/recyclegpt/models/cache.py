@@ -42,6 +42,11 @@ class StaticCache:
         """Positions a row can hold."""
         return self.slots_S.numel()
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
     def seek(self, positions_BT: Tensor, num_read: int | None = None) -> Tensor:
         """Aim the next pass at these positions. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
 
