@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,13 @@ def _status(records: Sequence[Record]) -> str:
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
-    rows = (record.document or {}).get("rows")
-    return rows if isinstance(rows, list) else []  # what `evaluate` calls rows is their number
+    document = record.document or {}
+    rows = document.get("rows")
+    if not isinstance(rows, list):  # what `evaluate` calls rows is their number
+        return []
+    # A training benchmark says once what the module adds; it belongs to the row that has one.
+    added = document.get("module")
+    return [row | added if added and row.get("variant") == "module" else row for row in rows]
 
 
 def _marked(row: Mapping[str, Any], record: Record) -> dict[str, Any]:
@@ -140,14 +146,26 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
     return [[sum(point[axis] for point in group) / len(group) for axis in (0, 1)] for group in groups]
 
 
-def _profiles(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The first lines of the profiler's tables, where a benchmark has left one."""
+def _profiles(records: Sequence[Record]) -> dict[str, list[list[str]]]:
+    """Where a training step's time goes, from the profiler's tables beside a benchmark: header, then rows."""
     found = {}
     for record in records:
-        path = (record.document or {}).get("profile")
-        if isinstance(path, str) and Path(path).is_file():
-            found[record.name] = Path(path).read_text(encoding="utf-8").splitlines()[:PROFILE_LINES]
+        for path in sorted(Path(str(record.facts.get("folder", ""))).glob("profile_*.txt")):
+            if table := profile_table(path.read_text(encoding="utf-8")):
+                found[f"{record.name}, {path.stem.removeprefix('profile_')}"] = table
     return found
+
+
+def profile_table(text: str) -> list[list[str]]:
+    """Of a table of `torch.profiler` its most expensive operations: header and rows of name, time, share and calls."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip(" -")]
+    header = next((cells for cells in lines if cells[0] == "Name"), None)
+    if header is None:
+        return []
+    device = "CUDA" if "Self CUDA" in header else "CPU"
+    columns = [header.index(name) for name in ("Name", f"Self {device}", f"Self {device} %", "# of Calls")]
+    rows = [[cells[column] for column in columns] for cells in lines if len(cells) == len(header) and cells != header]
+    return [["operation", f"{device} time", "share", "calls"], *rows[:PROFILE_LINES]]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ SHAPES = ("gpt_125m", "gpt_350m", "paper_1b3")
 PAPER = "paper_1b3"
 DEPTH = {"gpt_125m": 2, "gpt_350m": 2, PAPER: 6}
 """Layers of the module where only one depth is measured."""
+STEP_BATCH = {"gpt_125m": 64, "gpt_350m": 32, PAPER: 8}
+"""Rows of a training step: enough to keep the matrix units busy, few enough for 80 GB."""
 TINY = ("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64")
 """What makes any shape a matter of seconds on a CPU."""
 
@@ -117,11 +119,15 @@ def _bench(setting: Setting, name: str, shape: str, *argv: str) -> Call:
 
 def training(setting: Setting) -> Iterator[Call]:
     """Steps of training on random tokens, with and without module."""
-    for shape in SHAPES:
-        size = (*TINY, "bench.vocab_size=64") if setting.smoke else ()
-        argv = ("bench", "training=true", f"model={shape}", f"recycle.num_layers={DEPTH[shape]}", *size)
-        output = f"bench.output={_quoted(setting.out / 'training' / shape)}"
-        yield setting.call("training", shape, *argv, f"device={setting.device}", output, shape=shape)
+    tiny = (*TINY, "bench.vocab_size=64", "step.batch=2", "step.row_length=16", "step.repetitions=2")
+    for shape, batch in STEP_BATCH.items():
+        size = tiny if setting.smoke else (f"step.batch={batch}",)
+        folder = setting.out / "training" / shape
+        argv = (
+            "bench", "training=true", f"model={shape}", f"recycle.num_layers={DEPTH[shape]}",
+            f"device={setting.device}", *size, "step.profile=true", f"bench.output={_quoted(folder)}",
+        )  # fmt: skip
+        yield setting.call("training", shape, *argv, shape=shape, folder=str(folder))
 
 
 def train(setting: Setting) -> Iterator[Call]:

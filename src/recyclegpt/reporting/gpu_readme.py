@@ -11,8 +11,9 @@ from recyclegpt.reporting.gpu_targets import gpu_targets
 
 BEGIN, END = "<!-- gpu-report:begin -->", "<!-- gpu-report:end -->"
 NOTHING_YET = (
-    "No GPU figure exists yet: `make gpu-report` has not been run on a CUDA device. It measures all of this in ten "
-    "minutes and fills in the table."
+    "No GPU figure exists yet: the CUDA code is tested as far as a CPU can, and `make gpu-report` has not been run on a "
+    "GPU. It measures decoding, training and a model trained there, in ten minutes, and fills in the table that belongs "
+    "here ([docs/gpu.md](docs/gpu.md))."
 )
 
 
@@ -25,17 +26,16 @@ def readme_block(document: Mapping[str, Any] | None) -> str:
     Raises:
         ConfigError: the report is a smoke run, whose numbers mean nothing.
     """
-    if document is not None and document.get("smoke"):
+    if document is None:
+        return NOTHING_YET
+    if document.get("smoke"):
         raise ConfigError(f"--readme: {SMOKE} Run `make gpu-report` on a CUDA device")
-    targets = gpu_targets({} if document is None else document["parts"])
     header = ["| on a GPU | measured | wanted |", "|---|---|---|"]
     rows = [
         f"| {target.name} | {_measured(target.shown(target.value), target.verdict)} | "
         f"{'at least' if target.at == 'least' else 'at most'} {target.shown(target.target)} |"
-        for target in targets
+        for target in gpu_targets(document["parts"])
     ]
-    if document is None:
-        return "\n".join([NOTHING_YET, "", *header, *rows])
     told = f"{device_of(document)}, commit {commit_of(document)}, `{document.get('command')}`"
     return "\n".join([*header, *rows, "", f"Measured on {told}."])
 

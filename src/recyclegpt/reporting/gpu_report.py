@@ -261,6 +261,6 @@ def _where_time_goes(held: Mapping[str, Any]) -> list[Block]:
             for row in stages
         ]
         blocks += [Paragraph("Where the time of a cycle goes:"), Table(["microseconds of a cycle", *keys], rows)]
-    for name, lines in (held.get("profiles") or {}).items():
-        blocks += [Paragraph(f"Where the time of a step goes ({name}):"), Bullets(lines)]
+    for name, (header, *rows) in (held.get("profiles") or {}).items():
+        blocks += [Paragraph(f"Where the time of a step goes ({name}):"), Table(header, rows)]
     return blocks
