@@ -158,7 +158,12 @@ def _one(call: Call, setting: Setting, runner: Runner, asked: bool) -> None:
     else:
         limit_s = min(setting.left_s(), max(PATIENCE * call.expected_s, LEAST_LIMIT_S))
         _tell(call, f"begun, {call.expected_s:.0f} s expected", setting)
-        record = carry_out(call, setting.out, setting.code, runner, limit_s)
+        try:
+            record = carry_out(call, setting.out, setting.code, runner, limit_s)
+        except BaseException:  # an interrupt, which the report tells of as well
+            if left := read_record(setting.out, call.part, call.name, setting.code):
+                setting.records[call.part, call.name] = left
+            raise
         told = f"{record.status} in {record.seconds:.0f} s" + (f": {record.error}" if record.status != COMPLETE else "")
     setting.records[call.part, call.name] = record
     _tell(call, told, setting)

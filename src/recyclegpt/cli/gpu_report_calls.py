@@ -181,13 +181,19 @@ def in_a_process(argv: Sequence[str], log: Path, limit_s: float, program: Sequen
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """Workers of a process that has ended may still be there; they hold memory of the device."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    try:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            _signal_group(process, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    finally:  # of a second Ctrl-C too
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it has ended
+        os.killpg(process.pid, number)
 
 
 def in_this_process(argv: Sequence[str], log: Path, _limit_s: float) -> Finished:

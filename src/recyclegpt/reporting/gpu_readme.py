@@ -11,9 +11,9 @@ from recyclegpt.reporting.gpu_targets import gpu_targets
 
 BEGIN, END = "<!-- gpu-report:begin -->", "<!-- gpu-report:end -->"
 NOTHING_YET = (
-    "No GPU figure exists yet: the CUDA code is tested as far as a CPU can, and `make gpu-report` has not been run on a "
-    "GPU. It measures decoding, training and a model trained there, in ten minutes, and fills in the table that belongs "
-    "here ([docs/gpu.md](docs/gpu.md))."
+    "No GPU figure exists yet: the CUDA code is tested as far as a CPU can, and `make gpu-report` has not been run on\n"
+    "a GPU. It measures decoding, training and a model trained there, in ten minutes, and fills in the table that\n"
+    "belongs here ([docs/gpu.md](docs/gpu.md))."
 )
 
 
