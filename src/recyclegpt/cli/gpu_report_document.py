@@ -20,7 +20,7 @@ CURVES = ("train/loss_backbone", "train/loss_recycle", "val/agreement", "val/ppl
 DECODED = ("decode/agreement", "decode/acceptance", "decode/speedup_alternating", "decode/speedup_verified")
 MOST_POINTS = 200
 """Of a curve; more cannot be told apart in a figure."""
-PROFILE_LINES = 15
+PROFILE_LINES = 8
 
 
 def make_document(

@@ -123,9 +123,10 @@ def training(setting: Setting) -> Iterator[Call]:
     for shape, batch in STEP_BATCH.items():
         size = tiny if setting.smoke else (f"step.batch={batch}",)
         folder = setting.out / "training" / shape
+        profiled = str(not setting.smoke or shape == "gpt_125m").lower()
         argv = (
             "bench", "training=true", f"model={shape}", f"recycle.num_layers={DEPTH[shape]}",
-            f"device={setting.device}", *size, "step.profile=true", f"bench.output={_quoted(folder)}",
+            f"device={setting.device}", *size, f"step.profile={profiled}", f"bench.output={_quoted(folder)}",
         )  # fmt: skip
         yield setting.call("training", shape, *argv, shape=shape, folder=str(folder))
 

@@ -26,7 +26,7 @@ EXPERIMENT = "gpt_125m_python"
 SHAPE = "gpt_125m"
 SHORTEST_S = 90.0
 """A shorter run says nothing, and is not begun."""
-START_S = 30.0
+START_S = 45.0
 """Importing, reading the cached corpus, compiling the first step."""
 EPOCH_S = 4.0
 """Validation, decoding and a checkpoint, each epoch."""

@@ -1,0 +1,64 @@
+"""The whole of a GPU report with tiny shapes on a CPU: every call is really made, and its numbers reach the pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recyclegpt.cli.gpu_report_parts import EXPECTED_S, PARTS
+from recyclegpt.reporting.gpu_readme import BEGIN, END
+
+Run = Callable[..., int]
+
+
+def test_a_smoke_run_measures_everything_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("gpu-report", "smoke=true", "device=cpu", "out=out") == 0
+    told = capsys.readouterr()
+    assert told.err.count(": complete in ") == len(EXPECTED_S)
+    assert "paper_1b3: alternating over autoregressive" in told.out
+    document = json.loads(Path("out/report.json").read_text())
+    parts = document["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(PARTS, "complete")
+    assert document["environment"]["copy_bytes_per_s"] > 1e6
+    assert document["environment"]["matmul_flops_per_s"] > 1e6
+    measured = {target["name"] for target in document["targets"] if target["verdict"] != "not measured"}
+    missing = {target["name"] for target in document["targets"]} - measured
+    # transformers is left out of a smoke run, and a CPU has no peak to compare with.
+    assert missing == {
+        "paper_1b3: over transformers' eager generate",
+        "paper_1b3: over transformers' compiled generate",
+        "gpt_350m: training MFU with dual loss",
+    }
+    assert parts["train"]["result"]["train"]["steps"] == 6
+    assert len(parts["train"]["decoding"]) == 2
+    assert set(parts["train"]["curves"]) >= {"train/loss_backbone", "val/agreement", "decode/acceptance"}
+    assert parts["trained"]["metrics"]["val/ppl_backbone"] > 1
+    assert {row["decoder"] for row in parts["decode"]["stages"]} == {"autoregressive", "alternating", "verified"}
+    assert parts["training"]["profiles"]
+    text = Path("out/report.md").read_text()
+    assert "No number here means anything" in text
+    for name in ("decode_num_recycled", "bandwidth", "batch", "training", "run", "trained_num_recycled"):
+        assert Path(f"out/figures/{name}.png").exists()
+
+    # A second start finds all of it, and `report` needs no more than the document.
+    assert run("gpu-report", "smoke=true", "device=cpu", "out=out") == 0
+    assert capsys.readouterr().err.count(": was complete") == len(EXPECTED_S)
+    assert run("report", "out", "--output", "kept") == 0
+    assert "kept/report.html" in capsys.readouterr().out
+    assert (tmp_path / "kept" / "report.md").read_text().count("![") == text.count("![")
+    readme = Path("README.md")
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    assert run("report", "kept", "--readme", readme) == 2
+    assert "smoke" in capsys.readouterr().err
+    for name in ("out", "kept"):
+        found = json.loads((tmp_path / name / "report.json").read_text())
+        (tmp_path / name / "report.json").write_text(json.dumps(found | {"smoke": False}))
+    assert run("report", "kept", "--readme", readme) == 0
+    assert "| the monitor's share of an epoch |" in readme.read_text()
+    assert run("report", "out", "kept") == 2
+    assert "give it alone" in capsys.readouterr().err
+    assert run("report", "out/train", "--readme", readme) == 2
+    assert "is no GPU report" in capsys.readouterr().err
