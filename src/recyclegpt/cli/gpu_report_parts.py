@@ -66,6 +66,11 @@ class Setting:
         return record.document if record is not None and record.status == COMPLETE else None
 
     @property
+    def shapes(self) -> tuple[str, ...]:
+        """All of them; of a smoke run the first stands for the others."""
+        return SHAPES[:1] if self.smoke else SHAPES
+
+    @property
     def own(self) -> tuple[str, ...]:
         """Settings of this command that its own measurements take over."""
         return (f"device={self.device}", f"smoke={str(self.smoke).lower()}")
@@ -91,11 +96,11 @@ def decode(setting: Setting) -> Iterator[Call]:
     call = _bench(setting, "baseline", PAPER, f"recycle.num_layers={DEPTH[PAPER]}", "bench.stages=true", *outside)
     yield replace(call, facts=call.facts | {"note": f"transformers was not measured: {missing}."}) if missing else call
     depths, recycled = ("[1,6]", "[1,2]") if setting.smoke else ("[1,2,6]", "[1,2,4]")
-    for shape in SHAPES:
+    for shape in setting.shapes:
         lists = (f"bench.recycle_num_layers={depths}", f"bench.num_recycled={recycled}", "bench.stages=false")
         yield _bench(setting, f"depths-{shape}", shape, *lists)
     batches = "[1,2]" if setting.smoke else "[1,4,16,64]"
-    for shape in SHAPES:
+    for shape in setting.shapes:
         lists = (f"recycle.num_layers={DEPTH[shape]}", f"bench.batch={batches}", "bench.strategies=[alternating]")
         yield _bench(setting, f"batches-{shape}", shape, *lists, "bench.stages=false")
 
@@ -120,13 +125,12 @@ def _bench(setting: Setting, name: str, shape: str, *argv: str) -> Call:
 def training(setting: Setting) -> Iterator[Call]:
     """Steps of training on random tokens, with and without module."""
     tiny = (*TINY, "bench.vocab_size=64", "step.batch=2", "step.row_length=16", "step.repetitions=2")
-    for shape, batch in STEP_BATCH.items():
-        size = tiny if setting.smoke else (f"step.batch={batch}",)
+    for shape in setting.shapes:
+        size = tiny if setting.smoke else (f"step.batch={STEP_BATCH[shape]}",)
         folder = setting.out / "training" / shape
-        profiled = str(not setting.smoke or shape == "gpt_125m").lower()
         argv = (
             "bench", "training=true", f"model={shape}", f"recycle.num_layers={DEPTH[shape]}",
-            f"device={setting.device}", *size, f"step.profile={profiled}", f"bench.output={_quoted(folder)}",
+            f"device={setting.device}", *size, "step.profile=true", f"bench.output={_quoted(folder)}",
         )  # fmt: skip
         yield setting.call("training", shape, *argv, shape=shape, folder=str(folder))
 

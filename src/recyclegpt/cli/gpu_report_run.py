@@ -16,7 +16,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import recyclegpt
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.run_folder import write_json
@@ -49,7 +48,7 @@ class Planned:
 def train_settings(device: str, smoke: bool) -> tuple[str, ...]:
     """Overrides of `recyclegpt train`. A smoke run reads this package's own source: it is everywhere, and small."""
     if smoke:
-        source = str(Path(recyclegpt.__file__).parent).replace("'", "\\'")
+        source = str(Path(__file__).parents[1]).replace("'", "\\'")
         corpus = ("data=python_stdlib", f"data.root='{source}'", "data.tokenizer.vocab_size=300")
         where = "trainer=gpu" if device == "cuda" else "trainer=cpu"
         return ("debug=smoke", where, *corpus, "name=gpu_report_smoke")

@@ -105,6 +105,16 @@ def test_all_parts_run_in_order_within_the_budget(start: Callable[..., Any]) -> 
     assert json.loads(Path("out/report.json").read_text())["targets"] == document["targets"]
 
 
+def test_every_command_is_one_that_the_program_takes(start: Callable[..., Any]) -> None:
+    program = Program()
+    start(program)
+    for name, *argv in program.argvs:
+        if name == "doctor":
+            continue
+        cfg = compose_or_explain(name.replace("-", "_"), argv, check_values=False)
+        assert cfg is not None
+
+
 def test_the_plan_fits_the_budget() -> None:
     assert sum(EXPECTED_S.values()) <= 600
 
