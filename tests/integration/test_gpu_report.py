@@ -47,19 +47,30 @@ def test_a_smoke_run_measures_everything_once(run: Run, tmp_path: Path, capsys: 
     # A second start finds all of it, and `report` needs no more than the document.
     assert run("gpu-report", "smoke=true", "device=cpu", "out=out") == 0
     assert capsys.readouterr().err.count(": was complete") == num_calls
-    assert run("report", "out", "--output", "kept") == 0
-    assert "kept/report.html" in capsys.readouterr().out
-    assert (tmp_path / "kept" / "report.md").read_text().count("![") == text.count("![")
     readme = Path("README.md")
     readme.write_text(f"{BEGIN}\n{END}\n")
-    assert run("report", "kept", "--readme", readme) == 2
+    assert run("report", "out", "--output", "kept", "--readme", readme) == 2
     assert "smoke" in capsys.readouterr().err
-    for name in ("out", "kept"):
-        found = json.loads((tmp_path / name / "report.json").read_text())
-        (tmp_path / name / "report.json").write_text(json.dumps(found | {"smoke": False}))
-    assert run("report", "kept", "--readme", readme) == 0
+    assert not (tmp_path / "kept").exists()
+    Path("out/report.json").write_text(json.dumps(json.loads(Path("out/report.json").read_text()) | {"smoke": False}))
+    assert run("report", "out", "--output", "kept", "--readme", readme) == 0
+    assert "kept/report.html" in capsys.readouterr().out
+    assert (tmp_path / "kept" / "report.md").read_text().count("![") == text.count("![") > 4
     assert "| the monitor's share of an epoch |" in readme.read_text()
-    assert run("report", "out", "kept") == 2
-    assert "give it alone" in capsys.readouterr().err
-    assert run("report", "out/train", "--readme", readme) == 2
-    assert "is no GPU report" in capsys.readouterr().err
+
+
+def test_a_report_on_runs_is_not_mixed_with_one_of_a_gpu(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "report.json").write_text('{"kind": "gpu-report", "format": 1, "parts": {}}')
+    assert run("report", "gpu", "runs") == 2
+    assert "gpu: is a GPU report; give it alone" in capsys.readouterr().err
+    assert run("report", "runs", "--readme", "README.md") == 2
+    assert "runs is no GPU report" in capsys.readouterr().err
+    assert run("report", "gpu", "--readme", "README.md") == 2
+    assert "README.md cannot be read" in capsys.readouterr().err
+    Path("README.md").write_text("nothing to fill in")
+    assert run("report", "gpu", "--readme", "README.md") == 2
+    assert "once each" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == ["report.json"]

@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--readme: {folders[0]} is no GPU report; give the folder `recyclegpt gpu-report` wrote into"
         )
+    readme = None if arguments.readme is None else _filled(Path(arguments.readme).expanduser(), folders[0])
     try:
         if any(of_gpu):
             written = write_gpu_report(folders[0], output, arguments.title)
@@ -48,10 +49,13 @@ def run(argv: Sequence[str]) -> int:
             written = _report_on_runs(arguments.folders, output, arguments.title)
     except OSError as error:
         raise ConfigError(f"--output: {output} cannot be written ({error})") from error
-    if arguments.readme:
-        readme = Path(arguments.readme).expanduser()
-        _fill_readme(readme, folders[0])
-        written.files.append(readme)
+    if readme is not None:
+        path, text = readme
+        try:
+            write_whole(path, text)
+        except OSError as error:
+            raise ConfigError(f"--readme: {path} cannot be written ({error})") from error
+        written.files.append(path)
     for path in written.files:
         print(path)
     if written.not_drawn:
@@ -77,9 +81,10 @@ def _report_on_runs(folders: Sequence[str], output: Path, title: str | None) -> 
     return report
 
 
-def _fill_readme(readme: Path, folder: Path) -> None:
+def _filled(readme: Path, folder: Path) -> tuple[Path, str]:
+    """The file and its new text, before anything is written."""
     block = readme_block(read_gpu_report(folder / FILE_NAME))
     try:
-        write_whole(readme, fill_in(readme.read_text(encoding="utf-8"), block, str(readme)))
+        return readme, fill_in(readme.read_text(encoding="utf-8"), block, str(readme))
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--readme: {readme} cannot be read and written ({error})") from error
+        raise ConfigError(f"--readme: {readme} cannot be read ({error})") from error
