@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.evaluate import corpus_of
 from recyclegpt.cli.gpu_report_run import train_settings
 from recyclegpt.cli.health.device import nvidia_smi
+from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.measured_on import name_of
 from recyclegpt.evaluation.bandwidth import CopyTimer
 from recyclegpt.evaluation.matmul_rate import matmul_flops_per_s
@@ -23,6 +25,8 @@ from recyclegpt.evaluation.matmul_rate import matmul_flops_per_s
 QUERIED = ("driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.memory")
 """What nvidia-smi is asked for."""
 COPIES = 20
+PAPER, TINIEST = "paper_1b3", "gpt_125m"
+"""Shapes whose kernels are measured: of a report, and of a smoke run."""
 
 
 def machine(device: torch.device, smoke: bool) -> dict[str, Any]:
@@ -74,9 +78,19 @@ def corpus(device: torch.device, smoke: bool) -> dict[str, Any]:
 
 def kernels(device: torch.device, smoke: bool) -> dict[str, Any]:
     """Bytes per second of every decoding kernel alone, beside a copy's."""
-    if importlib.util.find_spec("recyclegpt.evaluation.kernel_bandwidth") is None:
-        return {"rows": [], "notes": ["This version has no kernels of its own for CUDA."]}
-    return {"rows": [], "notes": [f"{device.type}, {smoke}"]}
+    if device.type != "cuda":
+        return {
+            "rows": [],
+            "notes": ["The kernels are for CUDA; on a CPU their arithmetic is tested, not their speed."],
+        }
+    measured = importlib.import_module("recyclegpt.evaluation.kernel_bandwidth")
+    usable = importlib.import_module("recyclegpt.decoding.cuda_kernels").usable
+    if not usable(device, torch.bfloat16):
+        return {"rows": [], "notes": ["Triton does not work here, or the device is too old for the kernels."]}
+    cfg = compose_or_explain("bench", [f"model={TINIEST if smoke else PAPER}"])
+    shape = build_all(cfg, ["model"], {"model": {"vocab_size": cfg.bench.vocab_size}})["model"]
+    rows = measured.kernel_bandwidth(shape, device)
+    return {"rows": [{**row, "sizes": json.dumps(row["sizes"])} for row in rows]}
 
 
 MEASURES: Mapping[str, Callable[[torch.device, bool], dict[str, Any]]] = {

@@ -42,7 +42,16 @@ TRAINING = {
     "flops_share": "module: FLOPs",
     "time_share": "module: time",
 }
-SHARES = ("acceptance", "bandwidth_utilisation", "mfu", "flops_share", "time_share")
+KERNELS = {
+    "kernel": "kernel",
+    "outputs": "outputs",
+    "inputs": "inputs",
+    "rows": "rows",
+    "overlap": "overlap",
+    "seconds": "microseconds",
+    "of_copy": "of a copy",
+}
+SHARES = ("of_copy", "acceptance", "bandwidth_utilisation", "mfu", "flops_share", "time_share")
 SMOKE = "A smoke run: tiny shapes that carry the large ones' names. No number here means anything."
 
 
@@ -136,7 +145,7 @@ def make_blocks(document: Mapping[str, Any], targets: Sequence[Target]) -> list[
         "Training": ("training", ("training",), TRAINING),
         "The run": ("train", ("run",), {}),
         "The trained model": ("trained", ("trained_num_recycled",), DECODE),
-        "Kernels": ("kernels", (), {}),
+        "Kernels": ("kernels", (), KERNELS),
     }
     for title, (part, names, columns) in sections.items():
         held = parts.get(part, {})
@@ -144,7 +153,7 @@ def make_blocks(document: Mapping[str, Any], targets: Sequence[Target]) -> list[
         if items := _said_of(held):
             own.append(Bullets(items))
         if rows := held.get("rows"):
-            own.append(Table(*row_table(rows, columns or {key: key for key in same_columns(rows)[0]})))
+            own.append(Table(*row_table(rows, columns)))
         own += _where_time_goes(held)
         blocks += [Heading(title), *own] if own else []
     return blocks
@@ -220,6 +229,8 @@ def _shown(key: str, value: Any) -> str:
         return str(value)
     if key in SHARES:
         return f"{known:.1%}"
+    if key == "seconds":
+        return f"{known * 1e6:.1f}"
     if key == "peak_memory_bytes":
         return f"{known / 1e9:.1f}"
     return f"{known:,.0f}" if isinstance(value, int) or abs(known) >= 1000 else f"{known:.3g}"

@@ -39,6 +39,12 @@ def training_rows(shape: str, mfu: float, time_share: float) -> list[Row]:
     ]
 
 
+KERNEL = {
+    "kernel": "lm_head", "outputs": 32000, "inputs": 1664, "rows": 1, "sizes": "null", "overlap": True,
+    "seconds": 28e-6, "bytes": 106_496_000, "bytes_per_s": 3.8e12, "of_copy": 0.884,
+}  # fmt: skip
+
+
 def calls(*names: str) -> list[Row]:
     """Complete ones."""
     return [{"name": name, "status": "complete", "seconds": 9.0, "command": "", "error": None} for name in names]
@@ -91,7 +97,7 @@ def gpu_document(**changes: Any) -> dict[str, Any]:
         },
         "parts": {
             "environment": {"status": "complete", "seconds": 20.0, "calls": calls("doctor", "machine")},
-            "kernels": {"status": "complete", "seconds": 9.0, "calls": calls("kernels"), "rows": []},
+            "kernels": {"status": "complete", "seconds": 9.0, "calls": calls("kernels"), "rows": [KERNEL]},
             "decode": {
                 "status": "complete", "seconds": 100.0, "calls": calls("baseline", "depths-gpt_125m"), "rows": decode,
                 "stages": [{"shape": "paper_1b3", "call": "baseline", "decoder": "autoregressive", **stages}],
