@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -117,6 +118,16 @@ def test_every_command_is_one_that_the_program_takes(start: Callable[..., Any]) 
 
 def test_the_plan_fits_the_budget() -> None:
     assert sum(EXPECTED_S.values()) <= 600
+
+
+def test_the_page_has_this_plan() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    planned = {
+        part: float(seconds) for part, seconds in re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", page, re.MULTILINE)
+    }
+    assert planned == {
+        part: sum(seconds for name, seconds in EXPECTED_S.items() if name.startswith(f"{part}/")) for part in PARTS
+    }
 
 
 def test_a_second_start_has_nothing_to_do(start: Callable[..., Any]) -> None:
