@@ -108,14 +108,14 @@ def report(
         ConfigError: the folder cannot be written.
         RunError: calls failed; the others ran to their end, and the report says which.
     """
-    out = Path(cfg.out).expanduser().resolve()
+    out = Path(cfg.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error})") from error
     begin = clock()
     setting = Setting(
-        out, cfg.device, cfg.smoke, cfg.train_s, code_now(), left_s=lambda: cfg.budget_s - (clock() - begin)
+        out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code_now(), left_s=lambda: cfg.budget_s - clock() + begin
     )
     about = {"smoke": cfg.smoke, "command": command, "version": __version__, "budget_s": cfg.budget_s}
     asked = [part for part in PARTS if part in many(cfg.parts)]
@@ -126,7 +126,7 @@ def report(
                 for call in PARTS[part](setting):
                     _one(call, setting, runner, part in asked)
     finally:
-        document = make_document(PARTS, setting.records, about | {"seconds": clock() - begin})
+        document = make_document(PARTS, setting.records, about)
         write_json(out / FILE_NAME, document)
         written = write_gpu_report(out, out)
         print_table(
@@ -171,7 +171,8 @@ def _one(call: Call, setting: Setting, runner: Runner, asked: bool) -> None:
 
 def _tell(call: Call, text: str, setting: Setting) -> None:
     left = setting.left_s()
-    print(f"[{left:4.0f} s left] {call.part}, {call.name}: {text}", file=sys.stderr, flush=True)
+    times = f"[{setting.budget_s - left:3.0f} s, {left:3.0f} s left]"
+    print(f"{times} {call.part}, {call.name}: {text}", file=sys.stderr, flush=True)
 
 
 def code_now() -> str:

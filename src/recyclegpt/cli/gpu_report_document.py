@@ -31,7 +31,7 @@ def make_document(
     Args:
         parts: names of all parts, in order.
         records: by part and name; of this code and these settings.
-        about: the start: command, seconds, budget, whether it is a smoke run.
+        about: the last start: command, budget, version, whether it is a smoke run.
     """
     held = {part: _part(part, [record for record in records.values() if record.part == part]) for part in parts}
     machine = records.get(("environment", "machine"))
@@ -136,10 +136,10 @@ def _curves(
     }
     for tag in DECODED:
         curves[tag] = [[row["step"] * tokens_per_step, row[tag]] for row in decoding if row.get(tag) is not None]
-    return {tag: _thinned(points) for tag, points in curves.items() if points}
+    return {tag: thinned(points) for tag, points in curves.items() if points}
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
+def thinned(points: list[list[float]]) -> list[list[float]]:
     """At most `MOST_POINTS` of them, each the mean of its neighbours."""
     size = -(-len(points) // MOST_POINTS)
     groups = [points[begin : begin + size] for begin in range(0, len(points), size)]

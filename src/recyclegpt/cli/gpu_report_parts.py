@@ -49,6 +49,7 @@ class Setting:
     out: Path
     device: str
     smoke: bool
+    budget_s: float
     train_s: float
     code: str
     left_s: Callable[[], float]

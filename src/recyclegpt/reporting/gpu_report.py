@@ -176,8 +176,8 @@ def _facts(document: Mapping[str, Any]) -> list[str]:
     }
     facts += [f"Measured {name}: {rate / unit:.3g} {text}." for name, (rate, unit, text) in rates.items() if rate]
     facts += [f"Commit: {commit_of(document)}.", f"Command: {document.get('command')}."]
-    seconds = number(document.get("seconds"))
-    return [*facts, f"Took {seconds:.0f} s of {document.get('budget_s'):g}."] if seconds is not None else facts
+    seconds = sum(number(held.get("seconds")) or 0 for held in document["parts"].values())
+    return [*facts, f"All measurements together took {seconds:.0f} s."]
 
 
 def _part_table(parts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -89,7 +89,6 @@ def gpu_document(**changes: Any) -> dict[str, Any]:
         "smoke": False,
         "command": "recyclegpt gpu-report",
         "budget_s": 600.0,
-        "seconds": 580.0,
         "git": {"commit": "a" * 40, "dirty": False, "diff_sha256": None},
         "environment": {
             "device": "NVIDIA H200", "driver": "580.1", "cuda": "13.0", "torch": "2.13.0", "python": "3.12.1",

@@ -34,6 +34,7 @@ def test_a_report_is_written_beside_its_document(tmp_path: Path) -> None:
     assert "# GPU report: NVIDIA H200" in text
     assert "| paper\\_1b3: alternating over autoregressive | 1.60x | at least 1.50x | met |" in text
     assert "Measured copy: 4.3 TB/s" in text
+    assert "All measurements together took 474 s." in text
     assert "Commit: aaaaaaaaaaaa." in text
     assert "Held out, and never trained on: attrs." in text
     assert "| paper\\_1b3 autoregressive | 1000 | 100 | 300 | 10 | 10 | 10 |" in text
@@ -52,9 +53,10 @@ def test_a_report_is_written_beside_its_document(tmp_path: Path) -> None:
 
 
 def test_a_report_elsewhere_takes_its_document_along(tmp_path: Path) -> None:
-    folder, output = write(tmp_path / "out"), tmp_path / "experiments" / "005_gpu"
+    parts = {"training": gpu_document()["parts"]["training"]}
+    folder, output = write(tmp_path / "out", parts=parts), tmp_path / "experiments" / "005_gpu"
     write_gpu_report(folder, output, "On an H200")
-    assert read_gpu_report(output / "report.json") == gpu_document()
+    assert read_gpu_report(output / "report.json") == gpu_document(parts=parts)
     first = (output / "report.md").read_text()
     assert first.startswith("# On an H200\n")
     write_gpu_report(output, output, "On an H200")  # the copy is all it needs
