@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from recyclegpt import __version__
 from recyclegpt.callbacks.provenance import git_state
-from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.cli.compose import PACKAGE, compose_or_explain, find_conf
 from recyclegpt.cli.console import print_table
 from recyclegpt.cli.gpu_report_calls import (
     COMPLETE,
@@ -52,7 +53,7 @@ what is complete, of the same commit and settings, is not measured again. See do
 
 TYPES = {
     "out": str, "parts": str | list[str], "device": str, "budget_s": float, "train_s": float, "smoke": bool,
-    "measure": str | None,
+    "measure": str | None, "commit": str | None,
 }  # fmt: skip
 DEVICES = ("cuda", "cpu")
 PATIENCE = 3.0
@@ -113,11 +114,13 @@ def report(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error})") from error
-    begin = clock()
+    begin, git = clock(), git_state(Path(__file__))
     setting = Setting(
-        out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code_now(), left_s=lambda: cfg.budget_s - clock() + begin
-    )
-    about = {"smoke": cfg.smoke, "command": command, "version": __version__, "budget_s": cfg.budget_s}
+        out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code_now(git),
+        left_s=lambda: cfg.budget_s - clock() + begin,
+    )  # fmt: skip
+    about: dict[str, Any] = {"smoke": cfg.smoke, "command": command, "version": __version__, "budget_s": cfg.budget_s}
+    about["git"] = {"commit": cfg.commit, "dirty": None, "diff_sha256": None} if git is None else git
     asked = [part for part in PARTS if part in many(cfg.parts)]
     document: dict[str, Any] = {}
     try:
@@ -175,12 +178,14 @@ def _tell(call: Call, text: str, setting: Setting) -> None:
     print(f"{times} {call.part}, {call.name}: {text}", file=sys.stderr, flush=True)
 
 
-def code_now() -> str:
-    """What a record is valid for: the commit and the changes to it; of an installed package its version."""
-    git = git_state(Path(__file__))
-    if git is None:
-        return __version__
-    return f"{git['commit']}{'+' + git['diff_sha256'] if git['diff_sha256'] else ''}"
+def code_now(git: Mapping[str, Any] | None) -> str:
+    """What a record is valid for: the commit and the changes to it; without a repository, the content of the program."""
+    if git is not None:
+        return f"{git['commit']}{'+' + git['diff_sha256'] if git['diff_sha256'] else ''}"
+    digest = hashlib.sha256(__version__.encode())
+    for path in [*sorted(PACKAGE.rglob("*.py")), *sorted(find_conf().rglob("*.yaml"))]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 @contextmanager

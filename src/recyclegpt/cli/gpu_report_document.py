@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.callbacks.provenance import git_state
 from recyclegpt.cli.gpu_report_calls import COMPLETE, FAILED, SKIPPED, STOPPED, Record
 from recyclegpt.cli.run_folder import RESULT
 from recyclegpt.reporting.curves import read_scalars
@@ -31,7 +30,7 @@ def make_document(
     Args:
         parts: names of all parts, in order.
         records: by part and name; of this code and these settings.
-        about: the last start: command, budget, version, whether it is a smoke run.
+        about: the last start: command, budget, version, git state, whether it is a smoke run.
     """
     held = {part: _part(part, [record for record in records.values() if record.part == part]) for part in parts}
     machine = records.get(("environment", "machine"))
@@ -45,7 +44,6 @@ def make_document(
         "format": FORMAT,
         "kind": KIND,
         **about,
-        "git": git_state(Path(__file__)),
         "environment": {**((machine.document or {}) if machine else {}), "problems": problems},
         "parts": held,
         "targets": [target.as_row() for target in gpu_targets(held)],

@@ -69,7 +69,7 @@ class Program:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """`start(program, "budget_s=100")` is one start of the command, in one folder."""
     monkeypatch.setattr(gpu_report_run, "EXPERIMENT", "tiny_cpu")
-    monkeypatch.setattr(gpu_report, "code_now", lambda: "code")
+    monkeypatch.setattr(gpu_report, "code_now", lambda git: "code")
     # Pages and pictures are tests/unit/reporting's.
     monkeypatch.setattr(gpu_report, "write_gpu_report", lambda *_: Written([], []))
     monkeypatch.chdir(tmp_path)
@@ -168,11 +168,28 @@ def test_a_part_alone_keeps_what_was_measured_before(start: Callable[..., Any]) 
 def test_another_commit_measures_again(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     program = Program()
     start(program, "parts=[environment]")
-    monkeypatch.setattr(gpu_report, "code_now", lambda: "other code")
+    monkeypatch.setattr(gpu_report, "code_now", lambda git: "other code")
     document = start(program, "parts=[kernels]")
     assert statuses(document)["environment"] == "not run"
     start(program, "parts=[environment]")
     assert program.commands.count("doctor") == 2
+
+
+def test_without_a_repository_the_program_itself_is_the_version(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_report, "git_state", lambda path: None)
+    assert start(Program(), "parts=[environment]", "commit=abc")["git"]["commit"] == "abc"
+    monkeypatch.undo()
+    changed = tmp_path / "package"
+    changed.mkdir()
+    monkeypatch.setattr(gpu_report, "PACKAGE", changed)
+    first = gpu_report.code_now(None)
+    assert gpu_report.code_now(None) == first
+    (changed / "a.py").touch()
+    assert gpu_report.code_now(None) != first
+    committed = {"commit": "c", "dirty": True, "diff_sha256": "d"}
+    assert gpu_report.code_now(committed) == "c+d"
 
 
 def test_what_does_not_fit_is_not_begun(start: Callable[..., Any]) -> None:
