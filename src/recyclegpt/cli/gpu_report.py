@@ -179,7 +179,7 @@ def _tell(call: Call, text: str, setting: Setting) -> None:
 
 
 def code_now(git: Mapping[str, Any] | None) -> str:
-    """What a record is valid for: the commit and the changes to it; without a repository, the content of the program."""
+    """What a record is valid for: the commit and the changes to it; without a repository, the program itself."""
     if git is not None:
         return f"{git['commit']}{'+' + git['diff_sha256'] if git['diff_sha256'] else ''}"
     digest = hashlib.sha256(__version__.encode())

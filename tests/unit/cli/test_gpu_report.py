@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from recyclegpt.cli import gpu_report, gpu_report_run
+from recyclegpt.cli import gpu_report
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.gpu_report_calls import Finished
 from recyclegpt.cli.gpu_report_parts import EXPECTED_S, PARTS
@@ -68,8 +68,7 @@ class Program:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """`start(program, "budget_s=100")` is one start of the command, in one folder."""
-    monkeypatch.setattr(gpu_report_run, "EXPERIMENT", "tiny_cpu")
-    monkeypatch.setattr(gpu_report, "code_now", lambda git: "code")
+    monkeypatch.setattr(gpu_report, "code_now", lambda *_: "code")
     # Pages and pictures are tests/unit/reporting's.
     monkeypatch.setattr(gpu_report, "write_gpu_report", lambda *_: Written([], []))
     monkeypatch.chdir(tmp_path)
@@ -168,7 +167,7 @@ def test_a_part_alone_keeps_what_was_measured_before(start: Callable[..., Any]) 
 def test_another_commit_measures_again(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     program = Program()
     start(program, "parts=[environment]")
-    monkeypatch.setattr(gpu_report, "code_now", lambda git: "other code")
+    monkeypatch.setattr(gpu_report, "code_now", lambda *_: "other code")
     document = start(program, "parts=[kernels]")
     assert statuses(document)["environment"] == "not run"
     start(program, "parts=[environment]")
@@ -178,7 +177,7 @@ def test_another_commit_measures_again(start: Callable[..., Any], monkeypatch: p
 def test_without_a_repository_the_program_itself_is_the_version(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_report, "git_state", lambda path: None)
+    monkeypatch.setattr(gpu_report, "git_state", lambda *_: None)
     assert start(Program(), "parts=[environment]", "commit=abc")["git"]["commit"] == "abc"
     monkeypatch.undo()
     changed = tmp_path / "package"
