@@ -170,3 +170,18 @@ def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [f"def function_{number}_{line}(value):\n    return value + {line * number}\n" for line in range(40)]
         (folder / f"module{number}.py").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for a site-packages folder: thirty packages, some of which are held out by their names."""
+    folder = tmp_path_factory.mktemp("packages")
+    for number in range(30):
+        (folder / f"some{number}").mkdir()
+        for part in range(4):
+            lines = [
+                f"def function_{number}_{part}_{line}(value):\n    return value_of_{number} + {line} * value + {part}\n"
+                for line in range(40)
+            ]
+            (folder / f"some{number}" / f"part{part}.py").write_text("\n".join(lines), encoding="utf-8")
+    return folder

@@ -60,9 +60,13 @@ def test_every_option_is_sound_and_can_be_built(
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_runs(path: Path, stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_experiment_runs(
+    path: Path, stdlib: Path, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = ["debug=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300", "callbacks=no_monitor"]
+    on_gpu = "/trainer: gpu" in path.read_text()
+    corpus = [f"data.roots=[{packages}]", "data.num_workers=0", "trainer=cpu"] if on_gpu else [f"data.root={stdlib}"]
+    argv = ["debug=smoke", *corpus, "data.tokenizer.vocab_size=300", "callbacks=no_monitor"]
     if path.stem == "frozen_backbone":
         assert main(["train", "experiment=tiny_cpu", *argv]) == 0
     assert main(["train", f"experiment={path.stem}", *argv]) == 0
@@ -93,8 +97,9 @@ def test_every_sweep_has_seeds_and_fair_controls(path: Path, tmp_path: Path, mon
             cfg.paths.output_dir = "outputs"
         jobs.append((cfg, folder))
 
-    fixed = ["loss.recycle_weight=0.3"] if path.stem == "depth_by_weight" else []  # a third of the jobs say as much
-    hydra_run(record, "train", [f"sweep={path.stem}", "experiment=tiny_cpu", *fixed])
+    # A part of the jobs says as much.
+    fixed = {"depth_by_weight": ["loss.recycle_weight=0.3"], "gpu_num_recycled": ["loss.num_unrolled=2"]}
+    hydra_run(record, "train", [f"sweep={path.stem}", "experiment=tiny_cpu", *fixed.get(path.stem, [])])
     assert {cfg.seed for cfg, _ in jobs} >= {1, 2}
     assert {cfg.resume for cfg, _ in jobs} == {"auto"}
     assert len({config_hash(cfg) for cfg, _ in jobs}) == len(jobs) == len({folder for _, folder in jobs})

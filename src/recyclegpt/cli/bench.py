@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from recyclegpt.cli.bench_table import print_progress, print_tables
 from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.evaluate import corpus_of
+from recyclegpt.cli.evaluate import corpus_for
 from recyclegpt.cli.generate import choose_device
 from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.measured_on import measured_on
@@ -229,7 +229,7 @@ def _model_and_prompts(
     state_dtype = torch.float32 if dtype == torch.int8 else dtype
     if cfg.checkpoint is not None:
         trained = load_trained(cfg.checkpoint, device)
-        datamodule = corpus_of(trained.config.get("data"), trained.path)
+        datamodule = corpus_for(cfg, trained)
         return trained.model.to(state_dtype), lambda num, length: datamodule.val_prompts(num, length).tolist()
     pretrained = is_pretrained(cfg.model)
     # No training rows here: texts may be as long as the checkpoint allows.

@@ -91,6 +91,12 @@ def corpus_for(cfg: DictConfig, trained: Trained) -> TextDataModule:
     datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
     datamodule.prepare()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        if "data" not in cfg:
+            raise ConfigError(
+                f"data: the text that {trained.path} was trained on has changed since, and its tokenizer with it; "
+                "evaluate and generate read any text with the model's own: data=GROUP data.KEY=VALUE; bench takes "
+                "prompts=FILE.jsonl"
+            )
         raise ConfigError(
             f"data: its tokenizer differs from the one the model was trained with ({trained.path.parent / TOKENIZER}); "
             "tokenize the corpus with that one: data.tokenizer.kind=file data.tokenizer.path=..."

@@ -24,8 +24,10 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
 TOKENS_PER_SHARD = 1 << 27
-_BATCH_CHARS = 1 << 20
-"""Text tokenized at once. Longer documents are cut at line ends: an encoding takes fifty times its text's memory."""
+_PIECE_CHARS = 1 << 20
+"""Longer documents are cut at line ends: one is encoded by one core, and takes fifty times its text's memory."""
+_BATCH_CHARS = 1 << 22
+"""Text tokenized at once: enough that many cores seldom wait for the longest piece."""
 
 
 class TokenPiece(NamedTuple):
@@ -195,9 +197,9 @@ def _batches(records: Iterable[Record]) -> Iterator[tuple[list[str], list[bool]]
 
 def _cut(text: str) -> Iterator[str]:
     start = 0
-    while len(text) - start > _BATCH_CHARS:
-        newline = text.rfind("\n", start, start + _BATCH_CHARS)
-        stop = newline + 1 if newline >= start else start + _BATCH_CHARS
+    while len(text) - start > _PIECE_CHARS:
+        newline = text.rfind("\n", start, start + _PIECE_CHARS)
+        stop = newline + 1 if newline >= start else start + _PIECE_CHARS
         yield text[start:stop]
         start = stop
     yield text[start:]

@@ -15,7 +15,7 @@ from recyclegpt.errors import ConfigError
 # Tests are left out because Debian does not ship them: results should not depend on who packaged Python.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 # These describe the machine that built Python, not the language.
-_SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
+_SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize", "__editable__")
 _VAL_ONE_IN = 20
 
 
@@ -41,8 +41,8 @@ class PythonStdlib:
         """
         found = []
         for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and _is_portable(name)]
-            paths = (Path(folder, name) for name in names if name.endswith(".py") and _is_portable(name))
+            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and is_portable(name)]
+            paths = (Path(folder, name) for name in names if name.endswith(".py") and is_portable(name))
             found += [path for path in paths if path.stat().st_size > 0]
         if not found:
             raise ConfigError(f"data: {self.root} holds no Python source; use data=text_files data.paths=[...] instead")
@@ -70,7 +70,8 @@ class PythonStdlib:
         return path.relative_to(self.root).as_posix()
 
 
-def _is_portable(name: str) -> bool:
+def is_portable(name: str) -> bool:
+    """Whether a file or folder of this name is the same on every machine."""
     return not name.startswith(_SKIPPED_PREFIXES)
 
 

@@ -32,7 +32,8 @@ class GraphedCycle:
             self.warm.add(num_read)
             return
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Only this thread is held to what a capture allows: the one that pins a loader's batches goes on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.cycle(num_read)
         self.graphs[num_read] = graph
         graph.replay()

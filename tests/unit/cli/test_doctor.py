@@ -547,9 +547,9 @@ def test_a_run_that_is_training_now(make_run: MakeRun, outputs: Path) -> None:
 
 def test_other_versions_are_told(make_run: MakeRun, outputs: Path) -> None:
     run = make_run(status="completed")
-    (run / "provenance.json").write_text(json.dumps({"versions": {"torch": "2.11.0", "python": "3.12.0"}}))
+    (run / "provenance.json").write_text(json.dumps({"versions": {"torch": "2.4.0", "python": "3.12.0"}}))
     finding = of_runs(outputs)["versions"]
-    assert (finding.verdict, finding.found) == (OK, f"changed since: torch 2.11.0, now {metadata.version('torch')}")
+    assert (finding.verdict, finding.found) == (OK, f"changed since: torch 2.4.0, now {metadata.version('torch')}")
 
 
 def test_the_newest_run_or_all(make_run: MakeRun, outputs: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
+from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, shard_writer, tokenize_corpus
 from recyclegpt.data.corpus import build_shards, build_tokenizer
-from recyclegpt.data.shard_writer import _BATCH_CHARS, _cut, write_shards
+from recyclegpt.data.shard_writer import _PIECE_CHARS, _cut, write_shards
 from recyclegpt.data.shards import TokenShards, open_shards
 from recyclegpt.data.skipped import Skipped
 from recyclegpt.data.sources import Record, Split
@@ -51,7 +51,7 @@ def test_every_document_begins_and_ends_once_also_one_cut_in_pieces(tmp_path: Pa
     start = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    texts = ["short", "long line\n" * (_BATCH_CHARS // 4), "", "last"]
+    texts = ["short", "long line\n" * (_PIECE_CHARS // 4), "", "last"]
     config = TokenizerConfig("file", path=str(tmp_path))
     tokenize_corpus(Lines(texts, ["held out"]), config, tmp_path / "out", progress=False)
     own, shards, _, _ = Tokenized(str(tmp_path / "out")).open(1)
@@ -59,6 +59,20 @@ def test_every_document_begins_and_ends_once_also_one_cut_in_pieces(tmp_path: Pa
     expected = [token for text in texts if text for token in (start, *text.encode(), 256)]
     assert own.start_ids == [start]
     np.testing.assert_array_equal(tokens, expected)
+
+
+def test_how_much_is_tokenized_at_once_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"document {number} " + "with a long line\n" * (number * 7) for number in range(40)]
+    corpus = Lines([*texts, "word\n" * (_PIECE_CHARS // 4)], ["held out"])
+    tokenizer = TextTokenizer.train(texts, 300)
+    contents = []
+    for batch in (1, 1000, shard_writer._BATCH_CHARS):
+        monkeypatch.setattr(shard_writer, "_BATCH_CHARS", batch)
+        folder = tmp_path / f"batch{batch}"
+        write_shards(corpus.records, tokenizer, folder, tokens_per_shard=5000, progress=False)
+        contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert len(contents[0]) > 5
+    assert contents[0] == contents[1] == contents[2]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
@@ -219,6 +233,6 @@ def test_long_documents_are_cut_at_line_ends_and_nothing_is_lost() -> None:
     text = "".join(f"line {i}\n" for i in range(300_000))
     pieces = list(_cut(text))
     assert "".join(pieces) == text
-    assert all(piece.endswith("\n") and len(piece) <= _BATCH_CHARS for piece in pieces)
+    assert all(piece.endswith("\n") and len(piece) <= _PIECE_CHARS for piece in pieces)
     assert len(pieces) > 1
-    assert "".join(_cut("x" * (_BATCH_CHARS + 5))) == "x" * (_BATCH_CHARS + 5)
+    assert "".join(_cut("x" * (_PIECE_CHARS + 5))) == "x" * (_PIECE_CHARS + 5)

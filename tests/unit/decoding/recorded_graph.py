@@ -46,7 +46,8 @@ class RecordedGraph:
 class Capture(TorchDispatchMode):
     """Stands in for `torch.cuda.graph`."""
 
-    def __init__(self, graph: RecordedGraph) -> None:
+    def __init__(self, graph: RecordedGraph, capture_error_mode: str = "global") -> None:
+        assert capture_error_mode == "thread_local", "a loader's pinning thread would break the capture"
         super().__init__()
         self.graph = graph
         self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
