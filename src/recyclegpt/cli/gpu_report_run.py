@@ -47,12 +47,12 @@ class Planned:
 
 def train_settings(device: str, smoke: bool) -> tuple[str, ...]:
     """Overrides of `recyclegpt train`. A smoke run reads this package's own source: it is everywhere, and small."""
-    if smoke:
-        source = str(Path(__file__).parents[1]).replace("'", "\\'")
-        corpus = ("data=python_stdlib", f"data.root='{source}'", "data.tokenizer.vocab_size=300")
-        where = "trainer=gpu" if device == "cuda" else "trainer=cpu"
-        return ("debug=smoke", where, *corpus, "name=gpu_report_smoke")
-    return (f"experiment={EXPERIMENT}",)
+    experiment = f"experiment={EXPERIMENT}"
+    if not smoke:
+        return (experiment,)
+    source = str(Path(__file__).parents[1]).replace("'", "\\'")
+    corpus = ("data=python_stdlib", f"data.root='{source}'", "data.tokenizer.vocab_size=300")
+    return (experiment, "debug=smoke", f"trainer={'gpu' if device == 'cuda' else 'cpu'}", *corpus)
 
 
 def plan_run(
