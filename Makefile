@@ -20,12 +20,12 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check soak format bench tensorboard lock clean FORCE
+.PHONY: help install train test check soak format bench gpu-report tensorboard lock clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  ARGS="..."        more arguments for train, test, tensorboard or lock'
+	@echo '  ARGS="..."        more arguments for train, test, bench, gpu-report, tensorboard or lock'
 	@echo '  JOBS=...          test files that run side by side (2)'
 	@echo '  PYTHON=...        Python 3.11, 3.12 or 3.13 for a new .venv'
 
@@ -50,6 +50,9 @@ soak: $(STAMP)  ## the long tests: kill whole runs, fill disks, every bad input,
 
 bench: $(STAMP)  ## measure the decoders' speed on this machine, with random weights or ARGS="checkpoint=outputs/train"
 	@$(BIN)/recyclegpt bench $(ARGS)
+
+gpu-report: $(STAMP)  ## measure decoding and training on this machine's GPU, in ten minutes (docs/gpu.md)
+	@$(BIN)/recyclegpt gpu-report $(ARGS)
 
 tensorboard: $(STAMP)  ## show the curves of all runs in the browser
 	@$(BIN)/tensorboard --logdir outputs $(ARGS)

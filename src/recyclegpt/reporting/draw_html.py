@@ -28,7 +28,14 @@ def draw_html(figure: Figure) -> str:
             made.add_trace(_level(go, level, panel), row=1, col=column)
         for series in panel.series:
             made.add_trace(_trace(go, series), row=1, col=column)
-        made.update_xaxes(title_text=html.escape(panel.x_label), tickvals=panel.ticks, row=1, col=column)
+        made.update_xaxes(
+            title_text=html.escape(panel.x_label),
+            type="log" if panel.log_x else "linear",
+            tickvals=panel.ticks,
+            ticktext=None if panel.tick_names is None else [html.escape(name) for name in panel.tick_names],
+            row=1,
+            col=column,
+        )
         made.update_yaxes(title_text=html.escape(panel.y_label), row=1, col=column)
     made.update_layout(
         template="plotly_white",

@@ -63,8 +63,11 @@ def _draw(axis: Any, panel: Panel) -> None:
             )
     axis.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
     axis.title.set_fontsize(10)
+    if panel.log_x:
+        axis.set_xscale("log")
+        axis.minorticks_off()
     if panel.ticks is not None:
-        axis.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        axis.set_xticks(panel.ticks, panel.tick_names or [f"{tick:g}" for tick in panel.ticks])
     elif max((x for series in panel.series for x in series.x), default=0) >= 10_000:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.margins(0.08)

@@ -51,6 +51,10 @@ class Panel:
     levels: list[Level] = field(default_factory=list)
     ticks: list[float] | None = None
     """Places named on the x axis; None: wherever it seems good."""
+    tick_names: Sequence[str] | None = None
+    """What stands at the ticks; None: their numbers."""
+    log_x: bool = False
+    """Equal factors are equal distances."""
 
     @property
     def empty(self) -> bool:

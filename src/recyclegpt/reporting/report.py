@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from recyclegpt.reporting.draw_html import draw_html, plotly_script
-from recyclegpt.reporting.draw_png import draw_png
 from recyclegpt.reporting.figure import Figure
 from recyclegpt.reporting.figures import QUALITY_OF, make_figures, pareto_points
-from recyclegpt.reporting.page import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from recyclegpt.reporting.page import Block, Bullets, Heading, Paragraph, Picture, Table
+from recyclegpt.reporting.pages import Written, write_pages
 from recyclegpt.reporting.run_folders import read_runs
 from recyclegpt.reporting.runs import COMPLETED, FAILED, UNFINISHED, UNREADABLE, Run, Runs
 from recyclegpt.reporting.settings import (
@@ -23,7 +22,7 @@ from recyclegpt.reporting.settings import (
     summarise,
     swept_keys,
 )
-from recyclegpt.reporting.tables import SUMMARY, run_rows, summary_cells, summary_rows, write_csv
+from recyclegpt.reporting.tables import SUMMARY, run_rows, summary_cells, summary_rows
 
 MOST_LISTED = 20
 EFFECTS = (
@@ -38,14 +37,11 @@ EFFECTS = (
 
 
 @dataclass
-class Report:
+class Report(Written):
     """What was written, and what it came from."""
 
     runs: Runs
     settings: list[Setting]
-    files: list[Path] = field(default_factory=list)
-    not_drawn: list[str] = field(default_factory=list)
-    """Packages that were missing, so that figures or the interactive page are."""
 
 
 def write_report(folders: Sequence[Path | str], output: Path | str, title: str | None = None) -> Report:
@@ -57,43 +53,12 @@ def write_report(folders: Sequence[Path | str], output: Path | str, title: str |
     """
     runs = read_runs(*folders)
     settings = summarise(runs)
-    report = Report(runs, settings)
     output = Path(output).expanduser()
-    output.mkdir(parents=True, exist_ok=True)
     title = title or f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}"
     figures = make_figures(runs, settings)
-
-    for name, rows in (("results.csv", run_rows(runs)), ("summary.csv", summary_rows(settings))):
-        write_csv(output / name, rows)
-        report.files.append(output / name)
-    drawn = _draw_all(figures, output, report)
-    blocks = make_blocks(runs, settings, figures)
-    markdown = output / "report.md"
-    markdown.write_text(to_markdown(title, blocks, lambda figure: drawn.get(figure.name)), encoding="utf-8")
-    report.files.append(markdown)
-    try:
-        script = plotly_script() if figures else ""
-    except ImportError:
-        report.not_drawn.append("plotly")
-        return report
-    page = output / "report.html"
-    page.write_text(to_html(title, blocks, script, draw_html), encoding="utf-8")
-    report.files.append(page)
-    return report
-
-
-def _draw_all(figures: Iterable[Figure], output: Path, report: Report) -> dict[str, str]:
-    drawn = {}
-    for figure in figures:
-        path = output / "figures" / f"{figure.name}.png"
-        try:
-            draw_png(figure, path)
-        except ImportError:
-            report.not_drawn.append("matplotlib")
-            return {}
-        drawn[figure.name] = f"figures/{path.name}"
-        report.files.append(path)
-    return drawn
+    tables = {"results.csv": run_rows(runs), "summary.csv": summary_rows(settings)}
+    written = write_pages(output, title, make_blocks(runs, settings, figures), figures, tables)
+    return Report(written.files, written.not_drawn, runs, settings)
 
 
 def make_blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) -> list[Block]:

@@ -331,9 +331,9 @@ def test_formats_follow_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_card_that_torch_cannot_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device, "_nvidia_smi", always([]))
+    monkeypatch.setattr(device, "nvidia_smi", always([]))
     assert [finding.verdict for finding in device.cuda()] == [OK]
-    monkeypatch.setattr(device, "_nvidia_smi", always(["H200"]))
+    monkeypatch.setattr(device, "nvidia_smi", always(["H200"]))
     monkeypatch.setattr(torch.version, "cuda", None)
     (finding,) = device.cuda()
     assert finding.verdict is WARNING
@@ -354,7 +354,7 @@ def test_cards_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", always(True))
     monkeypatch.setattr(torch.cuda, "_exchange_device", always(-1))
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", always(-1))
-    monkeypatch.setattr(device, "_nvidia_smi", always(["580.1"]))
+    monkeypatch.setattr(device, "nvidia_smi", always(["580.1"]))
     first, second = device.cuda()
     assert first.found == "H200, 140 GiB, compute capability 9.0, driver 580.1, bf16 native"
     assert (first.name, second.name) == ("cuda:0", "cuda:1")

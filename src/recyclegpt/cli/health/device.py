@@ -72,7 +72,7 @@ def cuda() -> Iterator[Finding]:
     if not available:
         yield _no_cuda("; ".join(str(warning.message).splitlines()[0] for warning in told))
         return
-    driver = _nvidia_smi("driver_version")
+    driver = nvidia_smi("driver_version")
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
@@ -98,7 +98,7 @@ def mps() -> Iterator[Finding]:
 def _no_cuda(told: str) -> Finding:
     import torch
 
-    cards = _nvidia_smi("name")
+    cards = nvidia_smi("name")
     if not cards:
         return Finding(GROUP, "cuda", "no device" + (f" ({told})" if told else ""))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -122,7 +122,7 @@ def _no_cuda(told: str) -> Finding:
     )
 
 
-def _nvidia_smi(field: str) -> list[str]:
+def nvidia_smi(field: str) -> list[str]:
     """What the driver's own tool says of each card; nothing where there is no such tool or no card."""
     program = shutil.which("nvidia-smi")
     if program is None:
