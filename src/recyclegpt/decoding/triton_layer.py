@@ -17,7 +17,6 @@ from recyclegpt.decoding import cuda_kernels
 from recyclegpt.decoding.cuda_kernels import operators
 from recyclegpt.decoding.fused import FusedLayer, FusedLinear, MakeLinear
 from recyclegpt.models import RecycleGPT, StaticCache
-from recyclegpt.models.cache import UnrolledMemory
 from recyclegpt.models.layers import Attending, TransformerLayer
 from recyclegpt.models.rope import rotate
 
@@ -102,10 +101,10 @@ class TritonGPT(RecycleGPT):
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | UnrolledMemory | None,
+        cache: StaticCache | None,
         num_read: int | None,
     ) -> Attending:
-        if positions_BT is None or not isinstance(cache, StaticCache) or not fits(tokens_BT.numel()):
+        if positions_BT is None or cache is None or not fits(tokens_BT.numel()):
             return super()._attending(tokens_BT, positions_BT, mask, cache, num_read)
         cache.positions_BT = positions_BT.contiguous()
         cache.num_read = cache.num_slots if num_read is None else num_read

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from recyclegpt.evaluation.ceilings import synchronise
 from recyclegpt.evaluation.devices import device_name, peak_flops
 from recyclegpt.evaluation.flops import flops_per_token
 from recyclegpt.evaluation.memory import PeakMemory
+from recyclegpt.evaluation.stopwatch import synchronise
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
