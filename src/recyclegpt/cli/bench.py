@@ -30,7 +30,7 @@ from recyclegpt.cli.model_of_config import is_pretrained
 from recyclegpt.cli.result import model_facts
 from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
 from recyclegpt.cli.settings import BENCH, many, type_problems
-from recyclegpt.decoding import Decoder, make_strategy
+from recyclegpt.decoding import Decoder, cuda_kernels, make_strategy
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
@@ -224,8 +224,8 @@ def _models(
 ) -> Iterator[tuple[BenchConfig, Decoder, RecycleGPT | None, Prompts, dict[str, Any]]]:
     """Every depth, number format and way to compile, one after another, so that one model lies in memory at a time."""
     depths = [None] if cfg.bench.recycle_num_layers is None else many(cfg.bench.recycle_num_layers)
-    compiles = dict.fromkeys(device.type == "cuda" if value == "auto" else value for value in many(cfg.bench.compile))
-    for depth, config, compiled in itertools.product(depths, configs, compiles):
+    asked = [(config, compiled) for config in configs for compiled in _compiles(cfg, device, config)]
+    for depth, (config, compiled) in itertools.product(depths, asked):
         dtype = named_dtype(config.dtype_name, device, decoding=True)
         model, prompts = _model_and_prompts(cfg, device, dtype, depth)
         context = model.config.context_length
@@ -241,8 +241,15 @@ def _models(
             log.warning("transformers has no int8 weights of this kind, so it is not measured beside dtype int8")
             config = dataclasses.replace(config, baselines=())
         facts = model_facts(model)
-        decoder = Decoder.optimised(model, dtype, bool(compiled), cfg.bench.kernels, release=not keep)
+        decoder = Decoder.optimised(model, dtype, compiled, cfg.bench.kernels, release=not keep)
         yield config, decoder, model if keep else None, prompts, facts
+
+
+def _compiles(cfg: DictConfig, device: torch.device, config: BenchConfig) -> list[bool]:
+    """Each once; `auto`: on CUDA, where there are no kernels of ours."""
+    ours = cfg.bench.kernels and cuda_kernels.usable(device, named_dtype(config.dtype_name, device, decoding=True))
+    auto = device.type == "cuda" and not ours
+    return list(dict.fromkeys(auto if value == "auto" else bool(value) for value in many(cfg.bench.compile)))
 
 
 def _model_and_prompts(

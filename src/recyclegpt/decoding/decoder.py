@@ -175,9 +175,11 @@ class Decoder:
 
     def passes(self, rows: int) -> tuple[Read, Read]:
         """The backbone's and the module's pass as cycles of so many rows run them, compiled or not."""
-        if rows <= max_kernel_rows(self.model):
-            return self.model.read, self.model.recycle
-        return self.read, self.recycle
+        return (self.read, self.recycle) if self.compiles(rows) else (self.model.read, self.model.recycle)
+
+    def compiles(self, rows: int) -> bool:
+        """Whether cycles of so many rows run through `torch.compile`; few are left to the kernels for CUDA."""
+        return self.compiled and rows > max_kernel_rows(self.model)
 
     def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int

@@ -148,6 +148,7 @@ class _Group:
         kept = speed.counts.acceptance if m else None
         share = 0.0 if kept is None else kept
         return self._shape() | {
+            "compile": self.decoder.compiles(self.batch * (m + 1)),
             "strategy": strategy.name,
             "num_recycled": m,
             **_rates(speed, baseline),
@@ -192,7 +193,6 @@ class _Group:
             "new_tokens": self.new_tokens,
             "recycle_num_layers": self.decoder.model.recycle_config.num_layers,
             "dtype": self.config.dtype_name,
-            "compile": self.decoder.compiled,
         }
 
 
