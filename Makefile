@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := torch==2.13.0
+# What the kernels for CUDA are written in. It comes with torch's CUDA builds; with a CPU build the tests bring it.
+TRITON := triton==3.7.1
+HAS_TRITON := $(VENV)/.triton
 UV := uv==0.13.8
 # Interpreter for a new .venv; empty: the first on PATH that fits.
 PYTHON ?=
@@ -29,10 +32,10 @@ help:  ## show this list
 train: $(STAMP)  ## train the small default model on this machine's CPU, in minutes, and print its result
 	@$(BIN)/recyclegpt train experiment=tiny_cpu $(ARGS)
 
-test: $(STAMP)  ## run the tests (no GPU, no network)
+test: $(HAS_TRITON)  ## run the tests (no GPU, no network)
 	@$(PYTEST) $(ARGS)
 
-check: $(STAMP)  ## format, lint, types and tests, as in CI
+check: $(HAS_TRITON)  ## format, lint, types and tests, as in CI
 	@echo "format"; $(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@echo "lint"; $(BIN)/ruff check --quiet .
 	@echo "types"; $(BIN)/python -m mypy
@@ -105,3 +108,11 @@ $(STAMP): pyproject.toml requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip --disable-pip-version-check check >$(VENV)/.check || { cat $(VENV)/.check >&2; exit 1; }
 	@echo '$(CURDIR)' > $@
+
+# Made for Linux alone. Where it cannot be had, the tests that need it are skipped, and say so.
+$(HAS_TRITON): $(STAMP)
+	@if [ "$$(uname -s)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null; then touch $@; else \
+		echo "make: installing $(TRITON), for the tests of the CUDA kernels"; \
+		if $(PIP) install --no-deps '$(TRITON)'; then touch $@; \
+		else echo "make: without it, the tests of the CUDA kernels are skipped"; fi; \
+	fi

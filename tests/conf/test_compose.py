@@ -37,6 +37,13 @@ def test_every_choice_composes_and_fits_its_targets(group, choice):
     assert to_plain(cfg)["seed"] is not None
 
 
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_several_nodes_compose(trainer):
+    cfg = composed(f"trainer={trainer}", "trainer.num_nodes=4", "trainer.devices=8")
+    assert check(cfg, extra=GIVEN_LATER) == []
+    assert (cfg.trainer.num_nodes, cfg.trainer.devices) == (4, 8)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_command_has_a_config_that_composes(name):
     # Which values a command wants from the user is its own affair.

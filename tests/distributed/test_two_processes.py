@@ -23,7 +23,10 @@ pytestmark = [
 TRACED = Path(__file__).parents[1] / "traced_train.py"
 STRATEGIES = {
     "ddp": ["trainer.devices=2", "trainer.strategy=ddp"],
-    "fsdp": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy.data_parallel_size=2"],
+    "fsdp": [
+        *("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy.data_parallel_size=2"),
+        "activation_checkpointing=true",
+    ],
 }
 LIMIT_S = 180
 """A job that hangs is a failed test."""

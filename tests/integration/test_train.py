@@ -73,6 +73,34 @@ def test_a_run_leaves_the_whole_run_folder(run: Run, small: list[str], capsys: p
     assert "ppl backbone" in printed
 
 
+def test_memory_is_planned_and_found_short(
+    run: Run,
+    small: list[str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recyclegpt.cli.announce.memory_of", lambda _: 1000)
+    assert run("train", *small, "activation_checkpointing=2", "hydra.run.dir=one") == 0
+    told = capsys.readouterr().err
+    (line,) = [line for line in told.splitlines() if line.startswith("memory  ")]
+    assert line.endswith("GB of 1e-06 GB")
+    for word in ("GB parameters", "GB optimizer", "GB activations", "GB logits"):
+        assert word in line
+    (warning,) = [line for line in Path("one/train.log").read_text().splitlines() if "may not suffice" in line]
+    for word in ("lower data.batch_size", "trainer=fsdp"):
+        assert word in warning
+    assert "set activation_checkpointing" not in warning, "it is set already"
+
+
+def test_wrong_ways_to_train_faster_are_named(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *small, "compile=maybe", "activation_checkpointing=some", "loss.chunk_size=0") == 2
+    told = capsys.readouterr().err
+    assert "compile: maybe is neither true, false nor auto" in told
+    assert "activation_checkpointing: some is neither true nor false" in told
+    assert "loss.chunk_size: 0 is not positive" in told
+
+
 def test_tensorboard_has_the_tags_the_samples_and_the_hyperparameters(run: Run, small: list[str]) -> None:
     assert run("train", *small, "hydra.run.dir=one") == 0
     files = list(Path("one/tensorboard").glob("events*"))

@@ -18,6 +18,9 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.cli.bench_table import print_progress, print_tables
+from recyclegpt.cli.bench_training import FILE_NAME as TRAINING_FILE
+from recyclegpt.cli.bench_training import measure_training, misplaced
+from recyclegpt.cli.bench_training import read_settings as read_training_settings
 from recyclegpt.cli.compose import compose_or_explain
 from recyclegpt.cli.evaluate import corpus_for
 from recyclegpt.cli.generate import choose_device
@@ -28,7 +31,7 @@ from recyclegpt.cli.result import model_facts
 from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
 from recyclegpt.cli.settings import BENCH, many, type_problems
 from recyclegpt.decoding import Decoder, make_strategy
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
 from recyclegpt.evaluation.contention import OtherLoad
@@ -46,6 +49,9 @@ checkpoint: a set of prompts by category; lists of bench.strategies,
 bench.num_recycled, bench.batch, bench.prompt_tokens, bench.new_tokens, bench.recycle_num_layers, bench.dtype,
 bench.compile, bench.acceptance; bench.baselines=[transformers], bench.num_prompts, bench.repetitions, bench.stages,
 bench.output; device.
+training=true: the speed of training steps of model and recycle, with the module and without it; step.batch,
+step.row_length, step.accumulate, step.num_unrolled, step.optimizer, step.dtype, step.compile,
+step.activation_checkpointing, step.repetitions, step.profile.
 Prints a table, writes bench.json and bench.png; the last line is one JSON document."""
 
 COUNTS = ("prompt_tokens", "new_tokens", "batch", "num_recycled", "num_prompts", "repetitions", "vocab_size")
@@ -56,14 +62,17 @@ def run(argv: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in argv):
         print(HELP)
         return 0
-    cfg = compose_or_explain("bench", list(argv))
-    if cfg.prompts is not None:
+    cfg = compose_or_explain("bench", list(argv), also_check=lambda cfg: misplaced(cfg, argv))
+    if cfg.training:
+        document = _bench_training(cfg)
+    elif cfg.prompts is not None:
         document = _bench_prompts(cfg)
     elif cfg.runs is not None:
         from recyclegpt.cli.bench_runs import bench_runs
 
         document = bench_runs(cfg)
     else:
+        _read_settings(cfg)  # a mistake there leaves no folder behind
         folder = _output_folder(cfg)
         try:
             document = measure(cfg)
@@ -75,6 +84,19 @@ def run(argv: Sequence[str]) -> int:
         print(f"\nwritten to {folder}")
     print(json.dumps(finite(document)))
     return 1 if document.get("failed") else 0
+
+
+def _bench_training(cfg: DictConfig) -> dict[str, Any]:
+    asked = read_training_settings(cfg)
+    folder = _output_folder(cfg)
+    try:
+        document = measure_training(cfg, asked, folder)
+    except (ConfigError, RunError):
+        _leave(folder)
+        raise
+    write_json(folder / TRAINING_FILE, document)
+    print(f"\nwritten to {folder}")
+    return document
 
 
 def _bench_prompts(cfg: DictConfig) -> dict[str, Any]:
@@ -297,7 +319,6 @@ def _output_folder(cfg: DictConfig) -> Path:
     Raises:
         ConfigError: it cannot be written into.
     """
-    _read_settings(cfg)  # a mistake there leaves no folder behind
     now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path("outputs/bench") / now if cfg.bench.output is None else Path(cfg.bench.output).expanduser()
     try:

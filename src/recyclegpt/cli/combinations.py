@@ -135,8 +135,13 @@ def check_combinations(cfg: DictConfig) -> list[str]:
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
     problems += _name_problems(cfg)
-    if not isinstance(cfg.compile, bool):
-        problems.append(f"compile: {cfg.compile} is not true or false")
+    if not isinstance(cfg.compile, bool) and cfg.compile != "auto":
+        problems.append(f"compile: {cfg.compile} is neither true, false nor auto")
+    if not isinstance(cfg.activation_checkpointing, int) or cfg.activation_checkpointing < 0:
+        problems.append(
+            f"activation_checkpointing: {cfg.activation_checkpointing} is neither true nor false; "
+            "a whole number n stands for every n-th layer"
+        )
     return problems
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from recyclegpt.callbacks.provenance import cpu_model
-from recyclegpt.callbacks.throughput import device_name
 from recyclegpt.evaluation.contention import is_contended
+from recyclegpt.evaluation.devices import device_name
 
 
 def name_of(device: torch.device) -> str:

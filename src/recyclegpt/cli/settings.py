@@ -37,6 +37,15 @@ BENCH: Mapping[str, Any] = {
     "stages": bool,
     "output": str | None,
 }
+STEP: Mapping[str, Any] = {
+    **dict.fromkeys(("batch", "accumulate", "num_unrolled", "repetitions"), int),
+    "row_length": int | None,
+    "optimizer": str,
+    "dtype": str,
+    "compile": bool | str,
+    "activation_checkpointing": bool | int,
+    "profile": bool,
+}
 BULK: Mapping[str, Any] = {
     "out": str | None,
     **dict.fromkeys(("num_documents", "num_val_documents", "prompt_tokens", "new_tokens", "batch"), int),

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from recyclegpt.callbacks import DecodingMonitor, EpochSummary, HyperParameters, Throughput
 from recyclegpt.callbacks.provenance import write_provenance
+from recyclegpt.cli.announce import announce, shown
 from recyclegpt.cli.combinations import (
     find_problems,
     num_steps,
@@ -50,7 +51,7 @@ from recyclegpt.data.declared_ends import declare_ends
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.evaluation.contention import OtherLoad, is_contended
-from recyclegpt.models import RecycleGPT, has_native_bf16, named_dtype
+from recyclegpt.models import has_native_bf16, named_dtype
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.checkpoint import FOLDER, TOKENIZER, hyper_parameters
 from recyclegpt.training.checkpoint_file import list_checkpoints
@@ -167,6 +168,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     model = made.model
     num_bytes = torch.zeros(model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    torch.set_float32_matmul_precision(matmul_precision(cfg))
     module = LitRecycleGPT(
         model,
         built["loss"],
@@ -176,9 +178,11 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         num_bytes,
         hyper_parameters(model, plain, made.backbone),
         cfg.max_skipped_steps,
-        cfg.compile,
+        compiles(cfg),
+        int(cfg.activation_checkpointing),
     )
-    module.configure_optimizers()  # an impossible schedule is told now, not after the first batches are read
+    # Made again by the trainer; here so that an impossible schedule is told now, not after the first batches are read.
+    optimizer = module.configure_optimizers()["optimizer"]
     begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
     first_step = 0 if begun is None else begun.step
     trainer = _make_trainer(cfg, plain, digest, first_step, goes_on=(folder / "tensorboard").exists())
@@ -207,7 +211,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     made.tokenizer.save(folder / FOLDER / TOKENIZER)
     if len(made.tokenizer.stop_ids) > 1:
         declare_ends(folder / FOLDER, made.tokenizer.stop_ids)
-    _announce(cfg, folder, datamodule, model, trainer, checkpoint)
+    announce(cfg, folder, datamodule, model, trainer, optimizer, checkpoint)
+    del optimizer
 
     with OtherLoad() as load:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -235,7 +240,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
-    print(f"\nrun folder: {_shown(folder)}")
+    print(f"\nrun folder: {shown(folder)}")
     return metrics["val/ppl_backbone"]
 
 
@@ -252,15 +257,29 @@ def _make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_ste
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
     if precision == "auto":
-        on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-        native = has_native_bf16(torch.device("cuda" if on_cuda else "cpu"))
-        precision = "bf16-mixed" if native else "32-true"
+        precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
     extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
     trainer: Trainer = build(cfg.trainer, "trainer", **extra)
     return trainer
+
+
+def trains_on(cfg: DictConfig) -> torch.device:
+    """The kind of device that the trainer will choose."""
+    on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.device("cuda" if on_cuda else "cpu")
+
+
+def compiles(cfg: DictConfig) -> bool:
+    """Whether layers and loss are compiled."""
+    return trains_on(cfg).type == "cuda" if cfg.compile == "auto" else bool(cfg.compile)
+
+
+def matmul_precision(cfg: DictConfig) -> str:
+    """How exact products of fp32 are: on CUDA those that mixed precision leaves in fp32 may use TF32."""
+    return "high" if trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true" else "highest"
 
 
 def _is_tensorboard(logger: DictConfig | None) -> bool:
@@ -295,35 +314,3 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
         "contended": contended,
         "others_cpu": others,
     }
-
-
-def _shown(folder: Path) -> Path:
-    """As a user would type it from where they stand."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _announce(
-    cfg: DictConfig,
-    folder: Path,
-    datamodule: TextDataModule,
-    model: RecycleGPT,
-    trainer: Trainer,
-    checkpoint: Path | None,
-) -> None:
-    facts = model_facts(model)
-    tokens = datamodule.train_num_tokens
-    size = "an endless stream" if tokens is None else f"{tokens:,} training tokens"
-    device = trainer.strategy.root_device.type
-    batch = datamodule.batch_size * datamodule.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
-    lines = [
-        f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
-        f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {size}, vocabulary {datamodule.vocab_size:,}",
-        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device}, "
-        f"{torch.get_num_threads()} threads",
-        f"folder  {_shown(folder)}",
-    ]
-    if checkpoint is not None:
-        lines.append(f"resumed {_shown(checkpoint)}")
-    if trainer.is_global_zero:
-        print("\n".join(lines), file=sys.stderr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,3 +24,21 @@ class Batch(NamedTuple):
     rows_B: NDArray[np.int64] | None = None
     """Which rows these are. Of a corpus on disk: their numbers in it, the same in every pass. Of a pure stream: a
     number for each row that was read, never used twice by any worker of any process."""
+
+    def pin_memory(self) -> Batch:
+        """The batch with its tokens in page-locked memory; a `DataLoader` asks for it.
+
+        The position is not looked at: that of a pure stream holds a whole buffer.
+        """
+        return self._on_tokens(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tokens on a device; Lightning asks for it. From page-locked memory CUDA copies them beside
+        the computation, without the host waiting.
+        """
+        return self._on_tokens(lambda tokens: tokens.to(device, non_blocking=device.type == "cuda"))
+
+    def _on_tokens(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        views_NBT = function(self.views_NBT)
+        documents_NBT = None if self.documents_NBT is None else function(self.documents_NBT)
+        return self._replace(views_NBT=views_NBT, documents_NBT=documents_NBT)

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.loaders import TrainLoader, ValBatches
+from recyclegpt.data.loaders import TrainLoader, ValBatches, workers_that_suit
 from recyclegpt.data.opening import Corpus, open_corpus
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.prompts import choose_prompts
@@ -49,7 +49,7 @@ class TextDataModule(LightningDataModule):
         num_val_batches: validation batches on each rank.
         val_batch_size: rows of a validation batch; None: `batch_size`.
         mask_documents: number the documents inside rows, so that attention can be kept inside them.
-        num_workers: processes that read ahead; 0: none.
+        num_workers: processes that read ahead; 0: none; None: by `workers_that_suit`.
         seed: of the order of rows.
         cache_dir: where tokenizers and tokens are kept.
         max_skipped: most documents that may be unreadable.
@@ -68,15 +68,15 @@ class TextDataModule(LightningDataModule):
         num_val_batches: int = 16,
         val_batch_size: int | None = None,
         mask_documents: bool = False,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         seed: int = 1,
         cache_dir: str | Path = "~/.cache/recyclegpt",
         max_skipped: int = 100,
     ) -> None:
         super().__init__()
+        num_workers = workers_that_suit(isinstance(source, HFStream)) if num_workers is None else num_workers
         positive = {"row_length": row_length, "batch_size": batch_size, "num_val_batches": num_val_batches}
-        if val_batch_size is not None:
-            positive["val_batch_size"] = val_batch_size
+        positive |= {} if val_batch_size is None else {"val_batch_size": val_batch_size}
         natural = {"num_unrolled": num_unrolled, "num_workers": num_workers, "seed": seed, "max_skipped": max_skipped}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         problems += [f"data.{name}: {value} is negative" for name, value in natural.items() if value < 0]

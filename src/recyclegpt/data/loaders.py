@@ -22,6 +22,14 @@ SAVING_S = 300
 """How long the process that trains may take to finish its step and save when all are told to stop."""
 
 
+def workers_that_suit(order_depends: bool) -> int:
+    """Processes that read ahead where nobody says how many: two beside a GPU, which must not wait, else none.
+
+    None, too, of a stream whose order depends on their number: it should not depend on the machine.
+    """
+    return 2 if torch.cuda.is_available() and not order_depends else 0
+
+
 class TrainLoader:
     """One running iterator over an endless stream; each epoch takes up where the last one stopped.
 

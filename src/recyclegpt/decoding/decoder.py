@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from recyclegpt.decoding.emission import Emission
-from recyclegpt.decoding.fused import fuse
+from recyclegpt.decoding.fused import fuse, max_kernel_rows
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
-from recyclegpt.decoding.session import Session
+from recyclegpt.decoding.session import Read, Session
 from recyclegpt.decoding.stopping import StopStrings
 from recyclegpt.decoding.strategies import Strategy, make_strategy
 from recyclegpt.errors import ConfigError
@@ -37,10 +37,13 @@ class Decoder:
     """Decodes with a model as it is given; `Decoder.optimised` makes the model ready first."""
 
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
-        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs."""
+        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs.
+
+        A cycle of so few rows that the kernels for CUDA take it is left to them.
+        """
         self.model, self.compiled = model, compile
-        self.read: Callable[..., torch.Tensor] = model.read
-        self.recycle: Callable[..., torch.Tensor] = model.recycle
+        self.read: Read = model.read
+        self.recycle: Read = model.recycle
         if compile:
             self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
         self._graphs = model.device.type == "cuda"
@@ -170,6 +173,12 @@ class Decoder:
         for record in records:
             yield from emission.take(record, tokens_BS, first)
 
+    def passes(self, rows: int) -> tuple[Read, Read]:
+        """The backbone's and the module's pass as cycles of so many rows run them, compiled or not."""
+        if rows <= max_kernel_rows(self.model):
+            return self.model.read, self.model.recycle
+        return self.read, self.recycle
+
     def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
     ) -> tuple[object, Session, Callable[[int], None]]:
@@ -186,7 +195,8 @@ class Decoder:
             session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
             return key, session, graphed
-        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
+        passes = self.passes(batch * (strategy.num_recycled + 1))
+        session = Session(self.model, strategy, sampler, batch, num_slots, *passes)
         return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
 
     def _let_go(self) -> None:

@@ -1,5 +1,7 @@
 """The model made ready to decode: weights cast once, projections fused, and on a CPU the products of `kernels`.
 
+On CUDA `triton_layer` has its own, of `cuda_kernels`.
+
 Every module here computes what its namesake in `models/` computes; a test holds each equal. B batch, T positions,
 C model width, H query heads, G key/value heads, D head width.
 """
@@ -13,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recyclegpt.decoding import kernels
+from recyclegpt.decoding import cuda_kernels, kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
-from recyclegpt.models.cache import UnrolledMemory
 from recyclegpt.models.layers import Attending, TransformerLayer
 from recyclegpt.models.rope import Rotary, rotate
 
@@ -164,7 +165,7 @@ class KernelGPT(RecycleGPT):
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | UnrolledMemory | None,
+        cache: StaticCache | None,
         num_read: int | None,
     ) -> Attending:
         if positions_BT is None or not isinstance(cache, StaticCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
@@ -204,6 +205,7 @@ def fuse(
     dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
     odd = _odd_widths(model)
     packs = use_kernels and not odd and kernels.usable(device, dtype)
+    streams = use_kernels and not int8 and _on_cuda(model, dtype)
     if int8 and not packs:
         why = f", which need even widths ({odd})" if odd else ""
         raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
@@ -212,6 +214,16 @@ def fuse(
             f"decoding with torch's own kernels, slower and not exact in bf16: ours need even widths ({odd})",
             stacklevel=2,
         )
+
+    # What weights are put into, and what those make up.
+    made_of: tuple[type[FusedLinear], type[FusedLayer], type[RecycleGPT]] = (FusedLinear, FusedLayer, RecycleGPT)
+    if packs:
+        made_of = (FusedLinear, KernelLayer, KernelGPT)
+    elif streams:
+        from recyclegpt.decoding.triton_layer import TritonGPT, TritonLayer, TritonLinear, link
+
+        made_of = (TritonLinear, TritonLayer, TritonGPT)
+    make_linear, make_layer, make_model = made_of
 
     def linear(*modules: nn.Linear) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
@@ -222,7 +234,7 @@ def fuse(
             for module in modules:
                 if module is not model.lm_head:
                     module.weight = nn.Parameter(torch.empty(0, dtype=own, device=device), requires_grad=False)
-        return PackedLinear(weight_OI, bias_O, int8) if packs else FusedLinear(weight_OI, bias_O)
+        return PackedLinear(weight_OI, bias_O, int8) if packs else make_linear(weight_OI, bias_O)
 
     def norm(module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.RMSNorm):
@@ -236,11 +248,10 @@ def fuse(
         return copied
 
     def layers(originals: nn.ModuleList) -> nn.ModuleList:
-        make = KernelLayer if packs else FusedLayer
-        return nn.ModuleList(make(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
+        return nn.ModuleList(make_layer(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
 
     with torch.device("meta"):
-        fused = (KernelGPT if packs else RecycleGPT)(model.config, model.recycle_config)
+        fused = make_model(model.config, model.recycle_config)
     fused.lm_head = linear(model.lm_head)  # type: ignore[assignment]
     embedding = model.backbone.embed_tokens.weight.detach()
     fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)
@@ -257,7 +268,25 @@ def fuse(
         fused.rotary = Rotary(config.head_dim, config.rope_theta, model.rotary.num_positions, config.rope_scaling)
     if dtype == torch.float64:
         fused.rotary.double()
+    if streams:
+        link(fused)
     return fused.eval().requires_grad_(False)
+
+
+def max_kernel_rows(model: RecycleGPT) -> int:
+    """Rows that one pass of this model may have to be computed by the kernels for CUDA; 0 where it has none."""
+    rows: int = getattr(model, "max_kernel_rows", 0)
+    return rows
+
+
+def _on_cuda(model: RecycleGPT, dtype: torch.dtype) -> bool:
+    """Whether the kernels for CUDA compute this model; one warning says why not where its shape is the reason."""
+    if not cuda_kernels.usable(model.device, dtype):
+        return False
+    why = cuda_kernels.unfitting(model.config)
+    if why:
+        warnings.warn(f"decoding with torch's own kernels, slower and not exact in bf16: {why}", stacklevel=3)
+    return not why
 
 
 def _odd_widths(model: RecycleGPT) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig
-from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer
+from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer, run_layers
 
 
 class Backbone(nn.Module):
     """Token embedding, layers and final norm."""
+
+    recompute_every = 0
+    """In training, every so many layers are run again in the backward pass instead of kept; 0: none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -19,7 +22,5 @@ class Backbone(nn.Module):
 
     def forward(self, tokens_BT: Tensor, attending: Attending) -> Tensor:
         """Return `hidden_BTC`, the state h_t after the final norm."""
-        x_BTC = self.embed_tokens(tokens_BT)
-        for number, layer in enumerate(self.layers):
-            x_BTC = layer(x_BTC, number, attending)
+        x_BTC = run_layers(self.layers, self.embed_tokens(tokens_BT), attending, self.recompute_every)
         return self.norm(x_BTC)

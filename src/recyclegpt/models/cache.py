@@ -75,16 +75,32 @@ class UnrolledMemory:
         self.key_by_layer: dict[int, list[Tensor]] = {}
         self.value_by_layer: dict[int, list[Tensor]] = {}
 
-    def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append this step's rows; return those of all steps so far, `(B, k T, G, D)`."""
-        keys = self.key_by_layer.setdefault(layer, [])
-        values = self.value_by_layer.setdefault(layer, [])
-        keys.append(key_BTGD)
-        values.append(value_BTGD)
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+    def at(self, step: int) -> UnrolledStep:
+        """The memory as step `step` sees it, counted from 1."""
+        return UnrolledStep(self, step)
 
     @staticmethod
     def mask(step: int, first_mask: Tensor) -> Tensor:
         """Mask `(..., T, step * T)` of step `step`, from the mask `(..., T, T)` of the first."""
         own = torch.eye(first_mask.shape[-1], dtype=torch.bool, device=first_mask.device).expand_as(first_mask)
         return torch.cat([first_mask, *[own] * (step - 1)], dim=-1)
+
+
+class UnrolledStep:
+    """One step's view. It may write a layer's rows twice: activation checkpointing runs a layer again when the later
+    steps have long written theirs.
+    """
+
+    def __init__(self, memory: UnrolledMemory, step: int) -> None:
+        self.memory = memory
+        self.step = step
+
+    def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep this step's rows; return those of all steps up to it, `(B, k T, G, D)`."""
+        keys = self.memory.key_by_layer.setdefault(layer, [])
+        values = self.memory.value_by_layer.setdefault(layer, [])
+        earlier = self.step - 1
+        if len(keys) == earlier:
+            keys.append(key_BTGD)
+            values.append(value_BTGD)
+        return torch.cat([*keys[:earlier], key_BTGD], dim=1), torch.cat([*values[:earlier], value_BTGD], dim=1)

@@ -8,11 +8,14 @@ B batch, T positions, C model width, H query heads, G key/value heads, D head wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.rope import rotate
@@ -106,6 +109,21 @@ class TransformerLayer(nn.Module):
     def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+
+def run_layers(layers: Iterable[nn.Module], x_BTC: Tensor, attending: Attending, recompute_every: int = 0) -> Tensor:
+    """The layers one after another.
+
+    With `recompute_every=n` every n-th of them keeps for the backward pass what it was given, and is run again there
+    for the rest (activation checkpointing, Chen et al., arXiv 1604.06174). Results are the same to the last bit.
+    """
+    for number, layer in enumerate(layers):
+        if recompute_every and number % recompute_every == 0 and torch.is_grad_enabled():
+            # Nothing in a layer draws random numbers, so no generator has to be set back.
+            x_BTC = checkpoint(layer, x_BTC, number, attending, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BTC = layer(x_BTC, number, attending)
+    return x_BTC
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig, RecycleConfig
-from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer
+from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer, run_layers
 
 
 class RecyclableModule(nn.Module):
@@ -20,6 +20,9 @@ class RecyclableModule(nn.Module):
     The paper (arXiv 2308.03421) names the inputs and the LLaMA layers; the order of the two halves, the bias-free fold
     and the norms are this project's choice, made so that vLLM's `EagleMistralForCausalLM` computes the same.
     """
+
+    recompute_every = 0
+    """As in the backbone."""
 
     def __init__(self, config: ModelConfig, recycle: RecycleConfig) -> None:
         super().__init__()
@@ -50,6 +53,4 @@ class RecyclableModule(nn.Module):
     def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: Attending) -> Tensor:
         """Return `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
         x_BTC = self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
-        for number, layer in enumerate(self.layers):
-            x_BTC = layer(x_BTC, number, attending)
-        return self.norm(x_BTC)
+        return self.norm(run_layers(self.layers, x_BTC, attending, self.recompute_every))

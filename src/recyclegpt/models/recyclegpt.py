@@ -78,7 +78,7 @@ class RecycleGPT(
         hidden_BTC: Tensor,
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: StaticCache | UnrolledMemory | None = None,
+        cache: StaticCache | None = None,
         num_read: int | None = None,
     ) -> Tensor:
         """The module's states `recycled_BTC`: row t reads token x_{t+1} (`tokens_BT[:, t]`) and state h_t.
@@ -133,7 +133,8 @@ class RecycleGPT(
             positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
             cos, sin = self.rotary(positions_T)
             embedded_BTC = F.embedding(views_NBT[step], weight)
-            state_BTC = self.recyclable(embedded_BTC, state_BTC, Attending(cos, sin, step_mask, memory))
+            seen = None if memory is None else memory.at(step)
+            state_BTC = self.recyclable(embedded_BTC, state_BTC, Attending(cos, sin, step_mask, seen))
             recycled.append(state_BTC)
         return States(hidden_BTC, recycled)
 
@@ -172,11 +173,13 @@ class RecycleGPT(
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | UnrolledMemory | None,
+        cache: StaticCache | None,
         num_read: int | None,
     ) -> Attending:
         if positions_BT is None:
-            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            if isinstance(cache, StaticCache):
+                positions_BT = positions_BT.expand_as(tokens_BT)
         cos, sin = self.rotary(positions_BT)
         if isinstance(cache, StaticCache):
             mask = cache.seek(positions_BT, num_read)

@@ -8,12 +8,29 @@ M rows (positions of a batch), m rows of a chunk, C model width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+CPU_ROWS = 256
+"""Rows of a chunk on a CPU, where logits should stay in its cache."""
+LOGITS_BYTES = 1 << 30
+"""On CUDA a chunk is large, so that its products fill the device: its logits in fp32 take about this much."""
+_ROWS_MULTIPLE = 128
+
+
+def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> int:
+    """Rows of logits held at a time: as many as are wanted, else what suits device and vocabulary."""
+    if wanted is not None:
+        return wanted
+    if not on_cuda:
+        return CPU_ROWS
+    return max(CPU_ROWS, LOGITS_BYTES // (4 * vocab_size) // _ROWS_MULTIPLE * _ROWS_MULTIPLE)
 
 
 class RowLosses(NamedTuple):
@@ -36,7 +53,8 @@ def chunked_cross_entropy(
     scale_M: Tensor,
     teacher_MC: Tensor | None = None,
     teacher_share: float = 0.0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
+    compile: bool = False,  # noqa: A002 - the word users know
 ) -> RowLosses:
     """Classify rows with the head `weight_VC` and compare with labels, and with a teacher's distribution if wanted.
 
@@ -47,12 +65,23 @@ def chunked_cross_entropy(
         scale_M: weight of each row in `total`; 0 leaves a row out.
         teacher_MC: states whose distribution under the same head is the soft target, taken as given (no gradient).
         teacher_share: weight of KL(teacher || student) against the label's cross entropy, 0 to 1.
-        chunk_size: rows of logits held at a time.
+        chunk_size: rows of logits held at a time; None: by `rows_of_chunk`.
+        compile: run what lies between the products through `torch.compile`: one kernel instead of about ten passes over
+            the logits.
     """
+    chunk_size = rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
     if teacher_MC is None:
         teacher_share = 0.0
     total, nll_M, prediction_M, confidence_M = _ChunkedCrossEntropy.apply(
-        state_MC, weight_VC, label_M, scale_M, teacher_MC, teacher_share, chunk_size, not torch.is_grad_enabled()
+        state_MC,
+        weight_VC,
+        label_M,
+        scale_M,
+        teacher_MC,
+        teacher_share,
+        chunk_size,
+        not torch.is_grad_enabled(),
+        compile,
     )
     return RowLosses(total, nll_M, prediction_M, confidence_M)
 
@@ -69,46 +98,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_share: float,
         chunk_size: int,
         predict: bool,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row_losses = _compiled_row_losses() if compiled else _row_losses
         wide = torch.float64 if state_MC.dtype == torch.float64 else torch.float32
         need_state, need_weight = ctx.needs_input_grad[:2]
         grad_state_MC = torch.empty_like(state_MC) if need_state else None
         grad_weight_VC = torch.zeros_like(weight_VC, dtype=wide) if need_weight else None
         nll_M = torch.empty(len(label_M), dtype=wide, device=state_MC.device)
-        prediction_M = torch.empty_like(label_M)
+        prediction_M = torch.full_like(label_M, -1)
         confidence_M = torch.zeros_like(nll_M)
         total = torch.zeros((), dtype=wide, device=state_MC.device)
         for begin in range(0, len(label_M), chunk_size):
             rows = slice(begin, begin + chunk_size)
-            label_m1, scale_m1 = label_M[rows, None], scale_M[rows, None]
+            scale_m1 = scale_M[rows, None]
             logits_mV = F.linear(state_MC[rows], weight_VC)
-            prediction_M[rows] = logits_mV.argmax(dim=-1) if predict else -1
-            p_mV = logits_mV.softmax(dim=-1, dtype=wide)
-            # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
-            largest_m1 = p_mV.amax(dim=-1, keepdim=True)
-            normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - largest_m1.log()
+            if predict:
+                prediction_M[rows] = logits_mV.argmax(dim=-1)
+            teacher_mV = None
+            if teacher_MC is not None and teacher_share:
+                teacher_mV = F.linear(teacher_MC[rows], weight_VC)
+            nll_m1, loss_m1, largest_m1, grad_mV = row_losses(
+                logits_mV, label_M[rows, None], teacher_mV, teacher_share, wide, need_state or need_weight
+            )
+            nll_M[rows] = nll_m1.squeeze(1)
             if predict:
                 confidence_M[rows] = largest_m1.squeeze(1)
-            nll_m1 = normaliser_m1 - logits_mV.gather(1, label_m1).to(wide)
-            nll_M[rows] = nll_m1.squeeze(1)
-            loss_m1, grad_mV = nll_m1 * (1 - teacher_share), p_mV
-            if teacher_MC is not None and teacher_share:
-                log_q_mV = F.linear(teacher_MC[rows], weight_VC).log_softmax(dim=-1, dtype=wide)
-                q_mV = log_q_mV.exp()
-                divergence_m1 = (q_mV * (log_q_mV - logits_mV + normaliser_m1)).sum(dim=-1, keepdim=True)
-                loss_m1 = loss_m1 + teacher_share * divergence_m1
-                grad_mV = grad_mV.sub_(q_mV, alpha=teacher_share)
             # A row that is left out must not spoil the sum, whatever its loss is.
             total += torch.where(scale_m1 == 0, 0, scale_m1 * loss_m1).sum()
-            if not (need_state or need_weight):
-                continue
-            grad_mV.scatter_add_(1, label_m1, torch.full_like(label_m1, -(1 - teacher_share), dtype=wide))
-            narrow_mV = grad_mV.to(logits_mV.dtype)
             # The rows' scales go to the narrow side of each product, which saves a pass over the logits.
             if grad_state_MC is not None:
-                grad_state_MC[rows] = (narrow_mV @ weight_VC.to(logits_mV.dtype)).to(state_MC.dtype) * scale_m1
+                grad_state_MC[rows] = (grad_mV @ weight_VC.to(logits_mV.dtype)).to(state_MC.dtype) * scale_m1
             if grad_weight_VC is not None:
-                grad_weight_VC += narrow_mV.t() @ (state_MC[rows] * scale_m1).to(logits_mV.dtype)
+                grad_weight_VC += grad_mV.t() @ (state_MC[rows] * scale_m1).to(logits_mV.dtype)
         ctx.save_for_backward(grad_state_MC, None if grad_weight_VC is None else grad_weight_VC.to(weight_VC.dtype))
         ctx.mark_non_differentiable(nll_M, prediction_M, confidence_M)
         return total, nll_M, prediction_M, confidence_M
@@ -117,4 +139,43 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = [None if saved is None else saved * grad_total.to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None, None)
+
+
+def _row_losses(
+    logits_mV: Tensor,
+    label_m1: Tensor,
+    teacher_mV: Tensor | None,
+    teacher_share: float,
+    wide: torch.dtype,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row: nll, loss, the largest probability, and the loss's gradient in the format of the logits."""
+    p_mV = logits_mV.softmax(dim=-1, dtype=wide)
+    # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
+    largest_m1 = p_mV.amax(dim=-1, keepdim=True)
+    normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - largest_m1.log()
+    nll_m1 = normaliser_m1 - logits_mV.gather(1, label_m1).to(wide)
+    loss_m1, grad_mV = nll_m1 * (1 - teacher_share), p_mV
+    if teacher_mV is not None:
+        log_q_mV = teacher_mV.log_softmax(dim=-1, dtype=wide)
+        q_mV = log_q_mV.exp()
+        divergence_m1 = (q_mV * (log_q_mV - logits_mV + normaliser_m1)).sum(dim=-1, keepdim=True)
+        loss_m1 = loss_m1 + teacher_share * divergence_m1
+        grad_mV = grad_mV.sub_(q_mV, alpha=teacher_share)
+    if not need_grad:
+        return nll_m1, loss_m1, largest_m1, logits_mV
+    share = 1 - teacher_share
+    if torch.compiler.is_compiling():
+        # A scatter would end the kernel here, and store the probabilities for it.
+        columns_V = torch.arange(logits_mV.shape[1], device=logits_mV.device)
+        grad_mV = torch.where(columns_V == label_m1, grad_mV - share, grad_mV)
+    else:
+        grad_mV.scatter_add_(1, label_m1, torch.full_like(label_m1, -share, dtype=wide))
+    return nll_m1, loss_m1, largest_m1, grad_mV.to(logits_mV.dtype)
+
+
+@functools.cache
+def _compiled_row_losses() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """A graph for each shape: a full chunk and the last one, in training and in validation."""
+    return torch.compile(_row_losses, dynamic=False)

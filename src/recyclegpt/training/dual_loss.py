@@ -46,8 +46,8 @@ class LossConfig:
     """Share of the recycle loss's gradient that reaches embedding, backbone and classifier: 1 full, 0 stopped."""
     target: Literal["label", "backbone", "mixed"] = "label"
     """`label`: the corpus; `backbone`: the backbone's own distribution (KL); `mixed`: half of each."""
-    chunk_size: int = 256
-    """Rows of logits held at a time."""
+    chunk_size: int | None = None
+    """Rows of logits held at a time; None: 256 on a CPU, on CUDA as many as take 1 GiB in fp32."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -64,8 +64,8 @@ class LossConfig:
             problems.append(f"beta: {self.beta} is not in (0, 1]")
         if not 1 <= self.num_unrolled <= 8:
             problems.append(f"num_unrolled: {self.num_unrolled} is not between 1 and 8")
-        if self.chunk_size < 1:
-            problems.append(f"chunk_size: {self.chunk_size} is not positive")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            problems.append(f"chunk_size: {self.chunk_size} is not positive; null chooses it")
         for name, choices in (("recycle_schedule", get_args(WeightSchedule)), ("target", get_args(Target))):
             if getattr(self, name) not in choices:
                 problems.append(f"{name}: {getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")
@@ -100,11 +100,14 @@ class LossParts(NamedTuple):
 class DualLoss(nn.Module):
     """Loss of a model on a batch's views. Each mean is over all B * T positions, masked ones included as zero, so
     that two half batches accumulate to exactly the gradient of the whole.
+
+    `compile` runs what is done to logits through `torch.compile`.
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig, compile: bool = False) -> None:  # noqa: A002 - the word users know
         super().__init__()
         self.config = config
+        self.compiled = compile
 
     def forward(
         self, model: RecycleGPT, views_NBT: Tensor, documents_NBT: Tensor | None = None, progress: float = 0.0
@@ -125,7 +128,12 @@ class DualLoss(nn.Module):
         ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
 
         backbone = chunked_cross_entropy(
-            hidden_MC, head, views_NBT[1].flatten(), ones_BT.flatten() / num_rows, chunk_size=config.chunk_size
+            hidden_MC,
+            head,
+            views_NBT[1].flatten(),
+            ones_BT.flatten() / num_rows,
+            chunk_size=config.chunk_size,
+            compile=self.compiled,
         )
         loss = config.backbone_weight * backbone.total
         trained_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[2]).float()
@@ -152,6 +160,7 @@ class DualLoss(nn.Module):
                 teacher_MC,
                 config.teacher_share,
                 config.chunk_size,
+                self.compiled,
             )
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)

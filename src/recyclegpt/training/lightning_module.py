@@ -22,6 +22,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.per_layer import compile_layers, recompute_layers
 from recyclegpt.training.separate_backbone import only_kept
 from recyclegpt.training.sharding import is_sharded, shard
 
@@ -60,6 +61,7 @@ class LitRecycleGPT(LightningModule):
         hyper_parameters: dict[str, Any] | None = None,
         max_skipped_steps: int = 10,
         compile: bool = False,  # noqa: A002 - the word users know
+        activation_checkpointing: int = 0,
     ) -> None:
         """Args:
         model: what is trained.
@@ -71,11 +73,12 @@ class LitRecycleGPT(LightningModule):
         hyper_parameters: plain Python config, stored in every checkpoint. With the key `backbone`, which tells where a
             frozen backbone lies, checkpoints hold the recyclable module alone.
         max_skipped_steps: non-finite steps in a row that are skipped before training stops.
-        compile: run backbone and module through `torch.compile`, in place.
+        compile: run the layers of backbone and module, and the loss, through `torch.compile`, in place.
+        activation_checkpointing: every so many layers are run again in the backward pass, not kept; 0: none.
         """
         super().__init__()
         self.model = model
-        self.dual_loss = DualLoss(loss)
+        self.dual_loss = DualLoss(loss, compile)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.num_steps = num_steps
         self.max_skipped_steps = max_skipped_steps
@@ -88,11 +91,9 @@ class LitRecycleGPT(LightningModule):
         self.held_out: HeldOut | None = None
         self.save_hyperparameters(hyper_parameters or {})
         self.strict_loading = "backbone" not in (hyper_parameters or {})
+        recompute_layers(model, activation_checkpointing)
         if compile:
-            # In place: torch.compile(module) would rename every key of the state dict.
-            model.backbone.compile()
-            if model.recyclable is not None:
-                model.recyclable.compile()
+            compile_layers(model)
 
     token_num_bytes_V: Tensor
 

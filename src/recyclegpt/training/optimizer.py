@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.training.muon import Muon
 
 Named = Iterable[tuple[str, Parameter]]
 
@@ -62,8 +63,9 @@ class MuonAdamW(Optimizer):
     """Muon on the matrices of the layers and of the fold, AdamW on embedding, classifier, norms and vectors.
 
     One optimizer because Lightning's automatic optimisation refuses two. The updates are the library's own: every step
-    hands the groups of each kind to `torch.optim.Muon` or `torch.optim.AdamW`, which then work on this optimizer's
-    groups and state, so that schedulers see all groups and one state dict holds everything.
+    hands the groups of each kind to `torch.optim.Muon` (on CUDA in batches, see `muon.py`) or `torch.optim.AdamW`,
+    which then work on this optimizer's groups and state, so that schedulers see all groups and one state dict holds
+    everything.
 
     With `adjust_lr_fn="match_rms_adamw"` (Moonlight, arXiv 2502.16982) an update of Muon has the root mean square of
     one of AdamW, so the same learning rate and decay serve both; `"original"` is Keller Jordan's scale
@@ -124,7 +126,7 @@ class MuonAdamW(Optimizer):
         self._parts: dict[str, Optimizer] = {}
         rate = lr if muon_lr is None else muon_lr
         if matrices:
-            self._parts["muon"] = torch.optim.Muon(
+            self._parts["muon"] = Muon(
                 [
                     {"name": f"{prefix}muon", "params": [weight for _, weight in part], "lr": own}
                     for prefix, own, part in _by_rate(matrices, rate, backbone_lr)
@@ -157,7 +159,7 @@ class MuonAdamW(Optimizer):
         # An optimizer pickles and copies its groups and state alone; the parts are made again from the groups.
         if "_parts" not in self.__dict__:
             self._parts = {}
-        makers: dict[str, Callable[..., Optimizer]] = {"muon": torch.optim.Muon, "adamw": torch.optim.AdamW}
+        makers: dict[str, Callable[..., Optimizer]] = {"muon": Muon, "adamw": torch.optim.AdamW}
         for kind in dict.fromkeys(group["kind"] for group in self.param_groups):
             if kind not in self._parts:
                 self._parts[kind] = makers[kind]([dict(group) for group in self.param_groups if group["kind"] == kind])

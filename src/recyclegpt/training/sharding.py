@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from recyclegpt.models import RecycleGPT
+from recyclegpt.training.per_layer import layers_of
 
 if TYPE_CHECKING:
     from recyclegpt.training.lightning_module import LitRecycleGPT
@@ -22,9 +23,7 @@ def shard(module: LitRecycleGPT, mesh: DeviceMesh) -> None:
     the dual loss reads the classifier's weight itself: they are gathered when a step begins and kept until its backward
     pass has ended.
     """
-    model = module.model
-    layers = [*model.backbone.layers, *([] if model.recyclable is None else model.recyclable.layers)]
-    for layer in layers:
+    for layer in layers_of(module.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in ("training_step", "validation_step"):

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from recyclegpt.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
+from recyclegpt.callbacks.throughput import Throughput, peak_memory_bytes
 from recyclegpt.data import Batch
+from recyclegpt.evaluation.devices import peak_flops
 from recyclegpt.evaluation.flops import flops_per_token
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 

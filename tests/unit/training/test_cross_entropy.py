@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recyclegpt.training.cross_entropy import chunked_cross_entropy
+from recyclegpt.decoding.kernels.build import find_compiler
+from recyclegpt.training.cross_entropy import chunked_cross_entropy, rows_of_chunk
 
 
 def inputs(rows: int = 23, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -48,6 +49,30 @@ def test_loss_and_gradients_equal_the_plain_computation(chunk_size: int, teacher
         results.append((loss.detach(), mine["state_MC"].grad, mine["weight_VC"].grad))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("teacher_share", [0.0, 0.5])
+def test_compiled_equals_plain(teacher_share: float) -> None:
+    results = []
+    for compiled in (False, True):
+        values = {k: v.float() if v.is_floating_point() else v for k, v in inputs().items()}
+        mine = {k: v.requires_grad_(k in ("state_MC", "weight_VC")) for k, v in values.items()}
+        rows = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+        rows.total.backward()
+        with torch.no_grad():
+            watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+        results.append((rows.total.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad, *watched))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_chunks_are_as_large_as_the_device_likes() -> None:
+    assert rows_of_chunk(32000, on_cuda=False) == 256
+    assert rows_of_chunk(32000, on_cuda=True) == 8320
+    assert 0.9 * 2**30 < rows_of_chunk(4096, on_cuda=True) * 4096 * 4 <= 2**30
+    assert rows_of_chunk(10_000_000, on_cuda=True) == 256
+    assert rows_of_chunk(32000, on_cuda=True, wanted=7) == 7
 
 
 def test_row_statistics() -> None:

@@ -213,7 +213,7 @@ def test_the_count_of_skipped_steps_goes_on_after_a_restart(tmp_path: Path) -> N
 def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:
     plain, compiled = build(), build(compiled=True)
     assert list(plain.state_dict()) == list(compiled.state_dict())
-    assert compiled.model.backbone._compiled_call_impl is not None
+    assert compiled.model.backbone.layers[0]._compiled_call_impl is not None
 
 
 def test_checkpoint_gives_the_model_back_and_loads_weights_only(tmp_path: Path) -> None:
