@@ -33,6 +33,7 @@ from recyclegpt.cli.gpu_report_calls import (
     in_this_process,
     is_done,
     read_record,
+    read_records,
     skip,
 )
 from recyclegpt.cli.gpu_report_document import make_document
@@ -115,19 +116,23 @@ def report(
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error})") from error
     begin, git = clock(), git_state(Path(__file__))
+    # A smoke run's records are no measurements, wherever they lie.
+    code = " ".join([code_now(git), cfg.device, *(["smoke"] if cfg.smoke else [])])
     setting = Setting(
-        out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code_now(git),
-        left_s=lambda: cfg.budget_s - clock() + begin,
-    )  # fmt: skip
+        out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code, left_s=lambda: cfg.budget_s - clock() + begin
+    )
     about: dict[str, Any] = {"smoke": cfg.smoke, "command": command, "version": __version__, "budget_s": cfg.budget_s}
     about["git"] = {"commit": cfg.commit, "dirty": None, "diff_sha256": None} if git is None else git
     asked = [part for part in PARTS if part in many(cfg.parts)]
     document: dict[str, Any] = {}
     try:
         with _sigterm_stops():
-            for part in PARTS:
-                for call in PARTS[part](setting):
-                    _one(call, setting, runner, part in asked)
+            for part, calls in PARTS.items():
+                if part in asked:
+                    for call in calls(setting):
+                        _one(call, setting, runner)
+                else:
+                    setting.records |= {(part, record.name): record for record in read_records(out, part, code)}
     finally:
         document = make_document(PARTS, setting.records, about)
         write_json(out / FILE_NAME, document)
@@ -146,14 +151,11 @@ def report(
     return document
 
 
-def _one(call: Call, setting: Setting, runner: Runner, asked: bool) -> None:
-    """Run one call, if it is asked for, not measured yet, and fits into what is left of the budget."""
+def _one(call: Call, setting: Setting, runner: Runner) -> None:
+    """Run one call, if it is not measured yet and fits into what is left of the budget."""
     found = read_record(setting.out, call.part, call.name, setting.code)
-    if is_done(found, call) or (found is not None and not asked):
-        assert found is not None
-        record, told = found, f"was {found.status}"
-    elif not asked:
-        return
+    if found is not None and is_done(found, call):
+        record, told = found, "was complete"
     elif call.expected_s > setting.left_s() and not setting.smoke:
         why = f"needs about {call.expected_s:.0f} s, and {max(0.0, setting.left_s()):.0f} s are left of the budget"
         record = skip(call, setting.out, setting.code, why)

@@ -60,7 +60,7 @@ class Record:
     seconds: float = 0.0
     error: str | None = None
     code: str = ""
-    """Commit and changes it was measured at."""
+    """Commit and changes it was measured at, device, and whether it was a smoke run."""
     facts: dict[str, Any] = field(default_factory=dict)
     document: dict[str, Any] | None = None
     """The JSON object that it printed last."""
@@ -95,9 +95,15 @@ def read_record(out: Path, part: str, name: str, code: str) -> Record | None:
     return found if found.format == FORMAT and found.code == code else None
 
 
-def is_done(found: Record | None, call: Call) -> bool:
+def read_records(out: Path, part: str, code: str) -> list[Record]:
+    """All records of a part, of this code."""
+    found = (read_record(out, part, path.stem, code) for path in sorted((out / part).glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+def is_done(found: Record, call: Call) -> bool:
     """Whether a call was measured already, with these very settings and of the same run."""
-    return found is not None and (found.status, found.command, found.facts) == (COMPLETE, call.command, call.facts)
+    return (found.status, found.command, found.facts) == (COMPLETE, call.command, call.facts)
 
 
 def carry_out(call: Call, out: Path, code: str, runner: Runner, limit_s: float) -> Record:

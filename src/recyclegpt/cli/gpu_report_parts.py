@@ -142,14 +142,15 @@ def train(setting: Setting) -> Iterator[Call]:
     corpus = setting.document("train", "corpus")
     if corpus is None:
         return
-    left = setting.left_s() - sum(seconds for name, seconds in EXPECTED_S.items() if name.startswith("trained/"))
+    # What `trained` needs is not given away: with less than both left, the run is not begun.
+    reserve_s = sum(seconds for name, seconds in EXPECTED_S.items() if name.startswith("trained/"))
+    left_s = setting.left_s() - reserve_s
     speed = None if setting.smoke else setting.document("training", RUN_SHAPE)
     planned = plan_run(
         setting.out / "train", setting.code, train_settings(setting.device, setting.smoke), corpus, speed,
-        min(setting.train_s, left),
+        min(setting.train_s, left_s),
     )  # fmt: skip
-    # What `trained` needs is not given away: with less than both left, the run is not begun.
-    expected_s = planned.seconds + max(0.0, setting.left_s() - left if planned.seconds > left else 0.0)
+    expected_s = planned.seconds if planned.seconds <= left_s else planned.seconds + reserve_s
     yield Call("train", "run", planned.argv, expected_s, {"folder": str(planned.folder), "note": planned.note})
 
 

@@ -164,6 +164,24 @@ def test_a_part_alone_keeps_what_was_measured_before(start: Callable[..., Any]) 
     assert program.commands[-2:] == ["bench", "evaluate"]
 
 
+def test_a_smoke_run_in_the_same_folder_is_no_measurement(start: Callable[..., Any]) -> None:
+    program = Program()
+    start(program, "smoke=true", "device=cpu")
+    document = start(program, "parts=[environment]")
+    assert statuses(document) == dict.fromkeys(PARTS, "not run") | {"environment": "complete"}
+    assert start(program, "smoke=true", "device=cpu", "parts=[decode]")["parts"]["training"]["status"] == "complete"
+
+
+def test_a_part_that_is_not_asked_for_plans_nothing(start: Callable[..., Any]) -> None:
+    program = Program()
+    program.breaks = lambda argv: argv[0] == "train"
+    with pytest.raises(RunError):
+        start(program)
+    Path("out/train/plan.json").unlink()
+    start(program, "parts=[environment]", "budget_s=120")
+    assert not Path("out/train/plan.json").exists()
+
+
 def test_another_commit_measures_again(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     program = Program()
     start(program, "parts=[environment]")

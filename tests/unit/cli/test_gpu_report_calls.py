@@ -47,7 +47,8 @@ def test_a_call_that_ends_well_leaves_its_document(tmp_path: Path) -> None:
     assert (record.status, record.error, record.document) == ("complete", None, {"rows": [1]})
     found = read_record(tmp_path, "decode", "depths", "code")
     assert found == record
-    assert is_done(found, call(script, facts={"shape": "gpt_125m"}))
+    assert is_done(record, call(script, facts={"shape": "gpt_125m"}))
+    assert calls.read_records(tmp_path, "decode", "code") == [record]
     log = (tmp_path / "decode" / "log.txt").read_text()
     assert "$ recyclegpt import sys" in log
     assert "progress\ntable\n" in log
@@ -79,7 +80,8 @@ def test_a_record_holds_for_its_code_and_settings_alone(tmp_path: Path) -> None:
 def test_a_failure_says_why(script: str, error: str, tmp_path: Path) -> None:
     record = run(script, tmp_path)
     assert (record.status, record.error) == ("failed", error)
-    assert not is_done(read_record(tmp_path, "decode", "depths", "code"), call(script))
+    assert not is_done(record, call(script))
+    assert calls.read_records(tmp_path, "decode", "code") == [record]
 
 
 def test_an_exit_code_may_be_good(tmp_path: Path) -> None:
