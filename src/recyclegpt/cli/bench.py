@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from recyclegpt.cli.bench_folder import output_folder
 from recyclegpt.cli.bench_table import print_progress, print_tables
 from recyclegpt.cli.bench_training import FILE_NAME as TRAINING_FILE
 from recyclegpt.cli.bench_training import measure_training, misplaced
@@ -28,10 +26,10 @@ from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.measured_on import measured_on
 from recyclegpt.cli.model_of_config import is_pretrained
 from recyclegpt.cli.result import model_facts
-from recyclegpt.cli.run_folder import finite, remove_empty_parents, write_json
+from recyclegpt.cli.run_folder import finite, write_json
 from recyclegpt.cli.settings import BENCH, many, type_problems
 from recyclegpt.decoding import Decoder, cuda_kernels, make_strategy
-from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
 from recyclegpt.evaluation.contention import OtherLoad
@@ -73,29 +71,19 @@ def run(argv: Sequence[str]) -> int:
         document = bench_runs(cfg)
     else:
         _read_settings(cfg)  # a mistake there leaves no folder behind
-        folder = _output_folder(cfg)
-        try:
+        with output_folder(cfg) as folder:
             document = measure(cfg)
-        except ConfigError:
-            _leave(folder)
-            raise
-        write_json(folder / "bench.json", document)
-        _draw(folder, document)
-        print(f"\nwritten to {folder}")
+            write_json(folder / "bench.json", document)
+            _draw(folder, document)
     print(json.dumps(finite(document)))
     return 1 if document.get("failed") else 0
 
 
 def _bench_training(cfg: DictConfig) -> dict[str, Any]:
     asked = read_training_settings(cfg)
-    folder = _output_folder(cfg)
-    try:
+    with output_folder(cfg) as folder:
         document = measure_training(cfg, asked, folder)
-    except (ConfigError, RunError):
-        _leave(folder)
-        raise
-    write_json(folder / TRAINING_FILE, document)
-    print(f"\nwritten to {folder}")
+        write_json(folder / TRAINING_FILE, document)
     return document
 
 
@@ -105,14 +93,9 @@ def _bench_prompts(cfg: DictConfig) -> dict[str, Any]:
     device, configs = _read_settings(cfg)
     if problems := setting_problems(cfg):
         raise ConfigError(problems)
-    folder = _output_folder(cfg)
-    try:
+    with output_folder(cfg) as folder:
         document = measure_prompts(cfg, device, configs[0])
-    except ConfigError:
-        _leave(folder)
-        raise
-    write_json(folder / FILE_NAME, document)
-    print(f"\nwritten to {folder}")
+        write_json(folder / FILE_NAME, document)
     return document
 
 
@@ -318,30 +301,6 @@ def _document(
         "rows": rows,
         "stages": stages,
     }
-
-
-def _output_folder(cfg: DictConfig) -> Path:
-    """Made and tried before anything is measured: a grid may take an hour.
-
-    Raises:
-        ConfigError: it cannot be written into.
-    """
-    now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("outputs/bench") / now if cfg.bench.output is None else Path(cfg.bench.output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"bench.output: {folder} cannot be written ({error})") from error
-    return folder
-
-
-def _leave(folder: Path) -> None:
-    """Remove the folder made for what was not measured after all."""
-    with contextlib.suppress(OSError):  # it holds something: it was there before
-        folder.rmdir()
-        remove_empty_parents(folder)
 
 
 def _draw(folder: Path, document: dict[str, Any]) -> None:
