@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.rope import rotate
+from recyclegpt.models.unrolled_attention import causal_and_own
 
 
 class Memory(Protocol):
@@ -33,7 +34,8 @@ class Memory(Protocol):
 class Attending:
     """What every attention layer of one pass needs to know about positions.
 
-    `mask` is True where a query may look, shape `(T, S)` or `(B, 1, T, S)`; None means causal over the T rows given.
+    `mask` is True where a query may look, shape `(T, S)` or `(B, 1, T, S)`; None means causal over the T rows given,
+    and of a memory that returns further T (unrolled training) to each row its own.
     """
 
     cos_BTD: Tensor
@@ -71,14 +73,17 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
         if attending.memory is not None:
             k, v = attending.memory.write(layer, k, v)
-        y_BHTD = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=attending.mask,
-            is_causal=attending.mask is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        if attending.mask is None and k.shape[1] > T:
+            y_BHTD = causal_and_own(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                attn_mask=attending.mask,
+                is_causal=attending.mask is None,
+                enable_gqa=self.num_kv_heads != self.num_heads,
+            )
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 
 

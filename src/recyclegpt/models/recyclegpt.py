@@ -124,8 +124,6 @@ class RecycleGPT(
             return States(hidden_BTC, recycled)
         T = views_NBT.shape[-1]
         memory = UnrolledMemory() if num_unrolled > 1 else None
-        if memory is not None and mask is None:
-            mask = torch.ones(T, T, dtype=torch.bool, device=views_NBT.device).tril()
         state_BTC = _scale_gradient(hidden_BTC, backbone_gradient)
         weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_gradient)
         for step in range(1, num_unrolled + 1):

@@ -1,0 +1,143 @@
+"""Attention of a later step of unrolled training: causal over the step-1 rows, and each row's own earlier steps.
+
+As one attention with a mask it would cost `k` times the keys and keep PyTorch off its flash kernel, although of the
+`(k - 1) T` further keys a query sees `k - 1`. Here the flash kernel does the causal part, and the few others are joined
+to it through the log-sum-exp that it returns, as ring attention joins its blocks (Liu et al., arXiv 2310.01889).
+
+B batch, T positions, J = k - 1 further keys of a row, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recyclegpt.models.cache import UnrolledMemory
+
+_ops = torch.ops.aten
+
+
+def causal_and_own(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+    """Attention `(B, H, T, D)` of row t to keys 1..t of the first T, and to key t of each further T.
+
+    Args:
+        query_BHTD: queries of this step.
+        key_BHSD: keys of all steps so far, T of each; G heads, of which H is a multiple.
+        value_BHSD: their values.
+    """
+    T, S = query_BHTD.shape[2], key_BHSD.shape[2]
+    if not has_flash(query_BHTD):
+        mask_TS = UnrolledMemory.mask(S // T, torch.ones(T, T, dtype=torch.bool, device=query_BHTD.device).tril())
+        grouped = query_BHTD.shape[1] != key_BHSD.shape[1]
+        return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=mask_TS, enable_gqa=grouped)
+    if (share := query_BHTD.shape[1] // key_BHSD.shape[1]) > 1:
+        key_BHSD, value_BHSD = (x.repeat_interleave(share, dim=1) for x in (key_BHSD, value_BHSD))
+    joined: Tensor = _forward_op(query_BHTD, key_BHSD, value_BHSD)[0]
+    return joined
+
+
+def has_flash(query_BHTD: Tensor) -> bool:
+    """Whether the flash kernel takes these queries: on a CPU any; on CUDA bf16 from Ampere on, in widths it knows."""
+    if not query_BHTD.is_cuda:
+        return query_BHTD.device.type == "cpu"
+    width = query_BHTD.shape[-1]
+    known = query_BHTD.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
+    return known and torch.version.hip is None and torch.cuda.get_device_properties(query_BHTD.device).major >= 8
+
+
+def _forward(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp over all keys (fp32 at least), and the dropout's seeds, which the CUDA kernel asks for.
+
+    Softmax over all keys = softmax over the causal ones and over the others, weighed by their shares of the sum.
+    """
+    T = q_BHTD.shape[2]
+    first_BHTD, lse_BHT, seed, offset = _flash(q_BHTD, k_BHSD[:, :, :T], v_BHSD[:, :, :T])
+    scores = [_dot(q_BHTD, k_BHTD) / math.sqrt(q_BHTD.shape[-1]) for k_BHTD in _own(k_BHSD, T)]
+    joint_BHT = torch.stack([lse_BHT, *scores]).logsumexp(dim=0)
+    out_BHTD = first_BHTD * (lse_BHT - joint_BHT).exp()[..., None]
+    for score_BHT, v_BHTD in zip(scores, _own(v_BHSD, T), strict=True):
+        out_BHTD = out_BHTD + v_BHTD * (score_BHT - joint_BHT).exp()[..., None]
+    return out_BHTD.to(q_BHTD.dtype), joint_BHT, seed, offset
+
+
+def _backward(
+    grad_BHTD: Tensor,
+    q_BHTD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    out_BHTD: Tensor,
+    joint_BHT: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the three inputs.
+
+    None of the log-sum-exp is needed: given the joint output and the joint log-sum-exp, the flash kernel's own backward
+    pass computes the causal part of the joint gradient, since both enter it only as `P = exp(s - lse)` and
+    `delta = sum(dO * O)`. PyTorch's context parallelism uses it so (torch.distributed.tensor.experimental).
+    """
+    T, scale = q_BHTD.shape[2], 1 / math.sqrt(q_BHTD.shape[-1])
+    first = (grad_BHTD, q_BHTD, k_BHSD[:, :, :T], v_BHSD[:, :, :T], out_BHTD, joint_BHT)
+    grad_q, grad_k, grad_v = _flash_backward(*first, seed, offset)
+    delta_BHT = _dot(grad_BHTD, out_BHTD)
+    grad_q, keys, values = grad_q.to(joint_BHT.dtype), [grad_k], [grad_v]
+    for k_BHTD, v_BHTD in zip(_own(k_BHSD, T), _own(v_BHSD, T), strict=True):
+        p_BHT = (_dot(q_BHTD, k_BHTD) * scale - joint_BHT).exp()
+        grad_score_BHT1 = (p_BHT * (_dot(grad_BHTD, v_BHTD) - delta_BHT) * scale)[..., None]
+        grad_q = grad_q + grad_score_BHT1 * k_BHTD
+        keys.append((grad_score_BHT1 * q_BHTD).to(k_BHTD.dtype))
+        values.append((p_BHT[..., None] * grad_BHTD).to(v_BHTD.dtype))
+    return grad_q.to(q_BHTD.dtype), torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def _own(x_BHSD: Tensor, num_rows: int) -> list[Tensor]:
+    return list(x_BHSD.split(num_rows, dim=2)[1:])
+
+
+def _dot(a_BHTD: Tensor, b_BHTD: Tensor) -> Tensor:
+    """Row by row, summed in fp32 at least."""
+    wide = torch.promote_types(a_BHTD.dtype, torch.float32)
+    return (a_BHTD.to(wide) * b_BHTD.to(wide)).sum(dim=-1)
+
+
+def _flash(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if q_BHTD.is_cuda:
+        out, lse, _, _, _, _, seed, offset, _ = _ops._scaled_dot_product_flash_attention(
+            q_BHTD, k_BHTD, v_BHTD, 0.0, True
+        )
+        return out, lse, seed, offset
+    out, lse = _ops._scaled_dot_product_flash_attention_for_cpu(q_BHTD, k_BHTD, v_BHTD, 0.0, True)
+    return out, lse, lse.new_empty(0), lse.new_empty(0)
+
+
+def _flash_backward(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, seed, offset = given
+    if tensors[0].is_cuda:
+        T = tensors[0].shape[2]
+        grads = _ops._scaled_dot_product_flash_attention_backward(*tensors, None, None, T, T, 0.0, True, seed, offset)
+    else:
+        grads = _ops._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, True)
+    return grads[0], grads[1], grads[2]
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _gradients(ctx: Any, grad_BHTD: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = _backward_op(grad_BHTD, *ctx.saved_tensors)
+    return grads
+
+
+# Operators of our own, which torch.compile calls and does not take apart: compiled, their arithmetic gave wrong
+# gradients without an error where two layers followed each other (torch 2.13 on a CPU).
+_forward_op = torch.library.custom_op("recyclegpt::causal_and_own", _forward, mutates_args=())
+_backward_op = torch.library.custom_op("recyclegpt::causal_and_own_backward", _backward, mutates_args=())
+# Where there are shapes and no values, the same calls tell the shapes.
+_forward_op.register_fake(_forward)
+_backward_op.register_fake(_backward)
+_forward_op.register_autograd(_gradients, setup_context=_save)
