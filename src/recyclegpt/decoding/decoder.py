@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from recyclegpt.decoding.emission import Emission
 from recyclegpt.decoding.fused import fuse, max_kernel_rows
@@ -32,13 +34,16 @@ class Decoder:
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
         """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs.
 
-        A cycle of so few rows that the kernels for CUDA take it is left to them.
+        A pass of so few rows that the kernels for CUDA take it is left to them.
         """
         self.model, self.compiled = model, compile
         self.read: Callable[..., torch.Tensor] = model.read
         self.recycle: Callable[..., torch.Tensor] = model.recycle
         if compile:
             self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
+            if max_kernel_rows(model):
+                self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
+                self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
         self._graphs = model.device.type == "cuda"
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
@@ -180,10 +185,7 @@ class Decoder:
             session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
             return key, session, graphed
-        read, recycle = self.read, self.recycle
-        if batch * (strategy.num_recycled + 1) <= max_kernel_rows(self.model):
-            read, recycle = self.model.read, self.model.recycle
-        session = Session(self.model, strategy, sampler, batch, num_slots, read, recycle)
+        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
         return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
 
     def _num_read(self, session: Session, furthest: int) -> int:
@@ -221,6 +223,15 @@ class Decoder:
             )
         if problems:
             raise ConfigError(problems)
+
+
+def _of_few_rows(few: Callable[..., Tensor], many: Callable[..., Tensor], most: int) -> Callable[..., Tensor]:
+    """Call `few` for up to `most` tokens and `many` for more."""
+
+    def run(tokens_BT: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return (few if tokens_BT.numel() <= most else many)(tokens_BT, *rest, **named)
+
+    return run
 
 
 def generate(
