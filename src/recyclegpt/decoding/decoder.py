@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from recyclegpt.decoding.emission import Emission
 from recyclegpt.decoding.fused import fuse, max_kernel_rows
@@ -39,13 +41,16 @@ class Decoder:
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
         """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs.
 
-        A cycle of so few rows that the kernels for CUDA take it is left to them.
+        A pass of so few rows that the kernels for CUDA take it is left to them.
         """
         self.model, self.compiled = model, compile
         self.read: Read = model.read
         self.recycle: Read = model.recycle
         if compile:
             self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
+            if max_kernel_rows(model):
+                self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
+                self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
         self._graphs = model.device.type == "cuda"
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
@@ -173,10 +178,6 @@ class Decoder:
         for record in records:
             yield from emission.take(record, tokens_BS, first)
 
-    def passes(self, rows: int) -> tuple[Read, Read]:
-        """The backbone's and the module's pass as cycles of so many rows run them, compiled or not."""
-        return (self.read, self.recycle) if self.compiles(rows) else (self.model.read, self.model.recycle)
-
     def compiles(self, rows: int) -> bool:
         """Whether cycles of so many rows run through `torch.compile`; few are left to the kernels for CUDA."""
         return self.compiled and rows > max_kernel_rows(self.model)
@@ -197,8 +198,7 @@ class Decoder:
             session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
             return key, session, graphed
-        passes = self.passes(batch * (strategy.num_recycled + 1))
-        session = Session(self.model, strategy, sampler, batch, num_slots, *passes)
+        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
         return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
 
     def _let_go(self) -> None:
@@ -250,6 +250,15 @@ class Decoder:
 def memory_for_idle(device: torch.device) -> float:
     """Bytes that caches may hold while nobody uses them."""
     return IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+
+
+def _of_few_rows(few: Callable[..., Tensor], many: Callable[..., Tensor], most: int) -> Callable[..., Tensor]:
+    """Call `few` for up to `most` tokens and `many` for more."""
+
+    def run(tokens_BT: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return (few if tokens_BT.numel() <= most else many)(tokens_BT, *rest, **named)
+
+    return run
 
 
 def generate(

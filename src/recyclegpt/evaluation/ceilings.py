@@ -18,7 +18,6 @@ from torch import nn
 from recyclegpt.decoding import Decoder
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import most_likely
-from recyclegpt.decoding.session import Read
 from recyclegpt.evaluation.stopwatch import Clock, Stopwatch
 from recyclegpt.models import RecycleGPT, StaticCache
 
@@ -125,13 +124,7 @@ class PassTimer:
         self.positions_BT = torch.arange(position, self.num_slots, device=device).expand(batch, -1)
         self.tokens_BT = torch.zeros_like(self.positions_BT)
         block = num_recycled + 1
-        cycle = decoder.passes(batch * block)
-        passes = (
-            self._backbone(1, decoder.passes(batch)[0]),
-            self._backbone(block, cycle[0]),
-            self._module(block, cycle[1]),
-            self._module(1, cycle[1]),
-        )
+        passes = (self._backbone(1), self._backbone(block), self._module(block), self._module(1))
         with torch.no_grad():
             self.passes = [as_graph(made, device) for made in passes]
         self.rounds: list[tuple[float, float, float, float]] = []
@@ -152,18 +145,18 @@ class PassTimer:
         """Medians of all rounds so far."""
         return PassCosts(self.num_recycled, *map(statistics.median, zip(*self.rounds, strict=True)))
 
-    def _backbone(self, width: int, read: Read) -> Callable[[], object]:
+    def _backbone(self, width: int) -> Callable[[], object]:
         tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
         return lambda: most_likely(
-            self.decoder.model.classify(read(tokens, positions, cache=self.cache, num_read=self.num_slots))
+            self.decoder.model.classify(self.decoder.read(tokens, positions, cache=self.cache, num_read=self.num_slots))
         )
 
-    def _module(self, width: int, recycle: Read) -> Callable[[], object]:
+    def _module(self, width: int) -> Callable[[], object]:
         tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
         states = self.state_BTC[:, :width].contiguous()
         return lambda: most_likely(
             self.decoder.model.classify(
-                recycle(tokens, states, positions, cache=self.module_cache, num_read=self.num_slots)[:, -1]
+                self.decoder.recycle(tokens, states, positions, cache=self.module_cache, num_read=self.num_slots)[:, -1]
             )
         )
 
