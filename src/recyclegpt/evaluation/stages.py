@@ -35,9 +35,7 @@ def stage_seconds(
     model, device, m = decoder.model, decoder.model.device, strategy.num_recycled
     sampler = Sampler.seeded(sampling or SamplingConfig(), len(prompts), 0, device)
     middle = max(len(prompt) for prompt in prompts) + max_new_tokens // 2
-    session = Session(
-        model, strategy, sampler, len(prompts), middle + 2 * m + 2, *decoder.passes(len(prompts) * (m + 1))
-    )
+    session = Session(model, strategy, sampler, len(prompts), middle + 2 * m + 2, decoder.read, decoder.recycle)
     session.begin([[0] * middle for _ in prompts], [middle + m + 1] * len(prompts), middle + 2 * m + 2)
     positions_BT = session.start_B[:, None] + session.block_T
     block_BT, num_read = session.tokens_BS.gather(1, positions_BT), middle + 2 * m + 2
