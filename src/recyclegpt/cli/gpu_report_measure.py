@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,13 +19,15 @@ from recyclegpt.cli.gpu_report_run import train_settings
 from recyclegpt.cli.health.device import nvidia_smi
 from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.measured_on import name_of
+from recyclegpt.decoding.cuda_kernels import usable
 from recyclegpt.evaluation.bandwidth import CopyTimer
+from recyclegpt.evaluation.kernel_bandwidth import kernel_bandwidth
 from recyclegpt.evaluation.matmul_rate import matmul_flops_per_s
 
 QUERIED = ("driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.memory")
 """What nvidia-smi is asked for."""
 COPIES = 20
-PAPER, TINIEST = "paper_1b3", "gpt_125m"
+PAPER, SMALLEST = "paper_1b3", "gpt_125m"
 """Shapes whose kernels are measured: of a report, and of a smoke run."""
 
 
@@ -76,26 +78,23 @@ def corpus(device: torch.device, smoke: bool) -> dict[str, Any]:
     }
 
 
-def kernels(device: torch.device, smoke: bool) -> dict[str, Any]:
-    """Bytes per second of every decoding kernel alone, beside a copy's."""
+def kernels(device: torch.device, smoke: bool, tune: bool = False) -> dict[str, Any]:
+    """Bytes per second of every decoding kernel alone, beside torch's product; `tune`: in other sizes too."""
     if device.type != "cuda":
-        return {
-            "rows": [],
-            "notes": ["The kernels are for CUDA; on a CPU their arithmetic is tested, not their speed."],
-        }
-    measured = importlib.import_module("recyclegpt.evaluation.kernel_bandwidth")
-    usable = importlib.import_module("recyclegpt.decoding.cuda_kernels").usable
+        note = "The kernels are for CUDA; on a CPU their arithmetic is tested, not their speed."
+        return {"rows": [], "notes": [note]}
     if not usable(device, torch.bfloat16):
         return {"rows": [], "notes": ["Triton does not work here, or the device is too old for the kernels."]}
-    cfg = compose_or_explain("bench", [f"model={TINIEST if smoke else PAPER}"])
+    cfg = compose_or_explain("bench", [f"model={SMALLEST if smoke else PAPER}"])
     shape = build_all(cfg, ["model"], {"model": {"vocab_size": cfg.bench.vocab_size}})["model"]
-    rows = measured.kernel_bandwidth(shape, device)
+    rows = kernel_bandwidth(shape, device, tune=tune)
     return {"rows": [{**row, "sizes": json.dumps(row["sizes"])} for row in rows]}
 
 
 MEASURES: Mapping[str, Callable[[torch.device, bool], dict[str, Any]]] = {
     "machine": machine,
     "kernels": kernels,
+    "kernel_sizes": partial(kernels, tune=True),
     "corpus": corpus,
 }
 

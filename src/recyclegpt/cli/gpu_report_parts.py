@@ -23,7 +23,7 @@ TINY = ("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "mode
 EXPECTED_S: Mapping[str, float] = {
     "environment/doctor": 8,
     "environment/machine": 8,
-    "kernels/kernels": 20,
+    "kernels/kernels": 30,
     "decode/baseline": 60,
     "decode/depths-gpt_125m": 18,
     "decode/depths-gpt_350m": 18,

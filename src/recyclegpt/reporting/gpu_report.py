@@ -47,6 +47,7 @@ KERNELS = {
     "outputs": "outputs",
     "inputs": "inputs",
     "rows": "rows",
+    "fetch": "fetch",
     "overlap": "overlap",
     "seconds": "microseconds",
     "of_copy": "of a copy",

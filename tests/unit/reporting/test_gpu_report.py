@@ -39,7 +39,7 @@ def test_a_report_is_written_beside_its_document(tmp_path: Path) -> None:
     assert "Held out, and never trained on: attrs." in text
     assert "| paper\\_1b3 autoregressive | 1000 | 100 | 300 | 10 | 10 | 10 |" in text
     assert "| mm | 9ms | 9% | 8 |" in text
-    assert "| lm\\_head | 32,000 | 1,664 | 1 | True | 28.0 | 88.4% |" in text
+    assert "| lm\\_head | 32,000 | 1,664 | 1 | False | True | 28.0 | 88.4% |" in text
     assert SMOKE not in text
     for name in ("decode_num_recycled", "bandwidth", "batch", "training", "run", "trained_num_recycled"):
         assert f"(figures/{name}.png)" in text
