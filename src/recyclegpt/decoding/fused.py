@@ -194,7 +194,7 @@ def fuse(
         model: on its device.
         dtype: of weights and states; None for the model's own; int8: weights in int8, one step per output, states in
             the device's fastest format.
-        use_kernels: False decodes with torch's own operators on a CPU too.
+        use_kernels: False decodes with torch's own operators on every device.
         release: free each weight of `model` once it is copied, so that both never lie in memory; `model` is used up.
 
     Raises:

@@ -26,7 +26,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"
 
 
 def needs_triton() -> Any:
-    return pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    return pytest.importorskip("triton", reason="Triton is not installed; it is made for Linux alone")
 
 
 def test_what_they_compute() -> None:

@@ -16,7 +16,7 @@ PAPER = ModelConfig(32000, 2048, 38, 1664, 13, intermediate_size=4480)
 
 
 def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    pytest.importorskip("triton", reason="Triton is not installed; it is made for Linux alone")
     config = ModelConfig(64, 96, 1, 64, 2, num_kv_heads=1, intermediate_size=96)
     monkeypatch.setattr(module, "SET_BYTES", 100_000)
     timed = []
