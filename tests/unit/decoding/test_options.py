@@ -459,38 +459,6 @@ def test_looking_seldom_counts_the_same_for_alternating(monkeypatch: pytest.Monk
     assert found[0] == found[1]
 
 
-def test_a_graph_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-
-    class Stream:
-        def wait_stream(self, other: Any) -> None:
-            pass
-
-    class Graph:
-        def replay(self) -> None:
-            events.append("replay")
-
-    class Context:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def __enter__(self) -> None:
-            pass
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-    for name, stand_in in {
-        "Stream": Stream, "current_stream": Stream, "stream": Context, "CUDAGraph": Graph, "graph": Context
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    cycle = graph.GraphedCycle(lambda num_read: events.append(f"cycle {num_read}"))
-    for num_read in (64, 64, 64, 128, 128, 64):
-        cycle(num_read)
-    # a captured cycle does not run until it is replayed
-    assert events == ["cycle 64", "cycle 64", "replay", "replay", "cycle 128", "cycle 128", "replay", "replay"]
-
-
 def test_graphed_sessions_are_found_again_and_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
