@@ -25,7 +25,7 @@ from recyclegpt.evaluation.stopwatch import synchronise
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
-from recyclegpt.training.per_layer import compile_layers, recompute_layers
+from recyclegpt.training.per_layer import set_up_layers
 
 PHASES = ("forward", "backward", "optimizer")
 MAX_NORM = 1.0
@@ -149,9 +149,7 @@ class _Steps:
         torch.manual_seed(config.seed)
         with device:
             self.model = RecycleGPT(shape, recycle).train()
-        recompute_layers(self.model, config.activation_checkpointing)
-        if config.compile:
-            compile_layers(self.model)
+        set_up_layers(self.model, config.compile, config.activation_checkpointing, config.loss.num_unrolled)
         self.loss = DualLoss(config.loss, config.compile)
         self.optimizer = config.optimizer(self.model.named_parameters())
         self.config, self.device = config, device

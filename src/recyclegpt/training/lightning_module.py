@@ -22,7 +22,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
-from recyclegpt.training.per_layer import compile_layers, recompute_layers
+from recyclegpt.training.per_layer import set_up_layers
 from recyclegpt.training.separate_backbone import only_kept
 from recyclegpt.training.sharding import is_sharded, shard
 
@@ -91,9 +91,7 @@ class LitRecycleGPT(LightningModule):
         self.held_out: HeldOut | None = None
         self.save_hyperparameters(hyper_parameters or {})
         self.strict_loading = "backbone" not in (hyper_parameters or {})
-        recompute_layers(model, activation_checkpointing)
-        if compile:
-            compile_layers(model)
+        set_up_layers(model, compile, activation_checkpointing, loss.num_unrolled)
 
     token_num_bytes_V: Tensor
 

@@ -16,17 +16,29 @@ def layers_of(model: RecycleGPT) -> list[nn.Module]:
     return [*model.backbone.layers, *([] if model.recyclable is None else model.recyclable.layers)]
 
 
-def compile_layers(model: RecycleGPT) -> None:
+def set_up_layers(model: RecycleGPT, compile: bool, recompute_every: int, num_unrolled: int = 1) -> None:  # noqa: A002
+    """What a run asks for: compiled layers, activation checkpointing of every so many, or both.
+
+    With both, the module's layers stay uncompiled in unrolled training: run again, a layer finds the rows of later
+    steps in its memory, for which another graph is compiled, and that may keep its tensors in another order.
+    """
+    recompute_layers(model, recompute_every)
+    if compile:
+        compile_layers(model, module=not (recompute_every and num_unrolled > 1))
+
+
+def compile_layers(model: RecycleGPT, module: bool = True) -> None:
     """Compile layer by layer: all layers of a shape share one graph, so a deep model compiles no longer than a shallow
-    one, and what lies between the layers is a few operations.
+    one, and what lies between the layers is a few operations. `module`: its layers as well.
 
     In place, because `torch.compile(module)` would rename every key of the state dict.
     """
     import torch._dynamo.config  # seconds, which only those pay who compile
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    for layer in layers_of(model):
-        layer.compile()
+    for layer in layers_of(model) if module else model.backbone.layers:
+        # Never a graph for any shape: it is slower, and a layer that is run again might get it in place of its own.
+        layer.compile(dynamic=False)
 
 
 def recompute_layers(model: RecycleGPT, every: int) -> None:

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
-from recyclegpt.training.per_layer import compile_layers, layers_of, recompute_layers
+from recyclegpt.training.per_layer import layers_of, recompute_layers, set_up_layers
 
 V, B, T = 29, 2, 12
 
@@ -63,17 +63,22 @@ def test_nothing_is_run_again_without_gradients() -> None:
     assert torch.equal(hidden_BTC, make_model()(views(1)).hidden_BTC)
 
 
-@pytest.mark.parametrize(("num_unrolled", "graphs"), [(1, 1), (2, 1 + 2 * 2)])
-def test_all_layers_share_a_graph(num_unrolled: int, graphs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of unrolled training the module's layers have one for each step."""
+@pytest.mark.parametrize(
+    ("num_unrolled", "every", "graphs"),
+    [(1, 0, 1), (1, 1, 1), (2, 0, 1 + 2 * 2), (2, 1, 1)],
+    ids=["all", "all, run again", "and each step of the module's", "not the module's, run again"],
+)
+def test_layers_share_a_graph(num_unrolled: int, every: int, graphs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = train_once(make_model(), num_unrolled, masked=False)
     torch._dynamo.reset()
     counter: Any = CompileCounter()  # runs what was traced without compiling it
     model = make_model()
     plain = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend=counter))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **settings: plain(module, backend=counter, **settings)
+    )
     with torch._dynamo.config.patch(recompile_limit=8):  # set back afterwards
-        compile_layers(model)
+        set_up_layers(model, True, every, num_unrolled)
         found = train_once(model, num_unrolled, masked=False)
     torch._dynamo.reset()
     assert counter.frame_count == graphs
