@@ -18,7 +18,7 @@ from recyclegpt.cli.compose import compose_or_explain
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE_TRAIN = "recyclegpt train experiment=tiny_cpu"
-COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "trainer=fsdp", "data=hf_stream")
+COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "trainer=fsdp", "data=hf_stream", "experiment=gpt_125m_python")
 """What needs a GPU or a network is checked as far as the configuration goes."""
 
 
@@ -81,10 +81,14 @@ def test_readme_command(line: str, user_folder: Path, run: Callable[..., int], m
     if command == "adapt":  # the model that is adapted here is a small one
         arguments = [part for part in arguments if not part.startswith("model.context_length")]
         arguments += ["debug=smoke_pretrained"]
-    if command == "bench":
+    tiny = ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64"]
+    if command == "bench" and "training=true" in arguments:
+        arguments = [part for part in arguments if part != "device=cuda"]
+        arguments += [*tiny, "step.batch=1", "step.row_length=8", "step.repetitions=1", "bench.vocab_size=64"]
+    elif command == "bench":
         arguments += ["bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"]
         arguments += ["bench.strategies=[alternating]", "bench.stages=false", "bench.num_prompts=1"]
-        arguments += ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64"]
+        arguments += tiny
     if command == "generate":
         arguments += ["decoding.max_new_tokens=8"]
     assert run(command, *arguments) == 0

@@ -25,7 +25,6 @@ from recyclegpt.decoding import (
     StopStrings,
     Verified,
     decoder,
-    graph,
     processed_probabilities,
 )
 from recyclegpt.decoding.sampling import penalised
