@@ -25,7 +25,7 @@ def test_a_smoke_run_measures_everything_once(
     document = json.loads(Path("out/report.json").read_text())
     parts = document["parts"]
     num_calls = sum(len(part["calls"]) for part in parts.values())
-    assert told.err.count(": complete in ") == num_calls == 11
+    assert told.err.count(": complete in ") == num_calls == 12
     assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(PARTS, "complete")
     assert document["environment"]["copy_bytes_per_s"] > 1e6
     assert document["environment"]["matmul_flops_per_s"] > 1e6
@@ -43,6 +43,7 @@ def test_a_smoke_run_measures_everything_once(
     assert parts["trained"]["metrics"]["val/ppl_backbone"] > 1
     assert {row["decoder"] for row in parts["decode"]["stages"]} == {"autoregressive", "alternating", "verified"}
     assert parts["training"]["profiles"]
+    assert [row["check"] for row in parts["checks"]["rows"] if not row["passed"]] == []
     text = Path("out/report.md").read_text()
     assert "No number here means anything" in text
     for name in ("decode_num_recycled", "bandwidth", "batch", "training", "run", "trained_num_recycled"):

@@ -48,9 +48,10 @@ from recyclegpt.reporting.gpu_targets import gpu_targets
 HELP = """usage: recyclegpt gpu-report [KEY=VALUE ...]
 
 Measure decoding, training and a trained model on a CUDA device, in ten minutes, and write a report: out/report.json,
-report.md, report.html, tables and figures. Settings: out, parts=[environment,kernels,decode,training,train,trained],
-budget_s, train_s; smoke=true device=cpu tries all of it with tiny shapes. Started again it goes on where it stopped:
-what is complete, of the same commit and settings, is not measured again. See docs/gpu.md."""
+report.md, report.html, tables and figures. Settings: out, budget_s, train_s,
+parts=[environment,checks,kernels,decode,training,train,trained]; smoke=true device=cpu tries all of it with tiny
+shapes. Started again it goes on where it stopped: what is complete, of the same commit and settings, is not measured
+again. See docs/gpu.md."""
 
 TYPES = {
     "out": str, "parts": str | list[str], "device": str, "budget_s": float, "train_s": float, "smoke": bool,

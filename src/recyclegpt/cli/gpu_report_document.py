@@ -60,7 +60,7 @@ def _part(name: str, records: Sequence[Record]) -> dict[str, Any]:
         ],
     }
     complete = [record for record in records if record.status == COMPLETE and record.document is not None]
-    if name in ("kernels", "decode", "training", "trained"):
+    if name in ("checks", "kernels", "decode", "training", "trained"):
         held["rows"] = [_marked(row, record) for record in complete for row in _rows(record)]
         held["stages"] = [
             {**_marked({}, record), "decoder": decoder, **seconds}

@@ -21,6 +21,7 @@ from recyclegpt.cli.instantiate import build_all
 from recyclegpt.cli.measured_on import name_of
 from recyclegpt.decoding.cuda_kernels import usable
 from recyclegpt.evaluation.bandwidth import CopyTimer
+from recyclegpt.evaluation.device_checks import device_checks
 from recyclegpt.evaluation.kernel_bandwidth import kernel_bandwidth
 from recyclegpt.evaluation.matmul_rate import matmul_flops_per_s
 
@@ -78,6 +79,11 @@ def corpus(device: torch.device, smoke: bool) -> dict[str, Any]:
     }
 
 
+def checks(device: torch.device, smoke: bool) -> dict[str, Any]:
+    """Whether what is fast computes what its slow twin computes, on this device."""
+    return {"rows": device_checks(device, tiny=smoke)}
+
+
 def kernels(device: torch.device, smoke: bool, tune: bool = False) -> dict[str, Any]:
     """Bytes per second of every decoding kernel alone, beside torch's product; `tune`: in other sizes too."""
     if device.type != "cuda":
@@ -93,6 +99,7 @@ def kernels(device: torch.device, smoke: bool, tune: bool = False) -> dict[str, 
 
 MEASURES: Mapping[str, Callable[[torch.device, bool], dict[str, Any]]] = {
     "machine": machine,
+    "checks": checks,
     "kernels": kernels,
     "kernel_sizes": partial(kernels, tune=True),
     "corpus": corpus,

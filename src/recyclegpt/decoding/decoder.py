@@ -51,7 +51,7 @@ class Decoder:
             if max_kernel_rows(model):
                 self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
                 self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
-        self._graphs = model.device.type == "cuda"
+        self.use_graphs = model.device.type == "cuda"
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
     @classmethod
@@ -191,7 +191,7 @@ class Decoder:
         """
         if self.compiled:
             num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
-        if self._graphs:
+        if self.use_graphs:
             num_slots = -(-num_slots // SLOTS_OF_GRAPHS) * SLOTS_OF_GRAPHS
         key = (strategy, sampler.config, batch, num_slots)
         if key in self._idle:
@@ -199,7 +199,7 @@ class Decoder:
             session.sampler.generators = sampler.generators
             return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
-        return key, session, GraphedCycle(session.cycle) if self._graphs else session.cycle
+        return key, session, GraphedCycle(session.cycle) if self.use_graphs else session.cycle
 
     def _let_go(self) -> None:
         """Drop the idle sessions that were not used for longest, where they are many or their caches large."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting.gpu_report import SMOKE, commit_of, device_of
+from recyclegpt.reporting.gpu_report import DISTRUST, SMOKE, commit_of, device_of, failed_checks
 from recyclegpt.reporting.gpu_targets import gpu_targets
 
 BEGIN, END = "<!-- gpu-report:begin -->", "<!-- gpu-report:end -->"
@@ -37,7 +37,9 @@ def readme_block(document: Mapping[str, Any] | None) -> str:
         for target in gpu_targets(document["parts"])
     ]
     told = f"{device_of(document)}, commit {commit_of(document)}, `{document.get('command')}`"
-    return "\n".join([*header, *rows, "", f"Measured on {told}."])
+    failed = failed_checks(document["parts"])
+    warning = [f"**Not right on this device: {', '.join(failed)}.** {DISTRUST}"] if failed else []
+    return "\n".join([*header, *rows, "", f"Measured on {told}.", *warning])
 
 
 def _measured(value: str, verdict: str) -> str:

@@ -52,7 +52,9 @@ KERNELS = {
     "seconds": "microseconds",
     "of_copy": "of a copy",
 }
+CHECKS = {"check": "check", "error": "error", "allowed": "allowed", "passed": "passed", "why": "why not"}
 SHARES = ("of_copy", "acceptance", "bandwidth_utilisation", "mfu", "flops_share", "time_share")
+DISTRUST = "Do not trust a speed that rests on them."
 SMOKE = "A smoke run: tiny shapes that carry the large ones' names. No number here means anything."
 
 
@@ -96,7 +98,7 @@ def write_gpu_report(folder: Path, output: Path, title: str | None = None) -> Wr
     figures = gpu_figures(parts)
     targets = gpu_targets(parts)
     tables: dict[str, Sequence[dict[str, Plain]]] = {"targets.csv": [_cells(target.as_row()) for target in targets]}
-    for part in ("decode", "training", "trained", "kernels"):
+    for part in ("checks", "decode", "training", "trained", "kernels"):
         if rows := parts.get(part, {}).get("rows"):
             tables[f"{part}.csv"] = same_columns(rows)
     title = title or f"GPU report: {device_of(document)}"
@@ -121,6 +123,11 @@ def commit_of(document: Mapping[str, Any]) -> str:
     return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
 
 
+def failed_checks(parts: Mapping[str, Any]) -> list[str]:
+    """Names of the fast paths that do not compute what their slow twins compute."""
+    return [str(row.get("check")) for row in parts.get("checks", {}).get("rows", []) if not row.get("passed")]
+
+
 def same_columns(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Plain]]:
     """Rows for a CSV file: all have the columns of all, lists and dicts as JSON."""
     rows = list(rows)
@@ -140,8 +147,11 @@ def make_blocks(document: Mapping[str, Any], targets: Sequence[Target]) -> list[
     blocks += [Heading("What was run"), Bullets(_facts(document)), Table(*_part_table(parts))]
     if failures := _failures(parts):
         blocks += [Paragraph("What did not come to its end, and why:"), Bullets(failures)]
+    if failed := failed_checks(parts):
+        blocks.append(Paragraph(f"Fast paths that are not right on this device: {', '.join(failed)}. {DISTRUST}"))
     blocks += [Heading("Targets"), Table(*target_table(targets))]
     sections = {
+        "Checks": ("checks", (), CHECKS),
         "Decoding": ("decode", ("decode_num_recycled", "bandwidth", "batch"), DECODE),
         "Training": ("training", ("training",), TRAINING),
         "The run": ("train", ("run",), {}),

@@ -90,7 +90,8 @@ def test_all_parts_run_in_order_within_the_budget(start: Callable[..., Any]) -> 
     document = start(program)
     assert statuses(document) == dict.fromkeys(PARTS, "complete")
     assert program.commands == [
-        "doctor", "measure=machine", "measure=kernels", *["bench"] * 10, "measure=corpus", "train", "bench", "evaluate",
+        "doctor", *(f"measure={name}" for name in ("machine", "checks", "kernels")),
+        *["bench"] * 10, "measure=corpus", "train", "bench", "evaluate",
     ]  # fmt: skip
     assert program.now <= 600
     assert len(set(program.argvs)) == len(program.argvs)
@@ -279,7 +280,7 @@ def test_without_transformers_the_report_says_so(start: Callable[..., Any], monk
     [
         ([], "torch sees no CUDA device"),
         (["device=cpu"], "take hours on a CPU; add smoke=true"),
-        (["device=tpu", "parts=[decode,all]"], "parts: 'all' is unknown; there are environment, kernels"),
+        (["device=tpu", "parts=[decode,all]"], "parts: 'all' is unknown; there are environment, checks"),
         (["device=tpu", "parts=[decode,all]"], "device: 'tpu' is neither cuda nor cpu"),
         (["measure=all", "device=cpu", "smoke=true"], "measure: 'all' is unknown"),
         (["budget_s=0", "device=cpu", "smoke=true"], "budget_s: 0 is not positive"),

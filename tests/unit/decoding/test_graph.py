@@ -39,7 +39,7 @@ def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def graphed(model: RecycleGPT) -> Decoder:
     made = Decoder(model)
-    made._graphs = True
+    made.use_graphs = True
     return made
 
 

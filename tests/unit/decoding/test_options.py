@@ -474,7 +474,7 @@ def test_graphed_sessions_are_found_again_and_never_shared(monkeypatch: pytest.M
     monkeypatch.setattr(decoder, "GraphedCycle", Graphed)
     model = random_model(3)
     plain, graphed = Decoder(model), Decoder(model)
-    graphed._graphs = True
+    graphed.use_graphs = True
     strategies = [Autoregressive(), Alternating(2), Verified(2)]
     for _ in range(3):
         for strategy in strategies:

@@ -122,6 +122,22 @@ def test_the_block_holds_every_target_and_where_it_was_measured() -> None:
         readme_block(gpu_document(smoke=True))
 
 
+def test_fast_paths_that_are_not_right_are_told_first(tmp_path: Path) -> None:
+    document = gpu_document()
+    document["parts"]["checks"] = {
+        "status": "complete",
+        "rows": [
+            {"check": "kernels", "error": 0.5, "allowed": 0.1, "passed": False, "why": None},
+            {"check": "loss", "error": 0.1, "allowed": 0.2, "passed": True, "why": None},
+        ],
+    }
+    assert "**Not right on this device: kernels.** Do not trust" in readme_block(document)
+    write_gpu_report(write(tmp_path, parts=document["parts"]), tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert page.index("not right on this device: kernels. Do not trust") < page.index("## Targets")
+    assert "not right" not in readme_block(gpu_document())
+
+
 def test_the_block_goes_between_the_marks() -> None:
     text = f"# Title\n{BEGIN}\nold\n{END}\nrest\n"
     once = fill_in(text, "new", "README.md")
