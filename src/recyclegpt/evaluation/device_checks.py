@@ -36,12 +36,13 @@ class Found(NamedTuple):
     allowed: float
 
 
-def device_checks(device: torch.device, tiny: bool = False) -> list[dict[str, Any]]:
+def device_checks(device: torch.device, tiny: bool = False, only: str = "") -> list[dict[str, Any]]:
     """A row for each check: its name, error, what is allowed, whether it passed, and why not where it failed to run.
 
     Args:
         device: what to check.
         tiny: a small model and nothing compiled, for seconds on a CPU.
+        only: leave out the checks whose name does not hold this.
     """
     checks: dict[str, Callable[[RecycleGPT], Found]] = {
         "decoding: logits of cached passes": cached_logits,
@@ -57,6 +58,8 @@ def device_checks(device: torch.device, tiny: bool = False) -> list[dict[str, An
         checks.pop("training: gradients of compiled layers")
     rows = []
     for name, check in checks.items():
+        if only not in name:
+            continue
         torch.manual_seed(0)
         with device:
             model = RecycleGPT(TINY if tiny else SHAPE, RecycleConfig(num_layers=2)).eval()

@@ -58,7 +58,7 @@ def test_a_cycle_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[R
     assert (on_graphs.made, on_graphs.replays) == (2, 6)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
+@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_replayed_cycles_write_what_running_them_writes(
     strategy: Any, sampling: SamplingConfig, on_graphs: type[RecordedGraph], monkeypatch: pytest.MonkeyPatch
