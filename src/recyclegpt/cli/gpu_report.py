@@ -42,7 +42,7 @@ from recyclegpt.cli.gpu_report_parts import PARTS, Setting
 from recyclegpt.cli.run_folder import finite, write_json
 from recyclegpt.cli.settings import many, type_problems
 from recyclegpt.errors import ConfigError, RunError, Stopped
-from recyclegpt.reporting.gpu_report import FILE_NAME, write_gpu_report
+from recyclegpt.reporting.gpu_report import FILE_NAME, SMOKE, write_gpu_report
 from recyclegpt.reporting.gpu_targets import gpu_targets
 
 HELP = """usage: recyclegpt gpu-report [KEY=VALUE ...]
@@ -138,6 +138,8 @@ def report(
         document = make_document(PARTS, setting.records, about)
         write_json(out / FILE_NAME, document)
         written = write_gpu_report(out, out)
+        if cfg.smoke:
+            print(SMOKE)
         print_table(
             [(target.name, target.shown(target.value), target.shown(target.target), target.verdict)
              for target in gpu_targets(document["parts"])],
