@@ -52,6 +52,7 @@ class Decoder:
                 self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
                 self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
         self.use_graphs = model.device.type == "cuda"
+        self.max_idle = MAX_IDLE
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
     @classmethod
@@ -201,12 +202,16 @@ class Decoder:
         session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
         return key, session, GraphedCycle(session.cycle) if self.use_graphs else session.cycle
 
+    def forget(self) -> None:
+        """Let go of all idle sessions and their graphs."""
+        self._idle.clear()
+
     def _let_go(self) -> None:
         """Drop the idle sessions that were not used for longest, where they are many or their caches large."""
         room = memory_for_idle(self.model.device)
         while self._idle:
             held = sum(session.cache_bytes for session, _ in self._idle.values())
-            if len(self._idle) <= MAX_IDLE and held <= room:
+            if len(self._idle) <= self.max_idle and held <= room:
                 return
             self._idle.popitem(last=False)
 

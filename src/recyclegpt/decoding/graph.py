@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,7 +35,19 @@ class GraphedCycle:
             return
         graph = torch.cuda.CUDAGraph()
         # Only this thread is held to what a capture allows: the one that pins a loader's batches goes on meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with without_gc(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.cycle(num_read)
         self.graphs[num_read] = graph
         graph.replay()
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Collect no garbage in the block: an old graph or kernel that is freed during a capture makes it fail."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

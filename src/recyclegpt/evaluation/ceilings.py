@@ -147,17 +147,18 @@ class PassTimer:
 
     def _backbone(self, width: int) -> Callable[[], object]:
         tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
+        # No `self` in here: a timer in a reference cycle would keep graphs, caches and model until a collection.
+        decoder, cache, num_slots = self.decoder, self.cache, self.num_slots
         return lambda: most_likely(
-            self.decoder.model.classify(self.decoder.read(tokens, positions, cache=self.cache, num_read=self.num_slots))
+            decoder.model.classify(decoder.read(tokens, positions, cache=cache, num_read=num_slots))
         )
 
     def _module(self, width: int) -> Callable[[], object]:
         tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
         states = self.state_BTC[:, :width].contiguous()
+        decoder, cache, num_slots = self.decoder, self.module_cache, self.num_slots
         return lambda: most_likely(
-            self.decoder.model.classify(
-                self.decoder.recycle(tokens, states, positions, cache=self.module_cache, num_read=self.num_slots)[:, -1]
-            )
+            decoder.model.classify(decoder.recycle(tokens, states, positions, cache=cache, num_read=num_slots)[:, -1])
         )
 
 

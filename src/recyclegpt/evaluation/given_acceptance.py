@@ -42,7 +42,8 @@ class VerifiedAt(Verified):
         if self.pattern.device != device:  # type: ignore[attr-defined]
             object.__setattr__(self, "pattern", self.pattern.to(device))  # type: ignore[attr-defined]
             object.__setattr__(self, "turn", self.turn.to(device))  # type: ignore[attr-defined]
-        kept_B = self.pattern[self.turn].expand_as(token_B)  # type: ignore[attr-defined]
+        # Not `pattern[turn]`: an index without dimensions makes the host wait for its value.
+        kept_B = self.pattern.index_select(0, self.turn.view(1)).expand_as(token_B)  # type: ignore[attr-defined]
         self.turn.add_(1).remainder_(self.pattern_length)  # type: ignore[attr-defined]
         return kept_B, token_B
 

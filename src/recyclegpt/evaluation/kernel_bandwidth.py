@@ -18,7 +18,9 @@ from torch import Tensor
 
 from recyclegpt.decoding.cuda_kernels import sizes
 from recyclegpt.decoding.cuda_kernels.sizes import Sizes, sizes_of
+from recyclegpt.decoding.graph import without_gc
 from recyclegpt.evaluation.bandwidth import CopyTimer
+from recyclegpt.evaluation.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig
 
 SET_BYTES = 400 * 2**20
@@ -154,15 +156,9 @@ def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 7) -> fl
         calls[0]()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_gc(), torch.cuda.graph(graph):
         for call in calls:
             call()
-    seconds = []
-    for _ in range(replays + 1):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        seconds.append(begin.elapsed_time(end) / 1000 / len(calls))
-    return statistics.median(seconds[1:])
+    # Queued behind a busy device: else the time that the host takes to launch a graph would be in every figure.
+    seconds = Stopwatch(torch.device("cuda")).seconds(*[graph.replay] * (replays + 1))
+    return statistics.median(seconds[1:]) / len(calls)

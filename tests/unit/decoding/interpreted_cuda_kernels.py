@@ -44,6 +44,8 @@ def _interpreter() -> Iterator[None]:
         if function.__module__ not in prepared:
             prepared.add(function.__module__)
             prepare(function)
+            # Triton 3.6's own stumbles over a scalar of shape (1,), which NumPy no longer converts from 2.5 on.
+            triton.language.core.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
         return interpreter._LangPatchScope()
 
     def dot(builder: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:

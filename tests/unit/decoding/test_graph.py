@@ -12,6 +12,7 @@ from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingCo
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.session import Session
+from recyclegpt.evaluation import VerifiedAt
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 from .recorded_graph import HostWaitedError, RecordedGraph, recorded_graphs
@@ -115,7 +116,7 @@ def test_idle_sessions_are_let_go_when_many_or_large(
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, VerifiedAt(2, probability=0.6)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_no_cycle_asks_for_a_value(strategy: Any, sampling: SamplingConfig, batch: int) -> None:
     """On the meta device there are no values: whoever asks for one fails."""
