@@ -207,7 +207,7 @@ def _models(
 ) -> Iterator[tuple[BenchConfig, Decoder, RecycleGPT | None, Prompts, dict[str, Any]]]:
     """Every depth, number format and way to compile, one after another, so that one model lies in memory at a time."""
     depths = [None] if cfg.bench.recycle_num_layers is None else many(cfg.bench.recycle_num_layers)
-    asked = [(config, compiled) for config in configs for compiled in _compiles(cfg, device, config)]
+    asked = [(config, compiled) for config in configs for compiled in compiles(cfg, device, config)]
     for depth, (config, compiled) in itertools.product(depths, asked):
         dtype = named_dtype(config.dtype_name, device, decoding=True)
         model, prompts = _model_and_prompts(cfg, device, dtype, depth)
@@ -228,7 +228,7 @@ def _models(
         yield config, decoder, model if keep else None, prompts, facts
 
 
-def _compiles(cfg: DictConfig, device: torch.device, config: BenchConfig) -> list[bool]:
+def compiles(cfg: DictConfig, device: torch.device, config: BenchConfig) -> list[bool]:
     """Each once; `auto`: on CUDA, where there are no kernels of ours."""
     ours = cfg.bench.kernels and cuda_kernels.usable(device, named_dtype(config.dtype_name, device, decoding=True))
     auto = device.type == "cuda" and not ours

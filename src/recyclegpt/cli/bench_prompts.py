@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from recyclegpt.cli.bench import compiles
 from recyclegpt.cli.console import print_table
 from recyclegpt.cli.measured_on import measured_on, tell_contended
 from recyclegpt.cli.result import model_facts
@@ -85,11 +86,8 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
     for prompt, row in zip(read, rows, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
-    compiled = _one(cfg.bench.compile)
-    decoder = Decoder.optimised(
-        model, named_dtype(config.dtype_name, device, decoding=True),
-        device.type == "cuda" if compiled == "auto" else compiled, cfg.bench.kernels, release=True,
-    )  # fmt: skip
+    dtype = named_dtype(config.dtype_name, device, decoding=True)
+    decoder = Decoder.optimised(model, dtype, compiles(cfg, device, config)[0], cfg.bench.kernels, release=True)
     strategies = [
         make_strategy(name, m) for m in config.num_recycled for name in config.strategies if name != "autoregressive"
     ]
@@ -101,7 +99,7 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
         "hardware": measured_on(device, load.share),
         "model": facts,
         "dtype": config.dtype_name,
-        "compile": decoder.compiled,
+        "compile": decoder.compiles(1 + max(strategy.num_recycled for strategy in strategies)),
         "new_tokens": new_tokens,
         "repetitions": config.repetitions,
         "rows": found,

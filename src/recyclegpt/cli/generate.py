@@ -207,6 +207,8 @@ def choose_device(
             f"device: {device}, but torch sees {torch.cuda.device_count() or 'no'} CUDA devices here; use cpu"
         )
         chosen = torch.device("cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # streams, graphs and kernels go where the tensors are
     try:
         return chosen, named_dtype(dtype, chosen, decoding)
     except ConfigError as error:

@@ -52,7 +52,7 @@ class Decoder:
                 self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
                 self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
         self.use_graphs = model.device.type == "cuda"
-        self.max_idle = MAX_IDLE
+        self.max_idle, self.max_idle_bytes = MAX_IDLE, memory_for_idle(model.device)
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
 
     @classmethod
@@ -202,24 +202,33 @@ class Decoder:
         session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
         return key, session, GraphedCycle(session.cycle) if self.use_graphs else session.cycle
 
+    def keep_sessions(self, number: int) -> None:
+        """Keep so many idle sessions with their graphs, whatever memory they take: who times texts wants no capture.
+
+        The memory ends with an error that says so; a capture in a figure would not be seen.
+        """
+        self.max_idle, self.max_idle_bytes = max(number, MAX_IDLE), math.inf
+
     def forget(self) -> None:
         """Let go of all idle sessions and their graphs."""
         self._idle.clear()
 
     def _let_go(self) -> None:
         """Drop the idle sessions that were not used for longest, where they are many or their caches large."""
-        room = memory_for_idle(self.model.device)
         while self._idle:
             held = sum(session.cache_bytes for session, _ in self._idle.values())
-            if len(self._idle) <= self.max_idle and held <= room:
+            if len(self._idle) <= self.max_idle and held <= self.max_idle_bytes:
                 return
             self._idle.popitem(last=False)
 
     def _num_read(self, session: Session, furthest: int) -> int:
         """Slots that any pass of this cycle can reach, as a multiple of the bucket."""
+        return min(self.bucketed(furthest + 2 * session.m + 2), session.tokens_BS.shape[1])
+
+    def bucketed(self, num_slots: int) -> int:
+        """The slots that attention reads where it needs so many."""
         bucket = READ_BUCKETS[self.model.device.type]
-        num_slots = furthest + 2 * session.m + 2
-        return min(-(-num_slots // bucket) * bucket, session.tokens_BS.shape[1])
+        return -(-num_slots // bucket) * bucket
 
     def _check(self, prompts: Sequence[Sequence[int]], strategy: Strategy, max_new_tokens: int) -> None:
         context, vocabulary = self.model.config.context_length, self.model.config.vocab_size

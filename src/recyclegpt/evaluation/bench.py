@@ -80,8 +80,7 @@ class _Group:
 
     def measure(self, plain: RecycleGPT | None) -> list[Row]:
         strategies = self._strategies()
-        # Each finds its graphs again in the next round.
-        self.decoder.max_idle = len(strategies)
+        self.decoder.keep_sessions(len(strategies))
         runs: dict[str, Callable[[], Run]] = {
             name: partial(
                 decode, self.decoder, self.prompts, strategy, self.new_tokens, self.config.sampling,

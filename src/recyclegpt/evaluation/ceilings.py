@@ -114,14 +114,14 @@ class PassTimer:
         self.decoder, self.num_recycled = decoder, num_recycled
         model, device = decoder.model, decoder.model.device
         self.stopwatch = Stopwatch(device, clock)
-        self.num_slots, depth = position + num_recycled + 1, model.recycle_config.num_layers
+        self.num_slots, depth = decoder.bucketed(position + num_recycled + 1), model.recycle_config.num_layers
         shape = (batch, self.num_slots, model.dtype, device)
         self.cache = StaticCache(model.config, model.config.num_layers, *shape)
         self.module_cache = StaticCache(model.config, depth, *shape)
         self.state_BTC = torch.zeros(
             batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device
         )
-        self.positions_BT = torch.arange(position, self.num_slots, device=device).expand(batch, -1)
+        self.positions_BT = torch.arange(position, position + num_recycled + 1, device=device).expand(batch, -1)
         self.tokens_BT = torch.zeros_like(self.positions_BT)
         block = num_recycled + 1
         passes = (self._backbone(1), self._backbone(block), self._module(block), self._module(1))

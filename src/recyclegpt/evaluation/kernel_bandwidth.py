@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recyclegpt.decoding import fuse
 from recyclegpt.decoding.cuda_kernels import sizes
 from recyclegpt.decoding.cuda_kernels.sizes import Sizes, sizes_of
 from recyclegpt.decoding.graph import without_gc
 from recyclegpt.evaluation.bandwidth import CopyTimer
+from recyclegpt.evaluation.ceilings import backbone_bytes
 from recyclegpt.evaluation.stopwatch import Stopwatch
-from recyclegpt.models import ModelConfig
+from recyclegpt.models import ModelConfig, RecycleGPT, StaticCache
 
-SET_BYTES = 400 * 2**20
+SET_BYTES = 2**30
 """Weights that are read in turn; the L2 cache of an H200 holds 50 MB."""
 SHARED_BYTES = 227 * 1024
 """Shared memory of a multiprocessor, Hopper's: candidates that need more are left out."""
@@ -141,7 +143,33 @@ def kernel_bandwidth(
         positions = torch.arange(num_read - n, num_read, device=device)[None]
         calls = [_call(operators.attend, q, key, value, positions, num_read) for key, value in caches]
         add("attend", (heads * width, num_read), n, None, num_bytes, calls, WAYS[::2])
+    del caches
+    # The figure that decides how to launch: all layers and the classifier, straight after one another.
+    fused = _untrained(config, device)
+    cache = StaticCache(config, config.num_layers, 1, num_read, fused.dtype, device)
+    for n in rows:
+        tokens = torch.zeros(1, n, dtype=torch.long, device=device)
+        positions = torch.arange(num_read - n, num_read, device=device)[None]
+        call = _call(_pass, fused, tokens, positions, cache, num_read)
+        add("whole pass", (config.vocab_size, config.hidden_size), n, None, backbone_bytes(fused), [call])
     return found
+
+
+def _untrained(config: ModelConfig, device: torch.device) -> RecycleGPT:
+    """A backbone ready to decode in bf16; made on the device and in bf16, since it may be large."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            model = RecycleGPT(config)
+    finally:
+        torch.set_default_dtype(default)
+    return fuse(model, torch.bfloat16, release=True)
+
+
+@torch.no_grad()
+def _pass(model: RecycleGPT, tokens_BT: Tensor, positions_BT: Tensor, cache: StaticCache, num_read: int) -> Tensor:
+    return model.classify(model.read(tokens_BT, positions_BT, cache=cache, num_read=num_read))
 
 
 def _call(function: Callable[..., Tensor], *arguments: Any, **named: Any) -> Callable[[], Tensor]:

@@ -26,17 +26,24 @@ def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1e-6
 
     rows = kernel_bandwidth(config, torch.device("cpu"), (1, 3), 96, timer=timer, copy_bytes_per_s=1e11)
-    assert len(rows) == len(timed) == 2 * (6 * 5 + 2)
+    assert len(rows) == len(timed) == 2 * (6 * 5 + 2 + 4)
     assert [overlap for _, overlap in timed] == [row["overlap"] for row in rows]
     down = next(row for row in rows if row["kernel"] == "down_proj" and row["rows"] == 3 and row["overlap"])
     assert down["bytes"] == 2 * 64 * 96
     assert down["bytes_per_s"] == pytest.approx(2 * 64 * 96 / 1e-6)
     assert down["of_copy"] == pytest.approx(0.12288)
     assert down["sizes"] == {"outputs": 8, "parts": 8, "depth": 64, "stages": 4}
-    attend = rows[-1]
+    whole = [row for row in rows if row["kernel"] == "whole pass"]
+    assert {(row["rows"], row["fetch"], row["overlap"]) for row in whole} == {
+        (n, fetch, overlap) for n in (1, 3) for fetch in (False, True) for overlap in (False, True)
+    }
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
+    assert whole[0]["bytes"] == 2 * (layer + 64 + 64 * 64)
+    attend = [row for row in rows if row["kernel"] == "attend"][-1]
     assert attend["bytes"] == 2 * 2 * 96 * 32
     # Weights enough that none still lies in the cache when its turn comes again.
-    assert all(count * row["bytes"] >= 100_000 for (count, _), row in zip(timed, rows, strict=True))
+    parts = [pair for pair in zip(timed, rows, strict=True) if pair[1] not in whole]
+    assert all(count * row["bytes"] >= 100_000 for (count, _), row in parts)
 
 
 def test_products_are_those_of_the_layers() -> None:

@@ -79,7 +79,7 @@ def ahead(weight_bytes: int, threads: int) -> tuple[int, int]:
 class Launch:
     """What a kernel and the one after it do at the same time, from Hopper on. No result depends on it."""
 
-    fetch: bool = True
+    fetch: bool = False
     """A kernel asks for some of the next one's weights while it ends, so that the memory is not idle between them."""
     overlap: bool = False
     """A kernel may start while the one before it still runs (programmatic dependent launch).
