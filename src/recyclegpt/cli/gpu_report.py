@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from recyclegpt import __version__
@@ -42,7 +43,7 @@ from recyclegpt.cli.gpu_report_parts import PARTS, Setting
 from recyclegpt.cli.run_folder import finite, write_json
 from recyclegpt.cli.settings import many, type_problems
 from recyclegpt.errors import ConfigError, RunError, Stopped
-from recyclegpt.reporting.gpu_report import FILE_NAME, SMOKE, write_gpu_report
+from recyclegpt.reporting.gpu_report import FILE_NAME, SMOKE, read_gpu_report, write_gpu_report
 from recyclegpt.reporting.gpu_targets import gpu_targets
 
 HELP = """usage: recyclegpt gpu-report [KEY=VALUE ...]
@@ -60,7 +61,7 @@ TYPES = {
 DEVICES = ("cuda", "cpu")
 PATIENCE = 3.0
 """A call may take so many times what it is expected to take, and `LEAST_LIMIT_S` in any case."""
-LEAST_LIMIT_S = 60.0
+LEAST_LIMIT_S = 180.0
 
 
 def run(argv: Sequence[str]) -> int:
@@ -114,8 +115,18 @@ def report(
     out = Path(cfg.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        with lock.acquire(timeout=0):
+            return _report(cfg, out, command, runner, clock)
+    except Timeout as error:
+        raise ConfigError(
+            f"out: another start measures in {out}; two at once would measure each other. Wait for it, or stop it"
+        ) from error
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error})") from error
+
+
+def _report(cfg: DictConfig, out: Path, command: str, runner: Runner, clock: Callable[[], float]) -> dict[str, Any]:
     begin, git = clock(), git_state(Path(__file__))
     # A smoke run's records are no measurements, wherever they lie.
     code = " ".join([code_now(git), cfg.device, *(["smoke"] if cfg.smoke else [])])
@@ -123,6 +134,7 @@ def report(
         out, cfg.device, cfg.smoke, cfg.budget_s, cfg.train_s, code, left_s=lambda: cfg.budget_s - clock() + begin
     )
     about: dict[str, Any] = {"smoke": cfg.smoke, "command": command, "version": __version__, "budget_s": cfg.budget_s}
+    about["code"], about["commands"] = code, _commands_so_far(out, code, command)
     about["git"] = {"commit": cfg.commit, "dirty": None, "diff_sha256": None} if git is None else git
     asked = [part for part in PARTS if part in many(cfg.parts)]
     document: dict[str, Any] = {}
@@ -154,17 +166,27 @@ def report(
     return document
 
 
+def _commands_so_far(out: Path, code: str, command: str) -> list[str]:
+    """Of all starts of this code whose measurements the report holds."""
+    try:
+        before = read_gpu_report(out / FILE_NAME)
+    except ConfigError:  # there is none
+        return [command]
+    return list(dict.fromkeys([*(before.get("commands", []) if before.get("code") == code else []), command]))
+
+
 def _one(call: Call, setting: Setting, runner: Runner) -> None:
     """Run one call, if it is not measured yet and fits into what is left of the budget."""
     found = read_record(setting.out, call.part, call.name, setting.code)
     if found is not None and is_done(found, call):
         record, told = found, "was complete"
     elif call.expected_s > setting.left_s() and not setting.smoke:
-        why = f"needs about {call.expected_s:.0f} s, and {max(0.0, setting.left_s()):.0f} s are left of the budget"
+        left_s = max(0.0, setting.left_s())
+        why = f"needs about {call.expected_s:.0f} s, and {left_s:.0f} s are left of the budget; start again"
         record = skip(call, setting.out, setting.code, why)
         told = f"skipped: {why}"
     else:
-        limit_s = min(setting.left_s(), max(PATIENCE * call.expected_s, LEAST_LIMIT_S))
+        limit_s = min(setting.left_s() - call.reserve_s, max(PATIENCE * call.expected_s, LEAST_LIMIT_S))
         _tell(call, f"begun, {call.expected_s:.0f} s expected", setting)
         try:
             record = carry_out(call, setting.out, setting.code, runner, limit_s)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from recyclegpt.cli.run_folder import write_json
+from recyclegpt.errors import Stopped
 
 FORMAT = 1
 COMPLETE, FAILED, SKIPPED, STOPPED = "complete", "failed", "skipped", "stopped"
 GRACE_S = 20.0
 """A training run that is told to stop writes a checkpoint first."""
+STOPPED_BY = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 READING = 8000
 """Characters at the end of a log in which the reason of a failure is looked for."""
 
@@ -41,6 +44,8 @@ class Call:
     """What it is expected to take on an H200-class card; it is begun only if that is left."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What its rows are marked with: the shape, say."""
+    reserve_s: float = 0.0
+    """What it has to leave of the budget to those after it."""
     good: tuple[int, ...] = (0,)
     """Exit codes of a call that has come to its end."""
 
@@ -103,7 +108,8 @@ def read_records(out: Path, part: str, code: str) -> list[Record]:
 
 def is_done(found: Record, call: Call) -> bool:
     """Whether a call was measured already, with these very settings and of the same run."""
-    return (found.status, found.command, found.facts) == (COMPLETE, call.command, call.facts)
+    same = {**found.facts, "note": None} == {**call.facts, "note": None}
+    return same and (found.status, found.command) == (COMPLETE, call.command)
 
 
 def carry_out(call: Call, out: Path, code: str, runner: Runner, limit_s: float) -> Record:
@@ -130,9 +136,10 @@ def carry_out(call: Call, out: Path, code: str, runner: Runner, limit_s: float) 
 
 
 def skip(call: Call, out: Path, code: str, why: str) -> Record:
-    """Leave a record of a call that was not begun."""
+    """A record of a call that was not begun. It does not take the place of what was measured with other settings."""
     record = Record(call.part, call.name, SKIPPED, call.command, error=why, code=code, facts=call.facts)
-    write_json(record_path(out, call.part, call.name), asdict(record))
+    if read_record(out, call.part, call.name, code) is None:
+        write_json(record_path(out, call.part, call.name), asdict(record))
     return record
 
 
@@ -162,9 +169,8 @@ def in_a_process(argv: Sequence[str], log: Path, limit_s: float, program: Sequen
     when this process is interrupted.
     """
     command = [*(program or (sys.executable, "-m", "recyclegpt")), *argv]
-    output = log.with_name(f".{log.name}.stdout")
     before = log.stat().st_size if log.exists() else 0
-    with output.open("w+b") as stdout, log.open("ab") as stderr:
+    with tempfile.TemporaryFile() as stdout, log.open("ab") as stderr:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
         )
@@ -175,8 +181,8 @@ def in_a_process(argv: Sequence[str], log: Path, limit_s: float, program: Sequen
             pass
         finally:
             _end_group(process)
-    printed = output.read_text(encoding="utf-8", errors="replace")
-    output.unlink()
+        stdout.seek(0)
+        printed = stdout.read().decode(errors="replace")
     with log.open("rb") as file:
         file.seek(before)
         told = file.read().decode(errors="replace")[-READING:]
@@ -215,4 +221,6 @@ def in_this_process(argv: Sequence[str], log: Path, _limit_s: float) -> Finished
             traceback.print_exc()
     with log.open("a", encoding="utf-8") as file:
         file.write(err.getvalue() + out.getvalue())
+    if returncode in STOPPED_BY:  # the program has answered a signal that was meant for all of this
+        raise Stopped("stopped; the same command goes on", returncode)
     return Finished(returncode, out.getvalue(), err.getvalue()[-READING:])

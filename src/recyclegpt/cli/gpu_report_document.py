@@ -116,8 +116,13 @@ def _run(records: Sequence[Record]) -> dict[str, Any]:
     found |= {"result": result, "decoding": decoding, "notes": [run.facts["note"]]}
     train = (result or {}).get("train") or {}
     spent = [row["decode/seconds"] for row in decoding if row.get("decode/seconds") is not None]
-    if spent and train.get("seconds"):
+    # Of an epoch whose decoding failed nothing is known.
+    if spent and len(spent) == len(decoding) and train.get("seconds"):
         found["monitor_share"] = sum(spent) / train["seconds"]
+        found["notes"].append(
+            f"The monitor decoded {len(spent)} times, {sum(spent) / len(spent):.1f} s each; it makes its decoder and "
+            "captures its graphs anew every time, so short epochs pay more for it."
+        )
     if train.get("steps"):
         found["curves"] = _curves(folder, decoding, train["tokens"] / train["steps"])
     return found

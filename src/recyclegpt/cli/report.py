@@ -37,6 +37,9 @@ def run(argv: Sequence[str]) -> int:
     of_gpu = [is_gpu_report(folder) for folder in folders]
     if any(of_gpu) and len(folders) > 1:
         raise ConfigError(f"{folders[of_gpu.index(True)]}: is a GPU report; give it alone")
+    for folder, found in zip(folders, of_gpu, strict=True):
+        if not found and (folder / FILE_NAME).exists():
+            read_gpu_report(folder / FILE_NAME)  # which says what is wrong with it
     if arguments.readme and not any(of_gpu):
         raise ConfigError(
             f"--readme: {folders[0]} is no GPU report; give the folder `recyclegpt gpu-report` wrote into"

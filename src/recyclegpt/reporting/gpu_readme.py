@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting.gpu_report import DISTRUST, SMOKE, commit_of, device_of, failed_checks
+from recyclegpt.reporting.gpu_report import SMOKE, commands_of, commit_of, device_of, distrust
 from recyclegpt.reporting.gpu_targets import gpu_targets
 
 BEGIN, END = "<!-- gpu-report:begin -->", "<!-- gpu-report:end -->"
@@ -36,10 +36,10 @@ def readme_block(document: Mapping[str, Any] | None) -> str:
         f"{'at least' if target.at == 'least' else 'at most'} {target.shown(target.target)} |"
         for target in gpu_targets(document["parts"])
     ]
-    told = f"{device_of(document)}, commit {commit_of(document)}, `{document.get('command')}`"
-    failed = failed_checks(document["parts"])
-    warning = [f"**Not right on this device: {', '.join(failed)}.** {DISTRUST}"] if failed else []
-    return "\n".join([*header, *rows, "", f"Measured on {told}.", *warning])
+    commands = ", ".join(f"`{command}`" for command in commands_of(document))
+    told = f"Measured on {device_of(document)}, commit {commit_of(document)}, {commands}."
+    warning = distrust(document["parts"])
+    return "\n".join([*header, *rows, "", told, *([f"**{warning}**"] if warning else [])])
 
 
 def _measured(value: str, verdict: str) -> str:

@@ -116,7 +116,7 @@ def test_the_block_holds_every_target_and_where_it_was_measured() -> None:
     assert "| paper_1b3: alternating over autoregressive | **1.60x** | at least 1.50x |" in block
     assert "| the monitor's share of an epoch | 4.0% (missed) | at most 3.0% |" in block
     assert "| trained model: lossless, one recycled token | not measured | at least 1.50x |" in block
-    assert block.endswith("Measured on NVIDIA H200, commit aaaaaaaaaaaa, `recyclegpt gpu-report`.")
+    assert "Measured on NVIDIA H200, commit aaaaaaaaaaaa, `recyclegpt gpu-report`." in block
     assert readme_block(None) == NOTHING_YET
     with pytest.raises(ConfigError, match="smoke"):
         readme_block(gpu_document(smoke=True))
@@ -131,11 +131,14 @@ def test_fast_paths_that_are_not_right_are_told_first(tmp_path: Path) -> None:
             {"check": "loss", "error": 0.1, "allowed": 0.2, "passed": True, "why": None},
         ],
     }
-    assert "**Not right on this device: kernels.** Do not trust" in readme_block(document)
+    assert "**Fast paths that are not right on this device: kernels. Do not trust" in readme_block(document)
     write_gpu_report(write(tmp_path, parts=document["parts"]), tmp_path)
     page = (tmp_path / "report.md").read_text()
     assert page.index("not right on this device: kernels. Do not trust") < page.index("## Targets")
-    assert "not right" not in readme_block(gpu_document())
+    document["parts"]["checks"]["rows"].pop(0)
+    assert "Do not trust" not in readme_block(document)
+    document["parts"]["checks"]["status"] = "stopped"
+    assert "**The fast paths were not checked on this device. Do not trust" in readme_block(document)
 
 
 def test_the_block_goes_between_the_marks() -> None:
