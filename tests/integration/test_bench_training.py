@@ -71,3 +71,22 @@ def test_says_what_to_do_when_memory_is_short(
     assert "step.batch=2 rows of 16" in told
     assert "step.activation_checkpointing=true" in told
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("batch", [10**14, 10**17], ids=["no such memory", "no such number of bytes"])
+def test_says_what_to_do_when_a_cpu_has_too_little_memory(
+    batch: int, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", "training=true", "device=cpu", *SHAPE, *STEP, f"step.batch={batch}") == 1
+    told = capsys.readouterr().err
+    assert f"the memory of cpu does not suffice for step.batch={batch} rows of 16; lower step.batch" in told
+    assert "Traceback" not in told
+
+
+def test_other_errors_of_a_step_are_not_taken_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("recyclegpt.cli.bench_training.measure_steps", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run("bench", "training=true", *SHAPE, *STEP)

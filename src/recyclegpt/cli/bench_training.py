@@ -33,6 +33,8 @@ OPTIMIZERS: Mapping[str, Callable[[Iterable[tuple[str, Parameter]]], Optimizer]]
 }
 SHARED = ("bench.output", "bench.vocab_size")
 """Settings of decoding's benchmark that this one reads too."""
+NO_MEMORY = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+"""What a RuntimeError says on a CPU, where torch has no error of its own for it."""
 COLUMNS = {
     "variant": "model",
     "tokens_per_s": "tokens/s",
@@ -164,7 +166,9 @@ def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, A
                     (folder / f"profile_{name}.txt").write_text(table, encoding="utf-8")
                 gc.collect()
                 torch.cuda.empty_cache()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
         raise RunError(
             f"the memory of {device} does not suffice for step.batch={config.batch} rows of {config.row_length}; "
             "lower step.batch (step.accumulate=... makes up for it), or set step.activation_checkpointing=true"

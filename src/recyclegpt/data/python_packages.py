@@ -57,9 +57,17 @@ class PythonPackages:
         if roots is None:
             self.roots = default_roots()
             return
-        self.roots = [Path(root).expanduser().resolve() for root in ([roots] if isinstance(roots, str) else roots)]
-        problems = [f"data.roots: {root} is no folder" for root in self.roots if not root.is_dir()]
-        if not self.roots:
+        self.roots, problems = [], []
+        for given in [roots] if isinstance(roots, str) else roots:
+            try:
+                root = Path(given).expanduser().resolve()
+            except RuntimeError as error:  # the home of a user who is not there, or links in a circle
+                problems.append(f"data.roots: {given} is no folder ({str(error).rstrip('.')})")
+                continue
+            self.roots.append(root)
+            if not root.is_dir():
+                problems.append(f"data.roots: {root} is no folder")
+        if not roots:
             problems.append("data.roots: empty; name a folder, or null for this interpreter's own packages")
         if problems:
             raise ConfigError(problems)
@@ -94,8 +102,13 @@ class PythonPackages:
                 yield Record("", f"{file.path}: {error}")
 
     @cached_property
-    def _installed(self) -> list[InstalledFile]:
+    def _found(self) -> list[InstalledFile]:
         return installed_files(self.roots)
+
+    @cached_property
+    def _installed(self) -> list[InstalledFile]:
+        """Those found whose place is text, by which they are split, ordered and told apart."""
+        return [file for file in self._found if _is_text(file.place)]
 
     @cached_property
     def _kept(self) -> dict[Split, list[_Read]]:
@@ -131,6 +144,7 @@ class PythonPackages:
         for reads in kept.values():
             reads.sort(key=lambda read: hashlib.sha256(read.file.place.encode()).digest())
         left_out["known from training"] = len(val) - len(new)
+        left_out["with a name that is not UTF-8"] = len(self._found) - len(self._installed)
         self._tell(kept, left_out)
         return kept
 
@@ -168,6 +182,15 @@ def split_of(package: str) -> Split:
 def held_out_packages(source: object) -> list[str] | None:
     """The packages that a corpus holds out; None where it is not split by package."""
     return source.packages("val") if isinstance(source, PythonPackages) else None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8; of other bytes Python makes letters that stand for no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(file: InstalledFile, left_out: Counter[str]) -> _Read | None:

@@ -23,6 +23,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         if self.device.type == "cuda":
+            torch.cuda.init()  # before the first tensor there is no peak to set back, which is an error
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:

@@ -48,6 +48,13 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm whose weight follows the input's dtype, without which mixed precision leaves the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return self._norm(x)
+        # On CUDA autocast of torch 2.13 would widen the input to fp32, keep that for the backward pass and return fp32.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._norm(x)
+
+    def _norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 

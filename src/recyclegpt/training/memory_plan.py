@@ -138,6 +138,9 @@ def activation_bytes(model: RecycleGPT, step: StepShape) -> tuple[int, int]:
             layer = _layer_bytes(plain, narrow, narrow, step, keys)
             remembered = 2 * plain.num_kv_heads * plain.head_dim * narrow if step.num_unrolled > 1 else 0
             layer += (number - 1) * remembered
+            if number > 1 and not step.masked:
+                # `causal_and_own` keeps the keys and values of all steps spread over all heads.
+                layer += number * 2 * (plain.num_heads - plain.num_kv_heads) * plain.head_dim * narrow
             at_least = plain.hidden_size * narrow + remembered
             kept += rows * _stack_bytes(len(model.recyclable.layers), layer, at_least, step)
             kept += rows * (2 * plain.hidden_size * narrow + _norm_bytes(plain.hidden_size, narrow, step))

@@ -6,9 +6,10 @@ from torch import nn
 
 from recyclegpt.models import RecycleGPT
 
-GRAPHS = 64
+GRAPHS = 4096
 """Graphs that may be compiled of one layer's code before torch falls back to eager execution, which it does silently:
-one serves all layers of a shape, but each step of unrolled training and validation have their own."""
+one serves all layers of a shape, but each step of unrolled training and validation have their own, and so has every job
+of a sweep, whose jobs share one process. Torch has two limits, of those alike and of all together."""
 
 
 def layers_of(model: RecycleGPT) -> list[nn.Module]:
@@ -35,7 +36,9 @@ def compile_layers(model: RecycleGPT, module: bool = True) -> None:
     """
     import torch._dynamo.config  # seconds, which only those pay who compile
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, GRAPHS)
     for layer in layers_of(model) if module else model.backbone.layers:
         # Never a graph for any shape: it is slower, and a layer that is run again might get it in place of its own.
         layer.compile(dynamic=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,20 @@ def test_generated_text_and_tables_are_left_out_and_counted(site: Path, caplog: 
     assert ", ".join(sorted(VAL)) in caplog.text
 
 
+def test_names_that_are_no_text_are_left_out_and_counted(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = PythonPackages([str(site)]).fingerprint()
+    try:
+        for folder in (b"caf\xe9", os.fsencode(TRAIN[0]) + b"/\xff", os.fsencode(VAL[0])):
+            write(site / os.fsdecode(folder) / os.fsdecode(b"\xe9.py"), "named = 'in another encoding'\n")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    source = PythonPackages([str(site)])
+    with caplog.at_level(logging.INFO):
+        assert source.fingerprint() == before
+    assert "3 with a name that is not UTF-8" in caplog.text
+    assert all(source.candidates(split) for split in SPLITS)
+
+
 def test_bad_bytes_and_unreadable_files_are_named(site: Path) -> None:
     name = TRAIN[0]
     (site / name / "cookie.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1"))
@@ -160,6 +175,12 @@ def test_mistakes_are_named_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         PythonPackages([str(tmp_path / "a"), str(tmp_path / "b")])
     assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigError) as caught:
+        PythonPackages(["~nosuchuser/x", str(tmp_path / "b")])
+    assert [problem.split(" is no folder")[0] for problem in caught.value.problems] == [
+        "data.roots: ~nosuchuser/x",
+        f"data.roots: {tmp_path / 'b'}",
+    ]
     with pytest.raises(ConfigError, match=r"data\.roots: empty"):
         PythonPackages([])
     with pytest.raises(ConfigError) as caught:

@@ -165,6 +165,16 @@ def test_peak_memory_is_of_the_block_alone() -> None:
     assert peak_memory_bytes(device) > 2**20
 
 
+def test_peak_memory_of_a_gpu_that_nothing_has_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("torch.cuda.init", lambda: calls.append("init"))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: calls.append(f"reset {device}"))
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda _: 7)
+    with PeakMemory(torch.device("cuda:0")) as peak:
+        assert calls == ["init", "reset cuda:0"]
+    assert peak.bytes == 7
+
+
 def test_figure_draws_every_group_but_the_baseline_alone(tmp_path: Path, model: RecycleGPT) -> None:
     config = BenchConfig(num_recycled=(1, 2), batch=(1, 2), prompt_tokens=(5,), new_tokens=(8,), repetitions=1)
     groups = bench(Decoder.optimised(model), config, lambda n, t: torch.randint(64, (n, t)).tolist())

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
-from recyclegpt.training.per_layer import layers_of, recompute_layers, set_up_layers
+from recyclegpt.training.per_layer import GRAPHS, layers_of, recompute_layers, set_up_layers
 
 V, B, T = 29, 2, 12
 
@@ -84,3 +84,23 @@ def test_layers_share_a_graph(num_unrolled: int, every: int, graphs: int, monkey
     assert counter.frame_count == graphs
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_the_layers_of_a_whole_sweep_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All jobs share one process, and layers of another shape need another graph."""
+    torch._dynamo.reset()
+    counter: Any = CompileCounter()
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **settings: plain(module, backend=counter, **settings)
+    )
+    limits, shapes = torch._dynamo.config, range(1, 13)
+    with limits.patch(recompile_limit=4, accumulated_recompile_limit=8), torch.no_grad():
+        for heads in shapes:
+            config = ModelConfig(V, T, num_layers=1, hidden_size=4 * heads, num_heads=heads)
+            model = RecycleGPT(config, RecycleConfig(num_layers=0))
+            set_up_layers(model, True, 0)
+            model(views(1))
+        assert limits.recompile_limit == limits.accumulated_recompile_limit == GRAPHS
+    torch._dynamo.reset()
+    assert counter.frame_count == len(shapes)
