@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,16 @@ def test_memory_does_not_grow_over_ten_thousand_tokens(strategy: Strategy, sampl
     decoder = Decoder.optimised(model)
     sampler = Sampler.seeded(sampling, 1, 0, model.device)
     written = 0
-    before: tuple[int, int] | None = None
+    marks: list[tuple[int, int]] = []
     for emitted in decoder.stream([[1, 2, 3]], strategy, 10_000, sampler):
         written += len(emitted.tokens)
-        if written >= 1000 and before is None:
+        if written >= 1000 + 3000 * len(marks) or written == 10_000:
             gc.collect()
-            before = resident_bytes(), len(gc.get_objects())
+            marks.append((resident_bytes(), len(gc.get_objects())))
     assert written == 10_000
-    assert before is not None
-    gc.collect()
-    # 9,000 tokens of this model's cache, allocated a cycle, would be 1.4 MB a tensor: hundreds of MB in all.
-    assert resident_bytes() - before[0] < 8 * 2**20
-    assert len(gc.get_objects()) - before[1] < 1000
+    # What is kept a cycle is kept in every third of the text; what grows once is the allocator's, or another test's
+    # that ran in this process. 3,000 tokens of this model's cache, allocated a cycle, would be a hundred MB and more.
+    grown = [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(marks)]
+    assert len(grown) == 3
+    assert min(num_bytes for num_bytes, _ in grown) < 2 * 2**20
+    assert min(num_objects for _, num_objects in grown) < 300
