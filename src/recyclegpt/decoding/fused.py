@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recyclegpt.decoding import cuda_kernels, kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
-from recyclegpt.models.layers import Attending, TransformerLayer
+from recyclegpt.models.layers import Attending, TransformerLayer, attend
 from recyclegpt.models.rope import Rotary, rotate
 
 KERNEL_QUERIES = 256
@@ -112,15 +112,7 @@ class FusedLayer(nn.Module):
         k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
         if attending.memory is not None:
             k, v = attending.memory.write(layer, k, v)
-        y_BHTD = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=attending.mask,
-            is_causal=attending.mask is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        return y_BHTD.transpose(1, 2)
+        return attend(q, k, v, attending.mask)
 
     def _gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

@@ -111,7 +111,7 @@ def graphed_text(model: RecycleGPT) -> Found:
     """Share of tokens that differ from those of cycles that run one by one."""
     decoder = Decoder.optimised(model, torch.bfloat16)
     found = _texts(decoder, model, Verified(2))
-    decoder = Decoder.optimised(model, torch.bfloat16)
+    decoder.forget()
     decoder.use_graphs = False
     return Found(_differing(found, _texts(decoder, model, Verified(2))), 0.0)
 
@@ -132,8 +132,7 @@ def unrolled_attention(model: RecycleGPT) -> Found:
 
     truth = run(masked, torch.float64)
     fast, twin = run(causal_and_own, torch.bfloat16), run(masked, torch.bfloat16)
-    worst = max(_distance(a, t) / max(_distance(b, t), 1e-9) for a, b, t in zip(fast, twin, truth, strict=True))
-    return Found(worst, TIMES_THE_TWIN)
+    return _beside_twin(fast, twin, truth)
 
 
 def batched_muon(model: RecycleGPT) -> Found:
@@ -172,8 +171,7 @@ def cross_entropy(model: RecycleGPT) -> Found:
 
     truth, twin = list(gradients(plain, torch.float64)), list(gradients(plain, torch.bfloat16))
     fast = list(gradients(chunked, torch.bfloat16))
-    worst = max(_distance(a, t) / max(_distance(b, t), 1e-9) for a, b, t in zip(fast, twin, truth, strict=True))
-    return Found(worst, TIMES_THE_TWIN)
+    return _beside_twin(fast, twin, truth)
 
 
 def compiled_gradients(model: RecycleGPT) -> Found:
@@ -192,6 +190,12 @@ def compiled_gradients(model: RecycleGPT) -> Found:
     truth = gradients(copy.deepcopy(model).double(), compiled=False, narrow=False)
     fast, twin = (gradients(model, compiled, narrow=True) for compiled in (True, False))
     return Found(_distance(fast, truth), TIMES_THE_TWIN * _distance(twin, truth))
+
+
+def _beside_twin(fast: list[Tensor], twin: list[Tensor], truth: list[Tensor]) -> Found:
+    """How many times as far from the truth as its twin the worst tensor is."""
+    triples = zip(fast, twin, truth, strict=True)
+    return Found(max(_distance(a, t) / max(_distance(b, t), 1e-9) for a, b, t in triples), TIMES_THE_TWIN)
 
 
 def _texts(decoder: Decoder, model: RecycleGPT, strategy: Autoregressive | Verified) -> list[list[int]]:

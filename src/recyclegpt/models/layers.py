@@ -80,18 +80,20 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
         if attending.memory is not None:
             k, v = attending.memory.write(layer, k, v)
-        if attending.mask is None and k.shape[1] > T:
-            y_BHTD = causal_and_own(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        else:
-            y_BHTD = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                attn_mask=attending.mask,
-                is_causal=attending.mask is None,
-                enable_gqa=self.num_kv_heads != self.num_heads,
-            )
-        return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
+        y_BTHD = attend(q, k, v, attending.mask)
+        return self.o_proj(y_BTHD.reshape(B, T, self.num_heads * self.head_dim))
+
+
+def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention `(B, T, H, D)` of queries to the keys and values of G heads, by a mask as `Attending` has it."""
+    q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
+    if mask is None and k_BSGD.shape[1] > q_BTHD.shape[1]:
+        return causal_and_own(q_BHTD, k_BGSD, v_BGSD).transpose(1, 2)
+    grouped = k_BSGD.shape[2] != q_BTHD.shape[2]
+    y_BHTD = F.scaled_dot_product_attention(
+        q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+    )
+    return y_BHTD.transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
