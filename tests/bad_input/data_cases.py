@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .case import Cases
-from .place import SETTINGS, SMALL, Place
+from .place import SMALL, Place
 
 CASES = Cases("data")
 GOOD = "def alpha(beta, n=1):\n    return beta + n\n"
@@ -293,8 +293,3 @@ def _(place: Place) -> Sequence[str]:
     place.copy("corpus")
     place.write("corpus/x.txt", b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode() * 20)
     return ("train", *SMALL, "logger=none")
-
-
-@CASES.refused("packages in the home of nobody", "data.roots: ~nosuchuser/x is no folder", "home directory")
-def _(place: Place) -> Sequence[str]:
-    return ("train", *SETTINGS, "data=python_packages", "data.roots=['~nosuchuser/x']")

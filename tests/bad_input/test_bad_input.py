@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from . import table
 from .case import DONE, Case
 from .cases import CASES
 from .place import MARKER, Place, run_in, snapshot
@@ -52,8 +51,3 @@ def test_there_are_at_least_a_hundred_and_no_two_share_a_name() -> None:
     names = [(case.category, case.name) for case in CASES]
     assert len(names) >= 100
     assert len(set(names)) == len(names)
-
-
-def test_the_page_lists_every_case() -> None:
-    expected = [(case.category, table._cell(case.name)) for case in CASES]
-    assert table.listed(table.PAGE.read_text(encoding="utf-8")) == expected, "run python -m tests.bad_input.table"

@@ -28,12 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Room: the other rooms it may import. Everyone may import `recyclegpt.errors`."""
 
 CONFIG_PACKAGES = {"hydra", "omegaconf", "hydra_plugins"}
-OPTIONAL_PACKAGES = {"transformers", "lm_eval", "liger_kernel", "torchdata", "triton"}
-IN_TRITON = {f"recyclegpt/decoding/cuda_kernels/{name}.py" for name in ("attention", "products", "waiting")}
-"""Kernels in Triton's language need it at import; `fuse` alone imports them, where it has found Triton."""
+OPTIONAL_PACKAGES = {"transformers", "lm_eval", "liger_kernel", "torchdata"}
 OWNERS = {
     "transformers": {"recyclegpt/decoding/transformers_model.py", "recyclegpt/evaluation/transformers_baseline.py"},
-    "triton": {"recyclegpt/decoding/cuda_kernels/__init__.py", *IN_TRITON},
 }
 """Files of an optional package that has more than one: of `transformers`, our model is one of theirs in the first, and
 theirs is the baseline of ours in the second."""
@@ -145,7 +142,6 @@ def optional_packages_needed_at_import(sources: list[Source]) -> list[str]:
                 found += [
                     f"{source.place}:{node.lineno}: {name} is optional: import it where it is used, or inside try"
                     for name in sorted(names & OPTIONAL_PACKAGES)
-                    if not (name == "triton" and source.place in IN_TRITON)
                 ]
     return found
 
@@ -259,7 +255,6 @@ BREACHES: list[tuple[Rule, str, str]] = [
     (optional_packages_with_two_owners, "models/a.py", "def f():\n    import transformers"),
     (optional_packages_with_two_owners, "evaluation/a.py", "def f():\n    import lm_eval"),
     (optional_packages_needed_at_import, "evaluation/a.py", "from lm_eval.api.model import TemplateLM"),
-    (optional_packages_needed_at_import, "decoding/cuda_kernels/__init__.py", "import triton"),
     (vague_names, "models/utils.py", ""),
     (vague_names, "models/decoder_v2.py", ""),
     (vague_names, "models/tensor_helpers.py", ""),

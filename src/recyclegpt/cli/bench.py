@@ -28,7 +28,7 @@ from recyclegpt.cli.model_of_config import is_pretrained
 from recyclegpt.cli.result import model_facts
 from recyclegpt.cli.run_folder import finite, write_json
 from recyclegpt.cli.settings import BENCH, many, type_problems
-from recyclegpt.decoding import Decoder, cuda_kernels, make_strategy
+from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import VerifiedAt, bytes_ratio, stage_seconds
 from recyclegpt.evaluation.bench import BenchConfig, Row, bench
@@ -207,7 +207,7 @@ def _models(
 ) -> Iterator[tuple[BenchConfig, Decoder, RecycleGPT | None, Prompts, dict[str, Any]]]:
     """Every depth, number format and way to compile, one after another, so that one model lies in memory at a time."""
     depths = [None] if cfg.bench.recycle_num_layers is None else many(cfg.bench.recycle_num_layers)
-    asked = [(config, compiled) for config in configs for compiled in compiles(cfg, device, config)]
+    asked = [(config, compiled) for config in configs for compiled in compiles(cfg, device)]
     for depth, (config, compiled) in itertools.product(depths, asked):
         dtype = named_dtype(config.dtype_name, device, decoding=True)
         model, prompts = _model_and_prompts(cfg, device, dtype, depth)
@@ -228,10 +228,9 @@ def _models(
         yield config, decoder, model if keep else None, prompts, facts
 
 
-def compiles(cfg: DictConfig, device: torch.device, config: BenchConfig) -> list[bool]:
-    """Each once; `auto`: on CUDA, where there are no kernels of ours."""
-    ours = cfg.bench.kernels and cuda_kernels.usable(device, named_dtype(config.dtype_name, device, decoding=True))
-    auto = device.type == "cuda" and not ours
+def compiles(cfg: DictConfig, device: torch.device) -> list[bool]:
+    """The values of `bench.compile`, each once; auto: on CUDA."""
+    auto = device.type == "cuda"
     return list(dict.fromkeys(auto if value == "auto" else bool(value) for value in many(cfg.bench.compile)))
 
 

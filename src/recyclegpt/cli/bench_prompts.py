@@ -87,7 +87,7 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
         by_category[prompt.category].append(row)
     facts = model_facts(model)
     dtype = named_dtype(config.dtype_name, device, decoding=True)
-    decoder = Decoder.optimised(model, dtype, compiles(cfg, device, config)[0], cfg.bench.kernels, release=True)
+    decoder = Decoder.optimised(model, dtype, compiles(cfg, device)[0], cfg.bench.kernels, release=True)
     strategies = [
         make_strategy(name, m) for m in config.num_recycled for name in config.strategies if name != "autoregressive"
     ]
@@ -99,7 +99,7 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
         "hardware": measured_on(device, load.share),
         "model": facts,
         "dtype": config.dtype_name,
-        "compile": decoder.compiles(1 + max(strategy.num_recycled for strategy in strategies)),
+        "compile": decoder.compiled,
         "new_tokens": new_tokens,
         "repetitions": config.repetitions,
         "rows": found,

@@ -34,7 +34,6 @@ class Allowed(NamedTuple):
 
 PARTS_OF_A_RUN = (
     "recyclegpt.data.hf_stream_data",
-    "recyclegpt.data.python_packages_data",
     "recyclegpt.data.python_stdlib_data",
     "recyclegpt.data.text_files_data",
     "recyclegpt.data.tokenized_data",

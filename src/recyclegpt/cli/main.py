@@ -24,7 +24,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench": ("recyclegpt.cli.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),
     "export": ("recyclegpt.cli.export", "write a trained model for transformers, vLLM or the hub, with a model card"),
     "report": ("recyclegpt.cli.report", "tables, figures and pages from run folders"),
-    "gpu-report": ("recyclegpt.cli.gpu_report", "measure decoding and training on a GPU, in ten minutes, and report"),
     "tokenize": ("recyclegpt.cli.tokenize", "write a corpus to disk as token shards"),
     "doctor": ("recyclegpt.cli.doctor", "check installation, machine, disk and runs, and say what to do"),
 }

@@ -14,7 +14,7 @@ from recyclegpt.errors import ConfigError
 HELP = """usage: recyclegpt tokenize output=FOLDER [data=GROUP] [data.KEY=VALUE ...]
 
 Writes a corpus as token shards, for training with data=tokenized data.path=FOLDER. Data groups:
-python_stdlib (default), python_packages, text_files (data.paths=[...]), hf_stream (data.name=...).
+python_stdlib (default), text_files (data.paths=[...]), hf_stream (data.name=...).
 The tokenizer is data.tokenizer.kind=bpe|byte|file."""
 
 

@@ -46,7 +46,7 @@ from recyclegpt.cli.run_folder import (
     write_json,
 )
 from recyclegpt.cli.sweep_job import in_multirun, progress_line, runs_beside_others
-from recyclegpt.data import TextDataModule, held_out_packages
+from recyclegpt.data import TextDataModule
 from recyclegpt.data.declared_ends import declare_ends
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.evaluation import unigram_loss
@@ -206,7 +206,6 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         data_fingerprint=datamodule.fingerprint,
         tokenizer_fingerprint=datamodule.tokenizer.fingerprint,
         data_settings=datamodule.settings,
-        held_out_packages=held_out_packages(datamodule.source),
     )
     made.tokenizer.save(folder / FOLDER / TOKENIZER)
     if len(made.tokenizer.stop_ids) > 1:

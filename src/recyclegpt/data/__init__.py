@@ -5,14 +5,12 @@ from recyclegpt.data.corpus import tokenize_corpus
 from recyclegpt.data.datamodule import TextDataModule
 from recyclegpt.data.groups import (
     hf_stream_data,
-    python_packages_data,
     python_stdlib_data,
     text_files_data,
     tokenized_data,
 )
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.python_packages import PythonPackages, held_out_packages
 from recyclegpt.data.sources import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
@@ -23,7 +21,6 @@ __all__ = [
     "Batch",
     "HFStream",
     "Packing",
-    "PythonPackages",
     "PythonStdlib",
     "Record",
     "Source",
@@ -33,9 +30,7 @@ __all__ = [
     "TextTokenizer",
     "Tokenized",
     "TokenizerConfig",
-    "held_out_packages",
     "hf_stream_data",
-    "python_packages_data",
     "python_stdlib_data",
     "text_files_data",
     "tokenize_corpus",

@@ -12,7 +12,6 @@ from typing import Any
 
 from recyclegpt.data.datamodule import TextDataModule
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.python_packages import PythonPackages
 from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenized import Tokenized
@@ -50,7 +49,6 @@ def _flat(name: str, source: type[Any], left_out: tuple[str, ...] = ()) -> Calla
 
 
 python_stdlib_data = _flat("python_stdlib_data", PythonStdlib)
-python_packages_data = _flat("python_packages_data", PythonPackages)
 text_files_data = _flat("text_files_data", TextFiles)
 hf_stream_data = _flat("hf_stream_data", HFStream)
 tokenized_data = _flat("tokenized_data", Tokenized, left_out=("tokenizer",))

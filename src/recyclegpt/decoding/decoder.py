@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from recyclegpt.decoding.emission import Emission
-from recyclegpt.decoding.fused import fuse, max_kernel_rows
+from recyclegpt.decoding.fused import fuse
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.graph import GraphedCycle
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
@@ -39,18 +37,12 @@ class Decoder:
     """Decodes with a model as it is given; `Decoder.optimised` makes the model ready first."""
 
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
-        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs.
-
-        A pass of so few rows that the kernels for CUDA take it is left to them.
-        """
+        """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs."""
         self.model, self.compiled = model, compile
         self.read: Read = model.read
         self.recycle: Read = model.recycle
         if compile:
             self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
-            if max_kernel_rows(model):
-                self.read = _of_few_rows(model.read, self.read, max_kernel_rows(model))
-                self.recycle = _of_few_rows(model.recycle, self.recycle, max_kernel_rows(model))
         self.use_graphs = model.device.type == "cuda"
         self.max_idle, self.max_idle_bytes = MAX_IDLE, memory_for_idle(model.device)
         self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
@@ -179,10 +171,6 @@ class Decoder:
         for record in records:
             yield from emission.take(record, tokens_BS, first)
 
-    def compiles(self, rows: int) -> bool:
-        """Whether cycles of so many rows run through `torch.compile`; few are left to the kernels for CUDA."""
-        return self.compiled and rows > max_kernel_rows(self.model)
-
     def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
     ) -> tuple[object, Session, Callable[[int], None]]:
@@ -264,15 +252,6 @@ class Decoder:
 def memory_for_idle(device: torch.device) -> float:
     """Bytes that caches may hold while nobody uses them."""
     return IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
-
-
-def _of_few_rows(few: Callable[..., Tensor], many: Callable[..., Tensor], most: int) -> Callable[..., Tensor]:
-    """Call `few` for up to `most` tokens and `many` for more."""
-
-    def run(tokens_BT: Tensor, *rest: Any, **named: Any) -> Tensor:
-        return (few if tokens_BT.numel() <= most else many)(tokens_BT, *rest, **named)
-
-    return run
 
 
 def generate(

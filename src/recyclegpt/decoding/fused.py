@@ -1,7 +1,5 @@
 """The model made ready to decode: weights cast once, projections fused, and on a CPU the products of `kernels`.
 
-On CUDA `triton_layer` has its own, of `cuda_kernels`.
-
 Every module here computes what its namesake in `models/` computes; a test holds each equal. B batch, T positions,
 C model width, H query heads, G key/value heads, D head width.
 """
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recyclegpt.decoding import cuda_kernels, kernels
+from recyclegpt.decoding import kernels
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, StaticCache, fastest_dtype
 from recyclegpt.models.layers import Attending, TransformerLayer, attend
@@ -197,7 +195,6 @@ def fuse(
     dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
     odd = _odd_widths(model)
     packs = use_kernels and not odd and kernels.usable(device, dtype)
-    streams = use_kernels and not int8 and _on_cuda(model, dtype)
     if int8 and not packs:
         why = f", which need even widths ({odd})" if odd else ""
         raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
@@ -211,10 +208,6 @@ def fuse(
     made_of: tuple[type[FusedLinear], type[FusedLayer], type[RecycleGPT]] = (FusedLinear, FusedLayer, RecycleGPT)
     if packs:
         made_of = (FusedLinear, KernelLayer, KernelGPT)
-    elif streams:
-        from recyclegpt.decoding.triton_layer import TritonGPT, TritonLayer, TritonLinear, link
-
-        made_of = (TritonLinear, TritonLayer, TritonGPT)
     make_linear, make_layer, make_model = made_of
 
     def linear(*modules: nn.Linear) -> nn.Module:
@@ -260,25 +253,7 @@ def fuse(
         fused.rotary = Rotary(config.head_dim, config.rope_theta, model.rotary.num_positions, config.rope_scaling)
     if dtype == torch.float64:
         fused.rotary.double()
-    if streams:
-        link(fused)
     return fused.eval().requires_grad_(False)
-
-
-def max_kernel_rows(model: RecycleGPT) -> int:
-    """Rows that one pass of this model may have to be computed by the kernels for CUDA; 0 where it has none."""
-    rows: int = getattr(model, "max_kernel_rows", 0)
-    return rows
-
-
-def _on_cuda(model: RecycleGPT, dtype: torch.dtype) -> bool:
-    """Whether the kernels for CUDA compute this model; one warning says why not where its shape is the reason."""
-    if not cuda_kernels.usable(model.device, dtype):
-        return False
-    why = cuda_kernels.unfitting(model.config)
-    if why:
-        warnings.warn(f"decoding with torch's own kernels, slower and not exact in bf16: {why}", stacklevel=3)
-    return not why
 
 
 def _odd_widths(model: RecycleGPT) -> str:

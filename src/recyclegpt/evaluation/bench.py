@@ -153,7 +153,7 @@ class _Group:
         kept = speed.counts.acceptance if m else None
         share = 0.0 if kept is None else kept
         return self._shape() | {
-            "compile": self.decoder.compiles(self.batch * (m + 1)),
+            "compile": self.decoder.compiled,
             "strategy": strategy.name,
             "num_recycled": m,
             **_rates(speed, baseline),

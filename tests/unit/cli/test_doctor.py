@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from importlib import metadata
@@ -23,7 +22,6 @@ from recyclegpt.cli import doctor, resume, run_folder
 from recyclegpt.cli.health import compiler, device, disk, environment, packages, processor, runs
 from recyclegpt.cli.health.finding import Finding, Verdict, carry_out
 from recyclegpt.cli.main import main
-from recyclegpt.decoding import cuda_kernels
 from recyclegpt.decoding.kernels import build
 from recyclegpt.training import checkpoint
 from recyclegpt.training.checkpoint_file import sidecar, write_checkpoint
@@ -360,26 +358,6 @@ def test_cards_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = device.cuda()
     assert first.found == "H200, 140 GiB, compute capability 9.0, driver 580.1, bf16 native"
     assert (first.name, second.name) == ("cuda:0", "cuda:1")
-
-
-def test_kernels_for_cuda_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert list(device.triton()) == []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_kernels, "usable", lambda *_: True)
-    assert [finding.verdict for finding in device.triton()] == [OK]
-
-    def warns(*_: object) -> bool:
-        warnings.warn("Triton does not work here (no headers)", stacklevel=2)
-        return False
-
-    monkeypatch.setattr(cuda_kernels, "usable", warns)
-    (finding,) = device.triton()
-    assert finding.verdict == WARNING
-    assert "no headers" in finding.found
-    monkeypatch.setattr(cuda_kernels, "usable", lambda *_: False)
-    (finding,) = device.triton()
-    assert "older than compute capability 8.0" in finding.found
 
 
 # Compiler

@@ -85,30 +85,6 @@ def cuda() -> Iterator[Finding]:
         )
 
 
-def triton() -> Iterator[Finding]:
-    """Whether decoding has its kernels for CUDA, where there is such a device."""
-    import torch
-
-    from recyclegpt.decoding import cuda_kernels
-
-    if not torch.cuda.is_available():
-        return
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        works = cuda_kernels.usable(torch.device("cuda"), torch.bfloat16)
-    if works:
-        yield Finding(GROUP, "triton", "works: bf16 passes of few rows run in kernels of our own")
-        return
-    why = "; ".join(str(warning.message) for warning in told) or "the device is older than compute capability 8.0"
-    yield Finding(
-        GROUP,
-        "triton",
-        f"decoding does without kernels of our own: {why}",
-        Verdict.WARNING,
-        "install the triton of this torch, a C compiler and Python's headers; or set decoding.compile=true",
-    )
-
-
 def mps() -> Iterator[Finding]:
     """Apple's GPU, where there is one."""
     import torch
@@ -169,6 +145,5 @@ CHECKS: dict[str, Check] = {
     "processor": cpu,
     "number formats": formats,
     "cuda": cuda,
-    "triton": triton,
     "mps": mps,
 }
