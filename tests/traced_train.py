@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.cli.main import main
+from recyclegpt.commands.main import main
 from recyclegpt.training import LitRecycleGPT
 
 TRACE = Path(os.environ["TRACE"])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.decoding import Counts, Decoder, SamplingConfig, Verified
-from recyclegpt.training.checkpoint import load_trained
 
 NEW_TOKENS, BATCH = 128, 16
 SAMPLINGS = {"greedy": SamplingConfig(), "sampled": SamplingConfig(temperature=1.0)}

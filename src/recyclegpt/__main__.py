@@ -2,7 +2,7 @@
 
 import sys
 
-from recyclegpt.cli.main import main
+from recyclegpt.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

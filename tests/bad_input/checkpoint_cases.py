@@ -367,7 +367,7 @@ _config_of(
 )
 _config_of(
     "a checkpoint whose config removes a file",
-    {"_target_": "recyclegpt.training.checkpoint_file.remove_checkpoint", "path": "corpus/part0.txt"},
+    {"_target_": "recyclegpt.checkpoints.file.remove_checkpoint", "path": "corpus/part0.txt"},
     NEWEST,
     "remove_checkpoint is not allowed",
 )

@@ -35,14 +35,16 @@ _target("subprocess.run", f"subprocess.run, args: [touch, {MARKER}]", "subproces
 _target("torch.hub.load", "torch.hub.load, repo_or_dir: a/b, model: c", "torch.hub.load is not allowed")
 _target("torch.load", "torch.load, f: x.pt, weights_only: false", "torch.load is not allowed")
 _target("builtins.eval", "builtins.eval, _args_: ['1']", "builtins.eval is not allowed")
-_target("the program itself", "recyclegpt.cli.main.main, argv: [train]", "recyclegpt.cli.main.main is not allowed")
+_target(
+    "the program itself", "recyclegpt.commands.main.main, argv: [train]", "recyclegpt.commands.main.main is not allowed"
+)
 _target(
     "a writer of our own",
     "recyclegpt.reporting.write_report, folders: [corpus], output: out",
     "write_report is not allowed",
 )
-_target("a compiler of our own", "recyclegpt.decoding.kernels.build.build", "recyclegpt.decoding.kernels.build")
-_target("what a module has imported", "recyclegpt.training.checkpoint.torch.load", "cannot be imported")
+_target("a compiler of our own", "recyclegpt.kernels.build.build", "recyclegpt.kernels.build")
+_target("what a module has imported", "recyclegpt.checkpoints.load.torch.load", "cannot be imported")
 _target("a list", "[os.system, x]", "is not a string")
 _target("a number", "5", "5 is not a string")
 _target("dots alone", "'...'", "is not allowed")

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from recyclegpt.cli.main import main
-from recyclegpt.training.checkpoint_file import sidecar
+from recyclegpt.checkpoints.file import sidecar
+from recyclegpt.commands.main import main
 
 MARKER = "executed"
 """The file that every payload tries to make in the working folder."""

@@ -14,15 +14,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.instantiate import build, check
-from recyclegpt.cli.run_folder import read_hash
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.instantiate import build, check
 from recyclegpt.data import TextTokenizer
 from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
 from recyclegpt.data.shards import read_meta
 from recyclegpt.errors import ConfigError
 from recyclegpt.reporting.run_folders import read_runs
-from recyclegpt.training.checkpoint import load_trained
+from recyclegpt.runs.folder import read_hash
 
 from .place import NEWEST, run_in
 
@@ -41,7 +41,7 @@ FEW = settings(
 )
 TARGETS = st.sampled_from(
     [
-        *("os.system", "torch.load", "builtins.exec", "torch.hub.load", "recyclegpt.cli.main.main", "..", ""),
+        *("os.system", "torch.load", "builtins.exec", "torch.hub.load", "recyclegpt.commands.main.main", "..", ""),
         *("recyclegpt.models.ModelConfig", "recyclegpt.", "torch.optim.SGD", "lightning.pytorch.Trainer"),
     ]
 )

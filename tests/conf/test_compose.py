@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.compose import compose_or_explain, find_conf
-from recyclegpt.cli.instantiate import check
-from recyclegpt.cli.run_folder import config_hash, to_plain
+from recyclegpt.configuration.compose import compose_or_explain, find_conf
+from recyclegpt.configuration.hash import config_hash, to_plain
+from recyclegpt.configuration.instantiate import check
 from recyclegpt.errors import ConfigError
 
 CONF = find_conf()

@@ -12,12 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from recyclegpt.cli.combinations import find_problems
-from recyclegpt.cli.compose import compose_or_explain, find_conf
-from recyclegpt.cli.hydra_entry import hydra_run
-from recyclegpt.cli.instantiate import build
-from recyclegpt.cli.main import main
-from recyclegpt.cli.run_folder import config_hash
+from recyclegpt.commands.main import main
+from recyclegpt.configuration.compose import compose_or_explain, find_conf
+from recyclegpt.configuration.hash import config_hash
+from recyclegpt.configuration.hydra_app import hydra_run
+from recyclegpt.configuration.instantiate import build
+from recyclegpt.configuration.train_checks import find_problems
 from recyclegpt.data import TextFiles, TokenizerConfig, tokenize_corpus
 from recyclegpt.models import RecycleGPT
 
@@ -65,7 +65,7 @@ def test_every_experiment_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     on_gpu = "/trainer: gpu" in path.read_text()
-    corpus = [f"data.roots=[{packages}]", "data.num_workers=0", "trainer=cpu"] if on_gpu else [f"data.root={stdlib}"]
+    corpus = [f"data.paths=[{packages}]", "data.num_workers=0", "trainer=cpu"] if on_gpu else [f"data.root={stdlib}"]
     argv = ["debug=smoke", *corpus, "data.tokenizer.vocab_size=300", "callbacks=no_monitor"]
     if path.stem == "frozen_backbone":
         assert main(["train", "experiment=tiny_cpu", *argv]) == 0

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recyclegpt.cli.main import main
-from recyclegpt.training.checkpoint import load_trained
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.main import main
 
 pytestmark = [
     pytest.mark.distributed,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.main import main
+from recyclegpt.commands.main import main
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
+from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.models.huggingface import load_backbone
-from recyclegpt.training.checkpoint import load_trained
-from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint
 
 from .test_readme import ROOT, blocks
 

@@ -65,7 +65,7 @@ def test_says_what_to_do_when_memory_is_short(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("recyclegpt.cli.bench_training.measure_steps", full)
+    monkeypatch.setattr("recyclegpt.commands.bench_training.measure_steps", full)
     assert run("bench", "training=true", *SHAPE, *STEP) == 1
     told = capsys.readouterr().err
     assert "step.batch=2 rows of 16" in told
@@ -87,6 +87,6 @@ def test_other_errors_of_a_step_are_not_taken_for_it(run: Run, monkeypatch: pyte
     def wrong(*_: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("recyclegpt.cli.bench_training.measure_steps", wrong)
+    monkeypatch.setattr("recyclegpt.commands.bench_training.measure_steps", wrong)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run("bench", "training=true", *SHAPE, *STEP)

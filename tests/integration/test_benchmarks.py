@@ -10,8 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from recyclegpt.cli.evaluate_tasks import _difference
-from recyclegpt.cli.main import main
+from recyclegpt.commands.lm_eval import _difference
+from recyclegpt.commands.main import main
 
 Run = Callable[..., int]
 

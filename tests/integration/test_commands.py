@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.main import main
+from recyclegpt.commands.main import main
 
 Run = Callable[..., int]
 
@@ -204,7 +204,7 @@ def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str])
 def test_bench_refuses_before_it_measures(
     run: Run, wrong: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recyclegpt.cli.bench.measure", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr("recyclegpt.commands.bench_decoding.measure", lambda _: pytest.fail("measured"))
     assert run("bench", wrong) == 2
     message = capsys.readouterr().err
     assert wrong.partition("=")[0] in message

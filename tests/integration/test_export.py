@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recyclegpt import RecycleGPT, generate
-from recyclegpt.cli.main import main
-from recyclegpt.training.checkpoint import Trained, load_trained
+from recyclegpt.checkpoints.load import Trained, load_trained
+from recyclegpt.commands.main import main
 
 transformers = pytest.importorskip("transformers")
 
@@ -197,7 +197,7 @@ def test_pushing_uploads_what_was_written(
         pushed.append((sorted(path.name for path in folder.iterdir()), name, private))
         return f"https://hub.test/{name}"
 
-    monkeypatch.setattr("recyclegpt.cli.export.push_folder", push)
+    monkeypatch.setattr("recyclegpt.commands.export.push_folder", push)
     argv = ("export", f"checkpoint={trained}", "format=vllm", "out=draft", "push=me/draft", "target=me/target")
     assert run(*argv) == 0
     assert pushed == [(["README.md", "config.json", "model.safetensors"], "me/draft", True)]
@@ -210,7 +210,7 @@ def test_pushing_uploads_what_was_written(
 def test_every_mistake_is_named_before_anything_is_read(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recyclegpt.cli.export.load_trained", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("recyclegpt.commands.export.load_trained", lambda _: pytest.fail("read"))
     assert run("export", "format=transformers", "dtype=int4", "push=nobody", "out=/proc/version") == 2
     told = capsys.readouterr().err
     for word in ("format: 'transformers' is unknown; use recyclegpt", "dtype: 'int4'", "push: 'nobody'", "is a file"):

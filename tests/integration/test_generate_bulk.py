@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recyclegpt.cli.main import main
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.main import main
 from recyclegpt.data import Tokenized
 from recyclegpt.data.generated import GeneratedCorpus
-from recyclegpt.training.checkpoint import load_trained
 
 Run = Callable[..., int]
 BULK = ["bulk.num_documents=10", "bulk.num_val_documents=4", "bulk.prompt_tokens=8", "bulk.batch=4"]
@@ -100,7 +100,9 @@ def test_what_is_complete_is_not_written_again(
     run: Run, trained: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(whole)
-    monkeypatch.setattr("recyclegpt.cli.generate_bulk.Decoder.optimised", lambda *_, **__: pytest.fail("decodes"))
+    monkeypatch.setattr(
+        "recyclegpt.commands.generate_corpus.Decoder.optimised", lambda *_, **__: pytest.fail("decodes")
+    )
     # The same weights elsewhere are the same model.
     assert run("generate", f"checkpoint={trained.parent}", f"bulk.out={whole}", *BULK) == 0
     lines = capsys.readouterr().out.splitlines()

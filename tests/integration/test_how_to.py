@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.compose import compose_or_explain
-from recyclegpt.cli.hydra_entry import parse_flags
+from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.hydra_app import parse_flags
 
 from .test_readme import ROOT, blocks
 

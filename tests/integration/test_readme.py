@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from recyclegpt import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.cli.combinations import find_problems
-from recyclegpt.cli.compose import compose_or_explain
+from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.train_checks import find_problems
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

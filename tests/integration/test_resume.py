@@ -20,10 +20,10 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recyclegpt.callbacks import Checkpoints, EpochSummary
-from recyclegpt.cli import resume
+from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.runs import resume
 from recyclegpt.training import LitRecycleGPT
-from recyclegpt.training.checkpoint import load_trained
-from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint
 
 Run = Callable[..., int]
 Place = tuple[str, int, int]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.checkpoint import load_trained
 
 transformers = pytest.importorskip("transformers")
 

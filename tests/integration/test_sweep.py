@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from recyclegpt.cli import bench_runs
-from recyclegpt.cli.train import start_afresh
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands import bench_runs
 from recyclegpt.data import Batch
+from recyclegpt.runs.training_run import start_afresh
 from recyclegpt.training import LitRecycleGPT
-from recyclegpt.training.checkpoint import load_trained
 
 Run = Callable[..., int]
 SWEEP = ["sweep=smoke", "sweep.tag=s", "callbacks=no_monitor"]
@@ -159,7 +159,7 @@ def test_one_bench_pass_over_a_sweep(
 ) -> None:
     assert run("train", "-m", *small, "callbacks=no_monitor", "recycle.num_layers=0,1", "hydra.sweep.dir=many") == 0
     capsys.readouterr()
-    monkeypatch.setattr("recyclegpt.cli.measured_on.is_contended", lambda _: False)
+    monkeypatch.setattr("recyclegpt.hardware.description.is_contended", lambda _: False)
     argv = ["bench", "runs=many", "bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=2"]
     argv += ["bench.stages=false", "bench.num_recycled=[1,2]"]
     assert run(*argv) == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recyclegpt.training.checkpoint import load_trained
-from recyclegpt.training.checkpoint_file import list_checkpoints, read_checkpoint
+from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
+from recyclegpt.checkpoints.load import load_trained
 
 SCRIPT = Path(__file__).parents[1] / "traced_train.py"
 PROCESS_LIMIT_S = 300

@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from recyclegpt.callbacks import Checkpoints, RandomState, Throughput
+from recyclegpt.checkpoints.file import remove_checkpoint, write_checkpoint
+from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.data import TextDataModule, TextFiles, TokenizerConfig
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import LitRecycleGPT, LossConfig, adamw, constant
-from recyclegpt.training.checkpoint_file import remove_checkpoint, write_checkpoint
-from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.main import main
-from recyclegpt.training import checkpoint_file
-from recyclegpt.training.checkpoint_file import list_checkpoints, verify
+from recyclegpt.checkpoints import file as checkpoint_file
+from recyclegpt.checkpoints.file import list_checkpoints, verify
+from recyclegpt.commands.main import main
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 

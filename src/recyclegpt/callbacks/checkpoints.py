@@ -14,8 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from recyclegpt.callbacks.stop_signals import StopSignals
-from recyclegpt.errors import ConfigError, RunError, Stopped
-from recyclegpt.training.checkpoint_file import (
+from recyclegpt.checkpoints.file import (
     DamagedCheckpoint,
     checkpoint_name,
     list_checkpoints,
@@ -23,7 +22,8 @@ from recyclegpt.training.checkpoint_file import (
     remove_temporaries,
     verify,
 )
-from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
+from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
+from recyclegpt.errors import ConfigError, RunError, Stopped
 
 _log = logging.getLogger("recyclegpt")
 

@@ -23,10 +23,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from recyclegpt.benchmark import PassCosts, Speed, byte_ceiling, measure_pass_costs, measure_speed
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.evaluation import PassCosts, Speed, byte_ceiling, continuation_nll, measure_pass_costs, measure_speed
-from recyclegpt.evaluation.contention import OtherLoad
+from recyclegpt.evaluation import continuation_nll
+from recyclegpt.hardware.contention import OtherLoad
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.training.sharding import gathered
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from recyclegpt.evaluation.devices import device_name, peak_flops
-from recyclegpt.evaluation.flops import flops_per_token
-from recyclegpt.evaluation.memory import peak_memory_bytes
+from recyclegpt.hardware.device import device_name, peak_flops
+from recyclegpt.hardware.memory import peak_memory_bytes
+from recyclegpt.training.flops import flops_per_token
 
 
 class Throughput(Callback):

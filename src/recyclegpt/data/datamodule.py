@@ -16,13 +16,13 @@ from torch import Tensor
 
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.loaders import TrainLoader, ValBatches, workers_that_suit
-from recyclegpt.data.opening import Corpus, open_corpus
+from recyclegpt.data.open_corpus import Corpus, open_corpus
+from recyclegpt.data.packed_rows import PackedRows, State, TrainStream
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.prompts import choose_prompts
 from recyclegpt.data.shards import TokenShards
+from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.sources import Source
-from recyclegpt.data.stream import PackedRows, State, TrainStream
-from recyclegpt.data.stream_rows import StreamRows
 from recyclegpt.data.tokenized import Tokenized
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from recyclegpt.data.batch import Batch
+from recyclegpt.data.packed_rows import State, Tokens, TrainStream, read_windows
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.stream import State, Tokens, TrainStream, read_windows
 from recyclegpt.errors import ConfigError
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))

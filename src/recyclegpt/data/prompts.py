@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recyclegpt.data.stream import Tokens
+from recyclegpt.data.packed_rows import Tokens
 from recyclegpt.errors import ConfigError
 
 _CHUNK = 1 << 22

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from recyclegpt.data.declared_ends import declared_ends
+from recyclegpt.data.stop_tokens import declared_ends
 from recyclegpt.errors import ConfigError
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.

@@ -1,10 +1,10 @@
 """How text is generated: sampling, the three strategies, and the engine they share."""
 
 from recyclegpt.decoding.decoder import Decoder, generate
-from recyclegpt.decoding.fused import fuse
+from recyclegpt.decoding.fuse import fuse
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig, processed_probabilities
-from recyclegpt.decoding.stopping import PrintedText, StopStrings
+from recyclegpt.decoding.stop_strings import PrintedText, StopStrings
 from recyclegpt.decoding.strategies import (
     Alternating,
     Autoregressive,

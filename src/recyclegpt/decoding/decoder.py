@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from recyclegpt.decoding.emission import Emission
-from recyclegpt.decoding.fused import fuse
+from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.fuse import fuse
 from recyclegpt.decoding.generation import Counts, Emitted, Generation
-from recyclegpt.decoding.graph import GraphedCycle
+from recyclegpt.decoding.output import Emission
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
 from recyclegpt.decoding.session import Read, Session
-from recyclegpt.decoding.stopping import StopStrings
+from recyclegpt.decoding.stop_strings import StopStrings
 from recyclegpt.decoding.strategies import Strategy, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED, RecycleGPT

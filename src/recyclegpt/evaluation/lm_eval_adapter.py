@@ -21,7 +21,7 @@ import datasets
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation.continuing import Asked, Continuer
+from recyclegpt.evaluation.batch_generator import Asked, Continuer
 from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
 
 try:

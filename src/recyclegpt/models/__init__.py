@@ -1,8 +1,8 @@
 """What the network is: pure torch."""
 
-from recyclegpt.models.cache import StaticCache
+from recyclegpt.hardware.dtypes import fastest_dtype, has_native_bf16, named_dtype
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.precision import fastest_dtype, has_native_bf16, named_dtype
+from recyclegpt.models.kv_cache import StaticCache
 from recyclegpt.models.recyclegpt import RecycleGPT, States
 from recyclegpt.models.rope import RopeScaling
 

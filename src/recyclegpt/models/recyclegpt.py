@@ -13,8 +13,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from recyclegpt.models.backbone import Backbone
-from recyclegpt.models.cache import StaticCache, UnrolledMemory
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
+from recyclegpt.models.kv_cache import StaticCache, UnrolledMemory
 from recyclegpt.models.layers import Attending, initialise
 from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.models.cache import UnrolledMemory
+from recyclegpt.models.kv_cache import UnrolledMemory
 
 _ops = torch.ops.aten
 

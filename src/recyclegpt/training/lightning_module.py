@@ -17,13 +17,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from recyclegpt.checkpoints.module_only import only_kept
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
+from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
 from recyclegpt.training.held_out import HeldOut
-from recyclegpt.training.per_layer import set_up_layers
-from recyclegpt.training.separate_backbone import only_kept
 from recyclegpt.training.sharding import is_sharded, shard
 
 NOT_FINITE = "not_finite.jsonl"
@@ -98,7 +98,7 @@ class LitRecycleGPT(LightningModule):
     def configure_model(self) -> None:
         """Spread the weights over processes, where the strategy has laid out a mesh for it (`trainer=fsdp`)."""
         if self.device_mesh is not None and not is_sharded(self.model):
-            shard(self, self.device_mesh["data_parallel"])
+            shard(self, self.model, self.device_mesh["data_parallel"])
 
     def loss_parts(self, batch: Batch) -> LossParts:
         """The dual loss on a batch, with the recycle weight of the current step."""

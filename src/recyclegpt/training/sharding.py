@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from lightning.pytorch import LightningModule
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.per_layer import layers_of
-
-if TYPE_CHECKING:
-    from recyclegpt.training.lightning_module import LitRecycleGPT
+from recyclegpt.training.compile import layers_of
 
 
-def shard(module: LitRecycleGPT, mesh: DeviceMesh) -> None:
+def shard(module: LightningModule, model: RecycleGPT, mesh: DeviceMesh) -> None:
     """Spread the weights over the processes of a one-dimensional mesh, in place.
 
     Each layer is gathered when it runs. Embedding, norms, fold and classifier belong to the step as a whole, because
     the dual loss reads the classifier's weight itself: they are gathered when a step begins and kept until its backward
     pass has ended.
     """
-    for layer in layers_of(module.model):
+    for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in ("training_step", "validation_step"):

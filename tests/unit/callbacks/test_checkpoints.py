@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from recyclegpt.callbacks import Checkpoints
 from recyclegpt.callbacks.checkpoints import requeue
 from recyclegpt.callbacks.stop_signals import SIGNALS
+from recyclegpt.checkpoints import file as checkpoint_file
+from recyclegpt.checkpoints.file import SaveError, list_checkpoints, sidecar, verify
+from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.errors import ConfigError, RunError, Stopped
-from recyclegpt.training import checkpoint_file
-from recyclegpt.training.checkpoint_file import SaveError, list_checkpoints, sidecar, verify
-from recyclegpt.training.checkpoint_io import VerifiedCheckpointIO
 
 NUM_BATCHES = 6
 
@@ -193,7 +193,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at_steps: set[int]) -> None:
             raise SaveError(f"checkpoint: {path} could not be written (the disk is full)")
         plain(checkpoint, path, facts)
 
-    monkeypatch.setattr("recyclegpt.training.checkpoint_io.write_checkpoint", instead)
+    monkeypatch.setattr("recyclegpt.checkpoints.lightning_io.write_checkpoint", instead)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_older_one(

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from recyclegpt.callbacks.throughput import Throughput, peak_memory_bytes
 from recyclegpt.data import Batch
-from recyclegpt.evaluation.devices import peak_flops
-from recyclegpt.evaluation.flops import flops_per_token
+from recyclegpt.hardware.device import peak_flops
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training.flops import flops_per_token
 
 B, T = 2, 8
 TAGS = {

@@ -14,8 +14,8 @@ from recyclegpt.data import HFStream, Packing, TextTokenizer
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, is_transient
 from recyclegpt.data.loaders import TrainLoader
+from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.sources import EMPTY
-from recyclegpt.data.stream_rows import StreamRows
 from recyclegpt.errors import ConfigError
 
 TOKENIZER = TextTokenizer.bytes()

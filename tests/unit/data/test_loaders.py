@@ -13,9 +13,9 @@ from torch.utils.data._utils import signal_handling
 
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.loaders import TrainLoader, workers_that_suit
-from recyclegpt.data.opening import TokenArray
+from recyclegpt.data.open_corpus import TokenArray
+from recyclegpt.data.packed_rows import PackedRows
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.stream import PackedRows
 
 STREAM = PackedRows(TokenArray(np.arange(200)), Packing(row_length=4, num_views=3), 3, 0, 0, 1)
 

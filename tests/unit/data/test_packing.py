@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recyclegpt.data.opening import TokenArray
+from recyclegpt.data.open_corpus import TokenArray
+from recyclegpt.data.packed_rows import read_windows
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.stream import read_windows
 from recyclegpt.errors import ConfigError
 
 lengths = st.integers(1, 12)

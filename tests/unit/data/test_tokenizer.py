@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from recyclegpt.data import TextTokenizer, TokenizerConfig
-from recyclegpt.data.declared_ends import declare_ends
+from recyclegpt.data.stop_tokens import declare_ends
 from recyclegpt.data.tokenizer import load_tokenizer
 from recyclegpt.errors import ConfigError
 

@@ -17,7 +17,7 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import lm_eval_adapter
-from recyclegpt.evaluation.continuing import Asked, Continuer
+from recyclegpt.evaluation.batch_generator import Asked, Continuer
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer

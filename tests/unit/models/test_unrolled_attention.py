@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import recyclegpt.models.unrolled_attention as unrolled_attention
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.cache import UnrolledMemory
+from recyclegpt.models.kv_cache import UnrolledMemory
 from recyclegpt.models.unrolled_attention import causal_and_own
 
 # B, H, G, T, D, steps

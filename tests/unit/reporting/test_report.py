@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.cli.main import main
+from recyclegpt.commands.main import main
 from recyclegpt.reporting import read_runs, training_curve, write_report
 from recyclegpt.reporting.report import cost_rows, effect_rows
 from recyclegpt.reporting.settings import summarise

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recyclegpt.decoding.kernels.build import find_compiler
+from recyclegpt.kernels.build import find_compiler
 from recyclegpt.training.cross_entropy import chunked_cross_entropy, rows_of_chunk
 
 

@@ -14,11 +14,11 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
 
+from recyclegpt.checkpoints.load import find_checkpoint, hyper_parameters, load_trained
 from recyclegpt.data import Batch, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LitRecycleGPT, LossConfig, MuonAdamW, NonFiniteError, adamw, constant
-from recyclegpt.training.checkpoint import find_checkpoint, hyper_parameters, load_trained
 
 TEXT = torch.randint(29, (16, 26), generator=torch.Generator().manual_seed(0))
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig, MuonAdamW, adamw
+from recyclegpt.training.compile import recompute_layers
 from recyclegpt.training.memory_plan import StepShape, activation_bytes, logits_bytes, memory_plan, optimizer_bytes
-from recyclegpt.training.per_layer import recompute_layers
 
 B, T, V = 3, 64, 64
 OPTIMIZERS = {"adamw": functools.partial(adamw, lr=1e-3), "muon": functools.partial(MuonAdamW, lr=1e-3)}

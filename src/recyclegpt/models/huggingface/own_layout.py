@@ -22,7 +22,7 @@ from recyclegpt.models.recyclegpt import RecycleGPT
 MODEL_TYPE = "recyclegpt"
 MODELING = '''"""Shows `transformers` the model of the package recyclegpt, which has to be installed."""
 
-from recyclegpt.decoding import transformers_model
+from recyclegpt.export import transformers_model
 
 
 class RecycleGPTConfig(transformers_model.RecycleGPTConfig):
@@ -36,7 +36,7 @@ class RecycleGPTForCausalLM(transformers_model.RecycleGPTForCausalLM):
 '''
 GENERATE = '''"""Lets `model.generate` recycle: strategy, num_recycled and confidence are further arguments of it."""
 
-from recyclegpt.decoding.transformers_model import generate
+from recyclegpt.export.transformers_model import generate
 
 __all__ = ["generate"]
 '''

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.hardware.dtypes import DTYPES
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
 from recyclegpt.models.huggingface.shards import FLOATS, MOST_NAMED, Shards, some
 from recyclegpt.models.layers import initialise
-from recyclegpt.models.precision import DTYPES
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 _UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")

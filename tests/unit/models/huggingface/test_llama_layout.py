@@ -12,10 +12,10 @@ import torch
 
 from recyclegpt import generate
 from recyclegpt.errors import ConfigError
+from recyclegpt.export.safetensors import INDEX, write_json, write_weights
 from recyclegpt.models import ModelConfig, RecycleGPT
 from recyclegpt.models.huggingface import load_backbone
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
-from recyclegpt.models.huggingface.writing import INDEX, write_json, write_weights
 from recyclegpt.models.rope import RopeScaling
 
 transformers = pytest.importorskip("transformers")

@@ -1,0 +1,18 @@
+"""How fast: the decoders side by side, their ceilings, prompt sets, baselines."""
+
+from recyclegpt.benchmark.breakdown import stage_seconds
+from recyclegpt.benchmark.ceilings import PassCosts, byte_ceiling, bytes_ratio, measure_pass_costs
+from recyclegpt.benchmark.simulated_acceptance import VerifiedAt
+from recyclegpt.benchmark.speed import Speed, interleave, measure_speed
+
+__all__ = [
+    "PassCosts",
+    "Speed",
+    "VerifiedAt",
+    "byte_ceiling",
+    "bytes_ratio",
+    "interleave",
+    "measure_pass_costs",
+    "measure_speed",
+    "stage_seconds",
+]

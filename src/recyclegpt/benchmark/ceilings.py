@@ -1,0 +1,172 @@
+"""What speed arithmetic allows: pass costs measured by themselves, and the ceilings that follow from them.
+
+With rho_n the cost of an n-token backbone pass and c_n that of an n-row module call, both over a 1-token backbone pass
+and both with the classifier, one cycle of m recycled tokens yields at most m + 1 tokens for
+`rho_{m+1} + c_{m+1} + (m - 1) * c_1`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from recyclegpt.decoding import Decoder
+from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.sampling import most_likely
+from recyclegpt.hardware.stopwatch import Clock, Stopwatch
+from recyclegpt.models import RecycleGPT, StaticCache
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Costs of the passes of one cycle, relative to a backbone pass over one token."""
+
+    num_recycled: int
+    backbone_pass_s: float
+    """Seconds of a backbone pass over one token, with the classifier."""
+    rho: float
+    """A pass over m + 1 tokens."""
+    c: float
+    """A module call over m + 1 rows."""
+    c_one: float
+    """A module call over one row."""
+
+    def ceiling(self, acceptance: float = 1.0) -> float:
+        """Largest speedup over autoregressive decoding; alternating decoding has an acceptance of 1."""
+        cycle = self.rho + self.c + (self.num_recycled - 1) * self.c_one
+        return (1 + self.num_recycled * acceptance) / cycle
+
+
+def byte_ceiling(model: RecycleGPT, num_recycled: int, acceptance: float = 1.0) -> float:
+    """Largest speedup if a pass cost what its weights take to read.
+
+    Then rho is 1, and c the bytes of module and head over those of backbone and head. It binds only where decoding is
+    bound by memory; where fixed overheads dominate, a measurement may pass it.
+    """
+    return (1 + num_recycled * acceptance) / (1 + num_recycled * bytes_ratio(model))
+
+
+def bytes_ratio(model: RecycleGPT) -> float:
+    """Bytes that a module call reads over those that a backbone pass reads, the classifier in both."""
+    return module_bytes(model) / backbone_bytes(model)
+
+
+def backbone_bytes(model: RecycleGPT) -> int:
+    """Weights that a backbone pass reads: layers, norm and classifier; of the embedding it needs a row a token."""
+    return _bytes(model.backbone) - _bytes(model.backbone.embed_tokens) + _bytes(model.lm_head)
+
+
+def module_bytes(model: RecycleGPT) -> int:
+    """Weights that a call of the recyclable module reads, the classifier's among them; 0 without a module."""
+    return 0 if model.recyclable is None else _bytes(model.recyclable) + _bytes(model.lm_head)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+
+
+def measure_pass_costs(
+    decoder: Decoder,
+    num_recycled: int,
+    position: int,
+    repetitions: int = 15,
+    batch: int = 1,
+    clock: Clock = time.perf_counter,
+) -> PassCosts:
+    """Costs of a cycle's passes by `PassTimer`, in one go after two rounds of warm-up."""
+    timer = PassTimer(decoder, num_recycled, position, batch, clock)
+    timer.measure(repetitions)
+    return timer.costs()
+
+
+SWEEPS_A_ROUND = 3
+"""Times that each pass runs in a round, in turn with the others, as in a cycle."""
+
+
+class PassTimer:
+    """Times each kind of pass, one after another in every round; medians are taken of the ratios of a round.
+
+    Rounds may be spread over the time in which decoders are measured, so that cost and speed see the same machine.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_recycled: int,
+        position: int,
+        batch: int = 1,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Warm up.
+
+        Args:
+            decoder: its model has a recyclable module; passes run as its cycles run them, compiled or as CUDA graphs.
+            num_recycled: tokens m recycled per cycle.
+            position: where in the context the passes stand; attention reads that many slots.
+            batch: rows of a pass.
+            clock: seconds, for tests.
+        """
+        self.decoder, self.num_recycled = decoder, num_recycled
+        model, device = decoder.model, decoder.model.device
+        self.stopwatch = Stopwatch(device, clock)
+        self.num_slots, depth = decoder.bucketed(position + num_recycled + 1), model.recycle_config.num_layers
+        shape = (batch, self.num_slots, model.dtype, device)
+        self.cache = StaticCache(model.config, model.config.num_layers, *shape)
+        self.module_cache = StaticCache(model.config, depth, *shape)
+        self.state_BTC = torch.zeros(
+            batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device
+        )
+        self.positions_BT = torch.arange(position, position + num_recycled + 1, device=device).expand(batch, -1)
+        self.tokens_BT = torch.zeros_like(self.positions_BT)
+        block = num_recycled + 1
+        passes = (self._backbone(1), self._backbone(block), self._module(block), self._module(1))
+        with torch.no_grad():
+            self.passes = [as_graph(made, device) for made in passes]
+        self.rounds: list[tuple[float, float, float, float]] = []
+        self.measure(2)
+        self.rounds = []
+
+    @torch.no_grad()
+    def measure(self, rounds: int) -> None:
+        """Add so many rounds."""
+        for _ in range(rounds):
+            seconds = self.stopwatch.seconds(*self.passes * SWEEPS_A_ROUND)
+            one, block, module_block, module_one = (
+                sum(seconds[number :: len(self.passes)]) / SWEEPS_A_ROUND for number in range(len(self.passes))
+            )
+            self.rounds.append((one, block / one, module_block / one, module_one / one))
+
+    def costs(self) -> PassCosts:
+        """Medians of all rounds so far."""
+        return PassCosts(self.num_recycled, *map(statistics.median, zip(*self.rounds, strict=True)))
+
+    def _backbone(self, width: int) -> Callable[[], object]:
+        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
+        # No `self` in here: a timer in a reference cycle would keep graphs, caches and model until a collection.
+        decoder, cache, num_slots = self.decoder, self.cache, self.num_slots
+        return lambda: most_likely(
+            decoder.model.classify(decoder.read(tokens, positions, cache=cache, num_read=num_slots))
+        )
+
+    def _module(self, width: int) -> Callable[[], object]:
+        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
+        states = self.state_BTC[:, :width].contiguous()
+        decoder, cache, num_slots = self.decoder, self.module_cache, self.num_slots
+        return lambda: most_likely(
+            decoder.model.classify(decoder.recycle(tokens, states, positions, cache=cache, num_read=num_slots)[:, -1])
+        )
+
+
+def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """On CUDA a graph of it, as decoding replays its cycles; elsewhere itself."""
+    if device.type != "cuda":
+        return run
+    graphed = GraphedCycle(lambda _: run())
+    for _ in range(2):
+        graphed(0)
+    return lambda: graphed(0)

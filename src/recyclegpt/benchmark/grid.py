@@ -1,0 +1,212 @@
+"""The speed benchmark: a grid of decoders, shapes and lengths, each beside the speed that arithmetic allows it.
+
+Rates are compared inside one group of interleaved measurements alone, against autoregressive decoding of that group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from recyclegpt.benchmark import transformers_baseline
+from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
+from recyclegpt.benchmark.simulated_acceptance import VerifiedAt
+from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
+from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
+from recyclegpt.hardware.bandwidth import CopyTimer
+from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.models import RecycleGPT
+
+Row = dict[str, Any]
+ROUNDS_A_REPETITION = 4
+"""Rounds of pass and copy timing after each repetition of the decoders."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure for one model in one number format."""
+
+    strategies: Sequence[str] = ("autoregressive", "alternating", "verified")
+    num_recycled: Sequence[int] = (1,)
+    batch: Sequence[int] = (1,)
+    prompt_tokens: Sequence[int] = (64,)
+    new_tokens: Sequence[int] = (128,)
+    acceptance: Sequence[float] | None = None
+    """Verified decoding keeps recycled tokens with these probabilities (`VerifiedAt`); None: as the weights have it."""
+    num_prompts: int = 2
+    """Batches of prompts that a repetition decodes."""
+    repetitions: int = 5
+    baselines: Sequence[str] = ()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 1
+    dtype_name: str = "bfloat16"
+    """As rows name it: int8 weights have states in another format."""
+
+
+def bench(
+    decoder: Decoder,
+    config: BenchConfig,
+    prompts: Callable[[int, int], list[list[int]]],
+    plain: RecycleGPT | None = None,
+) -> Iterator[list[Row]]:
+    """Measure every combination of batch and lengths; yield the rows of each as they are done.
+
+    Args:
+        decoder: of the model to measure.
+        config: the grid.
+        prompts: gives (number, length) prompts.
+        plain: the model that was not fused, for baselines.
+    """
+    for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
+        rows = prompts(batch * config.num_prompts, prompt_tokens)
+        yield _Group(decoder, config, batch, prompt_tokens, new_tokens, rows).measure(plain)
+
+
+@dataclass
+class _Group:
+    """One batch size and one pair of lengths: all that is interleaved and compared."""
+
+    decoder: Decoder
+    config: BenchConfig
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    prompts: list[list[int]]
+
+    def measure(self, plain: RecycleGPT | None) -> list[Row]:
+        strategies = self._strategies()
+        self.decoder.keep_sessions(len(strategies))
+        runs: dict[str, Callable[[], Run]] = {
+            name: partial(
+                decode, self.decoder, self.prompts, strategy, self.new_tokens, self.config.sampling,
+                self.config.seed, self.batch,
+            )
+            for name, strategy in strategies.items()
+        }  # fmt: skip
+        memory = self._peaks(runs)
+        outside: dict[str, Callable[[], Run]] = {}
+        if plain is not None and "transformers" in self.config.baselines:
+            # Made after the peaks of ours have been taken.
+            outside = transformers_baseline.make_runs(plain, self.prompts, self.new_tokens, self.batch)
+            memory |= self._peaks(outside)
+        if self.decoder.use_graphs:
+            # Twice: a shape that a single cycle met is captured when it is met again.
+            for run in [*runs.values()] * 2:
+                run()
+        timers = self._timers()
+        copies = CopyTimer(self.decoder.model.device)
+
+        def measure_meanwhile() -> None:
+            copies.measure(ROUNDS_A_REPETITION)
+            for timer in timers.values():
+                timer.measure(ROUNDS_A_REPETITION)
+
+        speeds = interleave(runs | outside, self.config.repetitions, after_round=measure_meanwhile)
+        costs = {m: timer.costs() for m, timer in timers.items()}
+        baseline = speeds["autoregressive"]
+        rows = [
+            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled))
+            | self._share_of(copies.bytes_per_s, strategy, speeds[name])
+            | {"peak_memory_bytes": memory[name]}
+            for name, strategy in strategies.items()
+        ]
+        if outside:
+            rows.append(self._outside_row({name: speeds[name] for name in outside}, baseline, memory))
+        return rows
+
+    def _peaks(self, runs: dict[str, Callable[[], Run]]) -> dict[str, float]:
+        """Peak memory of each run, which warms it up: it is as long as the timed ones, so that all shapes occur."""
+        memory = {}
+        for name, run in runs.items():
+            self.decoder.forget()  # what another decoder keeps for its next text is not this one's memory
+            with PeakMemory(self.decoder.model.device) as peak:
+                run()
+            memory[name] = peak.bytes
+        return memory
+
+    def _strategies(self) -> dict[str, Strategy]:
+        """By names that differ. The baseline is always among them; only lengths that can recycle get the others."""
+        made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
+        if self.decoder.model.recyclable is None:
+            return made
+        for m, name in itertools.product(self.config.num_recycled, self.config.strategies):
+            if name == "verified" and self.config.acceptance is not None:
+                for share in self.config.acceptance:
+                    made[f"verified {m} at {share}"] = VerifiedAt(m, probability=share)
+            elif name != "autoregressive":
+                made[f"{name} {m}"] = make_strategy(name, m)
+        return made
+
+    def _timers(self) -> dict[int, PassTimer]:
+        if self.decoder.model.recyclable is None:
+            return {}
+        middle = self.prompt_tokens + self.new_tokens // 2
+        return {m: PassTimer(self.decoder, m, middle, self.batch) for m in self.config.num_recycled}
+
+    def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None) -> Row:
+        model, m = self.decoder.model, strategy.num_recycled
+        kept = speed.counts.acceptance if m else None
+        share = 0.0 if kept is None else kept
+        return self._shape() | {
+            "compile": self.decoder.compiled,
+            "strategy": strategy.name,
+            "num_recycled": m,
+            **_rates(speed, baseline),
+            "acceptance": kept,
+            "agreement": speed.counts.agreement if m else None,
+            "acceptance_given": isinstance(strategy, VerifiedAt),
+            "rho": costs.rho if costs is not None else None,
+            "c": costs.c if costs is not None else None,
+            "c_one": costs.c_one if costs is not None else None,
+            "ceiling_measured": costs.ceiling(share) if costs is not None else None,
+            "ceiling_bytes": byte_ceiling(model, m, share) if costs is not None else None,
+        }
+
+    def _share_of(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
+        # A cycle reads the backbone once and the module m times: once for the true pairs, then a row a token.
+        model = self.decoder.model
+        cycle_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
+        return {
+            "bandwidth_utilisation": speed.passes_per_s * cycle_bytes / copy_bytes_per_s,
+            "copy_bytes_per_s": copy_bytes_per_s,
+        }
+
+    def _outside_row(self, speeds: dict[str, Speed], baseline: Speed, memory: dict[str, float]) -> Row:
+        """Of its settings the fastest counts; the others are named beside it."""
+        best = max(speeds, key=lambda name: speeds[name].tokens_per_s)
+        empty = dict.fromkeys(("acceptance", "rho", "c", "c_one", "ceiling_measured", "ceiling_bytes"))
+        return self._shape() | {
+            "strategy": "transformers",
+            "num_recycled": 0,
+            **_rates(speeds[best], baseline),
+            **empty,
+            "compile": best == "static compiled",
+            "cache": best,
+            "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
+            "peak_memory_bytes": memory[best],
+        }
+
+    def _shape(self) -> Row:
+        return {
+            "batch": self.batch,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "recycle_num_layers": self.decoder.model.recycle_config.num_layers,
+            "dtype": self.config.dtype_name,
+        }
+
+
+def _rates(speed: Speed, baseline: Speed) -> Row:
+    ratios = speed.ratios_to(baseline)
+    return {
+        "tokens_per_s": speed.tokens_per_s,
+        "spread": [min(speed.repetitions), max(speed.repetitions)],
+        "speedup": speed.speedup_over(baseline),
+        "speedup_spread": [min(ratios), max(ratios)],
+        "time_to_first_token_s": torch.tensor(speed.first_token_s).median().item(),
+    }

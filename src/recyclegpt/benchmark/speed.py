@@ -1,0 +1,185 @@
+"""Tokens per second of the decoders, measured side by side."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
+from recyclegpt.hardware.stopwatch import synchronise
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Run:
+    """One pass over all prompts. Rates count the tokens and seconds after the prompts' pass."""
+
+    num_timed: int = 0
+    seconds: float = 0.0
+    first_token_s: float = 0.0
+    """Mean over batches of the time until a batch had its first tokens."""
+    num_passes: int = 0
+    """Backbone passes in the time counted."""
+    counts: Counts = field(default_factory=Counts)
+    texts: list[list[int]] = field(default_factory=list)
+    recycled: list[list[bool]] = field(default_factory=list)
+
+
+@dataclass
+class Speed:
+    """One decoder's measurement."""
+
+    strategy: str
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def repetitions(self) -> list[float]:
+        """Tokens per second of each repetition: all its tokens over all its seconds."""
+        return [run.num_timed / run.seconds for run in self.runs if run.num_timed]
+
+    @property
+    def first_token_s(self) -> list[float]:
+        """Seconds to the first tokens, of each repetition."""
+        return [run.first_token_s for run in self.runs]
+
+    @property
+    def counts(self) -> Counts:
+        """Of all repetitions together."""
+        return sum((run.counts for run in self.runs[1:]), self.runs[0].counts)
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """What was written after each prompt, in the last repetition."""
+        return self.runs[-1].texts
+
+    @property
+    def recycled(self) -> list[list[bool]]:
+        """Which of those tokens the module wrote."""
+        return self.runs[-1].recycled
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Median over repetitions."""
+        return statistics.median(self.repetitions)
+
+    @property
+    def passes_per_s(self) -> float:
+        """Backbone passes a second, median over repetitions."""
+        return statistics.median(run.num_passes / run.seconds for run in self.runs if run.num_timed)
+
+    def speedup_over(self, baseline: Speed) -> float:
+        """Median of the ratios within each repetition, so that a machine's slow moments hit both."""
+        return statistics.median(self.ratios_to(baseline))
+
+    def ratios_to(self, baseline: Speed) -> list[float]:
+        """Speedup of each repetition."""
+        pairs = zip(self.repetitions, baseline.repetitions, strict=True)
+        return [mine / theirs for mine, theirs in pairs]
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Run]],
+    repetitions: int,
+    budget_s: float = float("inf"),
+    clock: Clock = time.perf_counter,
+    after_round: Callable[[], None] | None = None,
+) -> dict[str, Speed]:
+    """Call each in turn, again and again, so that drift of the machine meets all of them.
+
+    Args:
+        runs: name to measurement; warm.
+        repetitions: at most this many rounds; one is always done.
+        budget_s: no further round is begun that would end after this many seconds.
+        clock: seconds, for tests.
+        after_round: called after each round, for what should be measured meanwhile.
+    """
+    speeds = {name: Speed(name) for name in runs}
+    begin = clock()
+    for _ in range(repetitions):
+        round_begin = clock()
+        for name, run in runs.items():
+            speeds[name].runs.append(run())
+        if after_round is not None:
+            after_round()
+        now = clock()
+        if now - begin + (now - round_begin) > budget_s:
+            break
+    return speeds
+
+
+def measure_speed(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    strategies: Sequence[Strategy],
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    repetitions: int = 5,
+    budget_s: float = float("inf"),
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Speed]:
+    """Decode every prompt, one at a time, with each strategy in turn; after a warm-up, repeat while the budget lasts.
+
+    Args:
+        decoder: model in the dtype to measure.
+        prompts: token ids; decoded at batch size 1.
+        strategies: with different names, by which the result is ordered.
+        max_new_tokens: length of each continuation. Stop tokens are not obeyed: all strategies write equally many.
+        sampling: greedy if None.
+        repetitions: at most this many rounds over all prompts and strategies; one is always done.
+        budget_s: no further round is begun that would end after this many seconds.
+        seed: of the sampler.
+        clock: seconds, for tests.
+    """
+    sampling = SamplingConfig() if sampling is None else sampling
+    runs: dict[str, Callable[[], Run]] = {}
+    begin = clock()
+    for strategy in strategies:
+        decode(decoder, prompts[:1], strategy, min(max_new_tokens, 8), sampling, seed, clock=clock)  # warm-up
+        runs[strategy.name] = partial(decode, decoder, prompts, strategy, max_new_tokens, sampling, seed, clock=clock)
+    return interleave(runs, repetitions, budget_s - (clock() - begin), clock)
+
+
+def decode(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    strategy: Strategy,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    batch: int = 1,
+    clock: Clock = time.perf_counter,
+) -> Run:
+    """Decode all prompts, `batch` at a time, and time it."""
+    device = decoder.model.device
+    run = Run()
+    batches = [prompts[begin : begin + batch] for begin in range(0, len(prompts), batch)]
+    for number, rows in enumerate(batches):
+        sampler = Sampler.seeded(sampling or SamplingConfig(), len(rows), seed + number * batch, device)
+        texts: list[list[int]] = [[] for _ in rows]
+        recycled: list[list[bool]] = [[] for _ in rows]
+        counts = Counts()
+        synchronise(device)
+        begin = clock()
+        stream = decoder.stream(rows, strategy, max_new_tokens, sampler, counts=counts)
+        # After the prompts' pass every row hands out its first tokens.
+        first = list(itertools.islice(stream, len(rows)))
+        synchronise(device)
+        middle = clock()
+        for row, tokens, marks in itertools.chain(first, stream):
+            texts[row] += tokens
+            recycled[row] += marks
+        synchronise(device)
+        run.num_timed += sum(map(len, texts)) - sum(len(emitted.tokens) for emitted in first)
+        run.seconds += clock() - middle
+        run.first_token_s += (middle - begin) / len(batches)
+        run.num_passes += counts.num_backbone_passes - 1
+        run.counts += counts
+        run.texts += texts
+        run.recycled += recycled
+    return run

@@ -1,0 +1,240 @@
+"""How fast training steps are, with the recyclable module and without it.
+
+A step is what training does: dual loss, backward pass, norm and clipping of the gradients, optimizer; on random tokens,
+because speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from recyclegpt.hardware.device import device_name, peak_flops
+from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.hardware.stopwatch import synchronise
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.training import DualLoss, LossConfig
+from recyclegpt.training.compile import set_up_layers
+from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
+
+PHASES = ("forward", "backward", "optimizer")
+MAX_NORM = 1.0
+_NUM_BATCHES = 4
+_PROFILED_STEPS = 3
+_PROFILED_ROWS = 40
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What is timed."""
+
+    batch: int
+    """Rows of a forward pass."""
+    row_length: int
+    optimizer: Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
+    loss: LossConfig = field(default_factory=LossConfig)
+    dtype: torch.dtype = torch.bfloat16
+    """Of the products, by autocast; weights are fp32."""
+    compile: bool = False
+    activation_checkpointing: int = 0
+    accumulate: int = 1
+    """Forward and backward passes of a step."""
+    repetitions: int = 10
+    warm_up: int = 3
+    seed: int = 1
+
+
+@dataclass
+class StepSpeed:
+    """Times of one model's steps, and what they amount to."""
+
+    config: StepConfig
+    recycle: RecycleConfig
+    flops_per_token: float
+    seconds: dict[str, list[float]]
+    """Of every timed step, by phase."""
+    peak_memory_bytes: float
+    planned_memory_bytes: int
+    """What the plan expects of eager execution, `recyclegpt.training.memory_plan`."""
+    peak_flops: float
+    """Dense bf16 peak of the device, operations a second; NaN where unknown."""
+
+    @property
+    def steps_s(self) -> list[float]:
+        """Seconds of each step."""
+        return [sum(phases) for phases in zip(*self.seconds.values(), strict=True)]
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a step."""
+        return self.config.batch * self.config.row_length * self.config.accumulate
+
+    def row(self) -> dict[str, Any]:
+        """Plain numbers, medians over the steps with the spread of the rate; what is not known is NaN."""
+        step_s = statistics.median(self.steps_s)
+        rates = [self.tokens / seconds for seconds in self.steps_s]
+        return {
+            "recycle_num_layers": self.recycle.num_layers,
+            "num_unrolled": self.config.loss.num_unrolled if self.recycle.num_layers else 0,
+            "batch": self.config.batch,
+            "row_length": self.config.row_length,
+            "accumulate": self.config.accumulate,
+            "dtype": str(self.config.dtype).removeprefix("torch."),
+            "compile": self.config.compile,
+            "activation_checkpointing": int(self.config.activation_checkpointing),
+            "tokens_per_s": self.tokens / step_s,
+            "spread": [min(rates), max(rates)],
+            "step_s": step_s,
+            **{f"{name}_s": statistics.median(self.seconds[name]) for name in PHASES},
+            "flops_per_token": self.flops_per_token,
+            "mfu": self.flops_per_token * self.tokens / step_s / self.peak_flops,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "planned_memory_bytes": self.planned_memory_bytes,
+        }
+
+
+def measure_steps(
+    shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device, profile: bool = False
+) -> tuple[StepSpeed, str]:
+    """Time the steps of a model of random weights, which is made here and gone afterwards.
+
+    Args:
+        shape: of the backbone.
+        recycle: of the module; depth 0: none.
+        config: the step.
+        device: CPU or CUDA; there the times are those of the device itself, between CUDA events.
+        profile: look at a few more steps with `torch.profiler`.
+
+    Returns:
+        The times, and the profile's table of the most expensive operations (empty without `profile`).
+    """
+    with PeakMemory(device) as peak:
+        steps = _Steps(shape, recycle, config, device)
+        for _ in range(config.warm_up):
+            steps.run(_Marks(device))
+        marks = [_Marks(device) for _ in range(config.repetitions)]
+        synchronise(device)
+        for mark in marks:
+            steps.run(mark)
+        synchronise(device)
+    table = _profiled(steps, device) if profile else ""
+    seconds: dict[str, list[float]] = {name: [mark.seconds()[name] for mark in marks] for name in PHASES}
+    flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled).total
+    return StepSpeed(
+        config, recycle, flops, seconds, peak.bytes, steps.plan().total, peak_flops(device_name(device))
+    ), table
+
+
+def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float]:
+    """What the module adds to a step: share of operations and share of time."""
+    flops = with_module.flops_per_token / without.flops_per_token - 1
+    seconds = statistics.median(with_module.steps_s) / statistics.median(without.steps_s) - 1
+    return {"flops_share": flops, "time_share": seconds, "time_beyond_flops": seconds - flops}
+
+
+class _Steps:
+    """A model that is trained on random tokens, step by step."""
+
+    def __init__(self, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        with device:
+            self.model = RecycleGPT(shape, recycle).train()
+        set_up_layers(self.model, config.compile, config.activation_checkpointing, config.loss.num_unrolled)
+        self.loss = DualLoss(config.loss, config.compile)
+        self.optimizer = config.optimizer(self.model.named_parameters())
+        self.config, self.device = config, device
+        num_views = 2 + config.loss.num_unrolled
+        size = (_NUM_BATCHES, num_views, config.batch, config.row_length)
+        self.batches = torch.randint(shape.vocab_size, size, device=device)
+        self.taken = 0
+
+    def run(self, marks: _Marks) -> None:
+        marks.at("begin")
+        for _ in range(self.config.accumulate):
+            loss = self._forward() / self.config.accumulate
+            marks.at("forward")
+            loss.backward()
+            marks.at("backward")
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        # Training looks at the norm before it goes on, and so it waits here for the device, as it does there.
+        assert torch.isfinite(norm), "the gradients of random tokens are finite"
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), MAX_NORM, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        marks.at("optimizer")
+
+    def plan(self) -> MemoryPlan:
+        config = self.config
+        step = StepShape(
+            batch=config.batch,
+            row_length=config.row_length,
+            precision="32-true" if config.dtype == torch.float32 else "bf16-mixed",
+            num_unrolled=config.loss.num_unrolled,
+            recompute_every=config.activation_checkpointing,
+            chunk_size=config.loss.chunk_size,
+            on_cuda=self.device.type == "cuda",
+        )
+        return memory_plan(self.model, self.optimizer, step)
+
+    def _forward(self) -> Tensor:
+        views_NBT = self.batches[self.taken % _NUM_BATCHES]
+        self.taken += 1
+        narrow = self.config.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.config.dtype) if narrow else contextlib.nullcontext():
+            loss: Tensor = self.loss(self.model, views_NBT).loss
+        return loss
+
+
+class _Marks:
+    """Moments of one step: on CUDA events in the device's own queue, which cost no waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.moments: list[tuple[str, Any]] = []
+
+    def at(self, ended: str) -> None:
+        """Note that this phase has ended."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self.moments.append((ended, event))
+        else:
+            self.moments.append((ended, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Time of each phase; the device has to be done."""
+        sums = dict.fromkeys(PHASES, 0.0)
+        for (_, before), (phase, after) in zip(self.moments, self.moments[1:], strict=False):
+            sums[phase] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
+        return sums
+
+
+def _profiled(steps: _Steps, device: torch.device) -> str:
+    """Table of the operations that took most, of a few steps."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    key = "self_cpu_time_total"
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        key = "self_device_time_total"
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(_PROFILED_STEPS):
+            steps.run(_Marks(device))
+        synchronise(device)
+    return str(profiler.key_averages().table(sort_by=key, row_limit=_PROFILED_ROWS))
+
+
+def variants(recycle: RecycleConfig) -> Iterator[tuple[str, RecycleConfig]]:
+    """The model that is asked for, and the control without a module."""
+    if recycle.num_layers:
+        yield "module", recycle
+    yield "none", RecycleConfig(num_layers=0)

@@ -1,0 +1,131 @@
+"""`recyclegpt bench prompts=FILE.jsonl checkpoint=...`: the decoders on a set of prompts, category by category."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from recyclegpt.benchmark.grid import BenchConfig
+from recyclegpt.benchmark.prompt_set import bench_prompts, fit_prompts, read_prompts
+from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.bench_decoding import compiles
+from recyclegpt.console import print_table
+from recyclegpt.decoding import Decoder, make_strategy
+from recyclegpt.errors import ConfigError
+from recyclegpt.hardware.contention import OtherLoad
+from recyclegpt.hardware.description import measured_on, tell_contended
+from recyclegpt.models import named_dtype
+from recyclegpt.models.parameter_count import model_facts
+
+FILE_NAME = "prompts.json"
+COLUMNS = {
+    "category": "category",
+    "strategy": "strategy",
+    "num_recycled": "m",
+    "num_prompts": "prompts",
+    "tokens_per_s": "tokens/s",
+    "spread": "from-to",
+    "speedup": "speedup",
+    "speedup_spread": "from-to",
+    "tokens_per_pass": "tokens/pass",
+    "acceptance": "kept",
+    "agreement": "agreement",
+    "equal": "equal",
+    "common_prefix": "common prefix",
+}
+_ONE_EACH = ("batch", "new_tokens", "dtype", "compile")
+_OF_RANDOM_PROMPTS = ("recycle_num_layers", "acceptance", "baselines")
+
+
+def setting_problems(cfg: DictConfig) -> list[str]:
+    """What of a bench's settings does not go with a set of prompts."""
+    problems = []
+    if cfg.checkpoint is None:
+        problems.append("prompts: text means nothing to random weights; set checkpoint=...")
+    if cfg.runs is not None:
+        problems.append("prompts: are decoded by one checkpoint; leave runs out")
+    problems += [
+        f"bench.{key}: {list(cfg.bench[key])} are several; a set of prompts is decoded with one"
+        for key in _ONE_EACH
+        if not isinstance(cfg.bench[key], (str, int, bool)) and len(cfg.bench[key]) > 1
+    ]
+    if not problems and _one(cfg.bench.batch) != 1:
+        problems.append("bench.batch: prompts of a set are decoded one at a time; leave it at 1")
+    problems += [f"bench.{key}: does not go with prompts; leave it out" for key in _OF_RANDOM_PROMPTS if cfg.bench[key]]
+    return problems
+
+
+def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) -> dict[str, Any]:
+    """Measure, and print the table.
+
+    Args:
+        cfg: checked already.
+        device: where the model lies.
+        config: strategies, lengths and repetitions, as a bench reads them from `cfg`.
+
+    Returns:
+        The document that `prompts.json` holds.
+    """
+    read = read_prompts(cfg.prompts)
+    trained = load_trained(cfg.checkpoint, device)
+    model, tokenizer = trained.model, trained.tokenizer
+    if model.recyclable is None:
+        raise ConfigError(
+            "checkpoint: the model has no recyclable module, so there is no decoder to compare; train a module with "
+            "`recyclegpt adapt` or `recyclegpt train`"
+        )
+    new_tokens = config.new_tokens[0]
+    rows = fit_prompts(
+        [tokenizer.encode_prompt(prompt.text) for prompt in read],
+        model.config.context_length, new_tokens, tokenizer.eos_id,
+    )  # fmt: skip
+    by_category: dict[str, list[list[int]]] = defaultdict(list)
+    for prompt, row in zip(read, rows, strict=True):
+        by_category[prompt.category].append(row)
+    facts = model_facts(model)
+    dtype = named_dtype(config.dtype_name, device, decoding=True)
+    decoder = Decoder.optimised(model, dtype, compiles(cfg, device)[0], cfg.bench.kernels, release=True)
+    strategies = [
+        make_strategy(name, m) for m in config.num_recycled for name in config.strategies if name != "autoregressive"
+    ]
+    with OtherLoad() as load:
+        found = bench_prompts(decoder, by_category, strategies, new_tokens, config.repetitions, config.seed)
+    document = {
+        "prompts": str(cfg.prompts),
+        "checkpoint": str(trained.path),
+        "hardware": measured_on(device, load.share),
+        "model": facts,
+        "dtype": config.dtype_name,
+        "compile": decoder.compiled,
+        "new_tokens": new_tokens,
+        "repetitions": config.repetitions,
+        "rows": found,
+    }
+    _print(document)
+    return document
+
+
+def _print(document: dict[str, Any]) -> None:
+    rows, hardware = document["rows"], document["hardware"]
+    cells = [row | {key: _range(row[key]) for key in ("spread", "speedup_spread")} for row in rows]
+    print_table([tuple(row[key] for key in COLUMNS) for row in cells], header=list(COLUMNS.values()))
+    print(
+        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
+        f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
+        f"{document['repetitions']} interleaved repetitions after a warm-up\n"
+        "tokens/pass: mean tokens a backbone pass; equal: share of texts that are the autoregressive one token for "
+        "token; common prefix: tokens, on average, before the first that differs"
+    )
+    tell_contended(hardware)
+
+
+def _range(least_and_most: list[float]) -> str:
+    least, most = least_and_most
+    return f"{least:.3g}-{most:.3g}"
+
+
+def _one(value: Any) -> Any:
+    return value if isinstance(value, (str, int, bool)) else value[0]

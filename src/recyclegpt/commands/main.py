@@ -1,0 +1,117 @@
+"""`recyclegpt COMMAND [overrides]`: finds the command, and turns a user's mistake into a message and exit code 2.
+
+The commands are imported only when called, so that `recyclegpt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from recyclegpt import __version__
+from recyclegpt.console import format_table
+from recyclegpt.errors import ConfigError, JobsFailed, RunError, Stopped
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "train": ("recyclegpt.commands.train", "train a model and watch it decode; -m or sweep=NAME for many"),
+    "adapt": ("recyclegpt.commands.adapt", "train a recyclable module for a pretrained backbone, which stays as it is"),
+    "generate": ("recyclegpt.commands.generate", "continue a prompt from a checkpoint, with any decoder"),
+    "evaluate": ("recyclegpt.commands.evaluate", "held-out perplexities, bits per byte and agreement of a checkpoint"),
+    "bench": ("recyclegpt.commands.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),
+    "export": (
+        "recyclegpt.commands.export",
+        "write a trained model for transformers, vLLM or the hub, with a model card",
+    ),
+    "report": ("recyclegpt.commands.report", "tables, figures and pages from run folders"),
+    "tokenize": ("recyclegpt.commands.tokenize", "write a corpus to disk as token shards"),
+    "doctor": ("recyclegpt.commands.doctor", "check installation, machine, disk and runs, and say what to do"),
+}
+"""Name: (module with `run(argv) -> int`, one line of help)."""
+
+MISTAKE = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: command and its arguments; default: those this process was started with.
+
+    Returns:
+        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143 and 138 stopped
+        by Ctrl-C, SIGTERM and SIGUSR1. All but 0 are explained on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(usage(), file=sys.stderr)
+        return MISTAKE
+    name, *rest = arguments
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"recyclegpt {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(COMMANDS)}"
+        print(f"recyclegpt: unknown command {name!r}: {hint}", file=sys.stderr)
+        return MISTAKE
+    try:
+        with _program_arguments(arguments):
+            return int(importlib.import_module(COMMANDS[name][0]).run(rest))
+    except ConfigError as error:
+        print(explain(name, error), file=sys.stderr)
+        return MISTAKE
+    except (JobsFailed, RunError) as error:
+        print(f"recyclegpt {name}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"recyclegpt {name}: {stopped.message}", file=sys.stderr)
+        return int(stopped.code or 0)
+    except KeyboardInterrupt:
+        print(f"recyclegpt {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
+        return 1
+
+
+def usage() -> str:
+    """What `recyclegpt --help` prints."""
+    commands = format_table([(f"  {name}", help_line) for name, (_, help_line) in COMMANDS.items()])
+    return (
+        "usage: recyclegpt COMMAND [key=value ...]\n\n"
+        f"commands:\n{commands}\n\n"
+        "recyclegpt COMMAND --help shows the settings of one; --version shows the version."
+    )
+
+
+def explain(name: str, error: ConfigError) -> str:
+    """The message for a user's mistake: a count and one bullet a problem."""
+    num_problems = len(error.problems)
+    bullets = [f"  - {problem}".replace("\n", "\n    ") for problem in error.problems]
+    return "\n".join([f"recyclegpt {name}: {num_problems} problem{'' if num_problems == 1 else 's'}", *bullets])
+
+
+@contextmanager
+def _program_arguments(arguments: list[str]) -> Iterator[None]:
+    """Let `sys.argv` say what is run, also where `main` was called with arguments of its own."""
+    before = sys.argv
+    sys.argv = [before[0] if before else "recyclegpt", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before

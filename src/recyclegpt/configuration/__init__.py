@@ -1,0 +1,1 @@
+"""The only room that knows Hydra and OmegaConf: compose, check, instantiate."""

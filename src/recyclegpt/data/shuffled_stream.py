@@ -1,0 +1,170 @@
+"""Endless training rows from a pure stream, with a shuffle buffer whose content is part of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from recyclegpt.data.batch import Batch
+from recyclegpt.data.hf_stream import DocumentReader, HFStream
+from recyclegpt.data.packed_rows import State
+from recyclegpt.data.packing import Packing
+from recyclegpt.data.skipped import Skipped
+from recyclegpt.data.sources import take
+from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.errors import ConfigError
+
+
+class StreamRows(IterableDataset[Batch]):
+    """Documents to tokens to rows to a shuffle buffer, in every worker of every rank for its own documents.
+
+    The order depends on the number of workers and ranks. A state holds, for each worker, the position in the stream,
+    the tokens that did not fill a row yet and the whole shuffle buffer, so that nothing is lost or repeated on resume;
+    and which worker's turn it is.
+    """
+
+    def __init__(
+        self,
+        source: HFStream,
+        tokenizer: TextTokenizer,
+        packing: Packing,
+        batch_size: int,
+        seed: int,
+        max_skipped: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self._tokenizer = tokenizer
+        self._packing = packing
+        self._batch_size = batch_size
+        self._seed = seed
+        self._max_skipped = max_skipped
+        self._rank = rank
+        self._world_size = world_size
+        self._resumed: State | None = None
+
+    def resume(self, state: State | None) -> None:
+        """See `TrainStream`."""
+        self._resumed = state
+
+    def merge(self, state: State | None, batch_state: State) -> State:
+        """See `TrainStream`: the newest state of each worker, and whose turn comes next."""
+        workers = {**(state["workers"] if state else {}), batch_state["worker"]: batch_state}
+        return {"workers": workers, "next_worker": (batch_state["worker"] + 1) % batch_state["num_workers"]}
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        place, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # A DataLoader asks its first process first, so that one takes the part of the worker whose turn it is.
+        state = self._resumed or {"workers": {}, "next_worker": 0}
+        worker = (place + state["next_worker"]) % num_workers
+        return self._batches(worker, num_workers, state["workers"].get(worker))
+
+    def _batches(self, worker: int, num_workers: int, state: State | None) -> Iterator[Batch]:
+        part, num_parts = self._rank * num_workers + worker, self._world_size * num_workers
+        rng = np.random.default_rng((self._seed, part))
+        rows = _Rows(self, part, num_parts)
+        buffer = np.empty((0, self._packing.window), np.int32)
+        names = np.empty(0, np.int64)
+        number = 0
+        if state is not None:
+            rows.load(state["rows"])
+            rng.bit_generator.state = state["rng"]
+            buffer, names = np.array(state["buffer"]), np.array(state["names"])
+            number = state["batch"]
+        while len(buffer) < self._source.shuffle_buffer:
+            missing = self._source.shuffle_buffer - len(buffer)
+            read = [next(rows) for _ in range(min(missing, 256))]
+            buffer = np.concatenate([buffer, [window for _, window in read]])
+            names = np.concatenate([names, [name for name, _ in read]])
+        while True:
+            windows = np.empty((self._batch_size, self._packing.window), np.int32)
+            given = np.empty(self._batch_size, np.int64)
+            for index in range(self._batch_size):
+                drawn = rng.integers(len(buffer))
+                windows[index], given[index] = buffer[drawn], names[drawn]
+                names[drawn], buffer[drawn] = next(rows)
+            number += 1
+            views, documents = self._packing.views(windows)
+            after = {
+                "batch": number,
+                "worker": worker,
+                "num_workers": num_workers,
+                "rows": rows.state(),
+                "rng": rng.bit_generator.state,
+                "buffer": buffer.copy(),
+                "names": names.copy(),
+            }
+            yield Batch(views, documents, after, given)
+
+
+class _Rows:
+    """Windows of one share of the documents, pass after pass, each with a name no other share uses."""
+
+    def __init__(self, stream: StreamRows, part: int, num_parts: int) -> None:
+        self._stream = stream
+        self._part = part
+        self._num_parts = num_parts
+        self._num_passes = 0
+        self._num_rows = 0
+        self._position: Any = None
+        self._tokens: NDArray[np.int32] = np.empty(0, np.int32)
+        self._documents = self._read()
+
+    def state(self) -> State:
+        return {
+            "num_passes": self._num_passes,
+            "num_rows": self._num_rows,
+            "position": self._position,
+            "tokens": self._tokens.copy(),
+        }
+
+    def load(self, state: State) -> None:
+        self._num_passes = state["num_passes"]
+        self._num_rows = state["num_rows"]
+        self._position = state["position"]
+        self._tokens = np.array(state["tokens"])
+        self._documents = self._read()
+
+    def __next__(self) -> tuple[int, NDArray[np.int32]]:
+        packing = self._stream._packing
+        if len(self._tokens) < packing.window:
+            pieces, length = [self._tokens], len(self._tokens)
+            while length < packing.window:
+                pieces.append(next(self._documents))
+                length += len(pieces[-1])
+            self._tokens = np.concatenate(pieces)
+        window = self._tokens[: packing.window]
+        self._tokens = self._tokens[packing.row_length :]
+        name = self._part + self._num_parts * self._num_rows
+        self._num_rows += 1
+        return name, window
+
+    def _read(self) -> Iterator[NDArray[np.int32]]:
+        stream = self._stream
+        tokenizer = stream._tokenizer
+        while True:
+            found = self._position is not None
+            skipped = Skipped(stream._max_skipped, stream._source.name)
+            reader = DocumentReader(stream._source, "train", self._part, self._num_parts, self._position)
+            for record, position in reader:
+                self._position = position
+                if not take(record, skipped, ""):
+                    continue
+                found = True
+                yield np.array(tokenizer.encode_document(record.text), np.int32)
+            skipped.report()
+            if not found:
+                share = f"part {self._part + 1} of {self._num_parts}"
+                raise ConfigError(
+                    f"data.name: {share} of {stream._source.name} has no training document; "
+                    "use fewer workers or ranks, or fewer data.num_val_documents"
+                )
+            self._num_passes += 1
+            self._position = None

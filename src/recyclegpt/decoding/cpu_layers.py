@@ -1,0 +1,108 @@
+"""The fused layers on the C++ operators of `kernels`. B batch, T positions, C width, H query heads, D head width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recyclegpt import kernels
+from recyclegpt.decoding.fused_layers import FusedLayer
+from recyclegpt.models import RecycleGPT, StaticCache
+from recyclegpt.models.layers import Attending
+
+KERNEL_QUERIES = 256
+"""With more queries a row than this (a long prompt), attention is left to torch, which is faster there. Up to it a row
+of a batch is bit for bit what it is alone; beyond, rounding depends on the prompts beside it."""
+
+
+class PackedLinear(nn.Module):
+    """A product whose weight lies packed for `kernels.linear`, in its own format or in int8."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool) -> None:
+        super().__init__()
+        self.out_features = len(weight_OI)
+        scale = None
+        if int8:
+            weight_OI, scale = kernels.quantise(weight_OI)
+        self.register_buffer("packed", kernels.pack(weight_OI))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias_O)
+
+    packed: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        y = _product(self, x.reshape(-1, x.shape[-1]), None if plus is None else plus.reshape(-1, self.out_features))
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class KernelRMSNorm(nn.Module):
+    """RMSNorm in one call."""
+
+    def __init__(self, weight_C: Tensor, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", weight_C)
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view_as(x)
+
+
+class KernelLayer(FusedLayer):
+    """The same with the kernels: eight calls a layer, straight after one another where a cache is read."""
+
+    qkv_proj: PackedLinear
+    o_proj: PackedLinear
+    gate_up_proj: PackedLinear
+    down_proj: PackedLinear
+
+    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+        memory = attending.memory
+        B, T, C = x_BTC.shape
+        if not isinstance(memory, StaticCache) or T > KERNEL_QUERIES:
+            return super().forward(x_BTC, layer, attending)
+        x_nC = x_BTC.reshape(B * T, C)
+        qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
+        if self.has_qk_norm:
+            q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+            qkv_BTND = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2)
+        key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
+        # The kernel finds a position's row in the tables by itself (`KernelGPT`).
+        q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
+        y_nC = kernels.attend(q, key, value, positions_BT).view(B * T, -1)
+        x_nC = _product(self.o_proj, y_nC, x_nC)
+        gate_up = _product(self.gate_up_proj, _normed(self.post_attention_layernorm, x_nC))
+        return _product(self.down_proj, kernels.swiglu(gate_up), x_nC).view(B, T, C)
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
+
+
+class KernelGPT(RecycleGPT):
+    """A model of such layers: where they read a cache they need neither a mask nor looked-up rotations."""
+
+    def _attending(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None,
+        mask: Tensor | None,
+        cache: StaticCache | None,
+        num_read: int | None,
+    ) -> Attending:
+        if positions_BT is None or not isinstance(cache, StaticCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
+            return super()._attending(tokens_BT, positions_BT, mask, cache, num_read)
+        cache.positions_BT = positions_BT.contiguous()
+        return Attending(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
+
+
+# A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.
+def _product(linear: PackedLinear, x_nI: Tensor, plus_nO: Tensor | None = None) -> Tensor:
+    y_nO = kernels.linear(x_nI, linear.packed, linear.out_features, linear.scale, plus_nO)
+    return y_nO if linear.bias is None else y_nO.add_(linear.bias)
+
+
+def _normed(norm: nn.Module, x_nC: Tensor) -> Tensor:
+    return kernels.rms_norm(x_nC, norm.weight, norm.eps) if isinstance(norm, KernelRMSNorm) else x_nC

@@ -1,0 +1,112 @@
+"""The model made ready to decode: weights cast once, projections fused, and on a CPU the products of `kernels`.
+
+Every module here computes what its namesake in `models/` computes; a test holds each equal. B batch, T positions,
+C model width, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from recyclegpt import kernels
+from recyclegpt.decoding.cpu_layers import KernelGPT, KernelLayer, KernelRMSNorm, PackedLinear
+from recyclegpt.decoding.fused_layers import FusedLayer, FusedLinear
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleGPT, fastest_dtype
+from recyclegpt.models.rope import Rotary
+
+
+@torch.no_grad()
+def fuse(
+    model: RecycleGPT, dtype: torch.dtype | None = None, use_kernels: bool = True, release: bool = False
+) -> RecycleGPT:
+    """A model for decoding alone, that computes what `model` computes; it shares no tensor that training changes.
+
+    Args:
+        model: on its device.
+        dtype: of weights and states; None for the model's own; int8: weights in int8, one step per output, states in
+            the device's fastest format.
+        use_kernels: False decodes with torch's own operators on every device.
+        release: free each weight of `model` once it is copied, so that both never lie in memory; `model` is used up.
+
+    Raises:
+        ConfigError: int8 where the kernels cannot be used.
+    """
+    int8 = dtype == torch.int8
+    device, own = model.device, model.dtype
+    dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
+    odd = _odd_widths(model)
+    packs = use_kernels and not odd and kernels.usable(device, dtype)
+    if int8 and not packs:
+        why = f", which need even widths ({odd})" if odd else ""
+        raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
+    if use_kernels and odd and device.type == "cpu":
+        warnings.warn(
+            f"decoding with torch's own kernels, slower and not exact in bf16: ours need even widths ({odd})",
+            stacklevel=2,
+        )
+
+    # What weights are put into, and what those make up.
+    made_of: tuple[type[FusedLinear], type[FusedLayer], type[RecycleGPT]] = (FusedLinear, FusedLayer, RecycleGPT)
+    if packs:
+        made_of = (FusedLinear, KernelLayer, KernelGPT)
+    make_linear, make_layer, make_model = made_of
+
+    def linear(*modules: nn.Linear) -> nn.Module:
+        # `cat` copies: nothing here shares memory with a weight in training.
+        weight_OI = torch.cat([module.weight.detach().to(dtype) for module in modules])
+        biases = [module.bias.detach().to(dtype) for module in modules if module.bias is not None]
+        bias_O = torch.cat(biases) if biases else None
+        if release:
+            for module in modules:
+                if module is not model.lm_head:
+                    module.weight = nn.Parameter(torch.empty(0, dtype=own, device=device), requires_grad=False)
+        return PackedLinear(weight_OI, bias_O, int8) if packs else make_linear(weight_OI, bias_O)
+
+    def norm(module: nn.Module) -> nn.Module:
+        if not isinstance(module, nn.RMSNorm):
+            return nn.Identity()
+        weight_C = module.weight.detach().to(dtype, copy=True)
+        if packs:
+            assert module.eps is not None
+            return KernelRMSNorm(weight_C, module.eps)
+        copied = type(module)(module.normalized_shape, eps=module.eps, device=device, dtype=dtype)
+        copied.weight = nn.Parameter(weight_C, requires_grad=False)
+        return copied
+
+    def layers(originals: nn.ModuleList) -> nn.ModuleList:
+        return nn.ModuleList(make_layer(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
+
+    with torch.device("meta"):
+        fused = make_model(model.config, model.recycle_config)
+    fused.lm_head = linear(model.lm_head)  # type: ignore[assignment]
+    embedding = model.backbone.embed_tokens.weight.detach()
+    fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)
+    fused.backbone.norm = norm(model.backbone.norm)  # type: ignore[assignment]
+    fused.backbone.layers = layers(model.backbone.layers)
+    if model.recyclable is not None and fused.recyclable is not None:
+        for name in ("embed_norm", "hidden_norm", "norm"):
+            setattr(fused.recyclable, name, norm(getattr(model.recyclable, name)))
+        fused.recyclable.fc = linear(model.recyclable.fc)  # type: ignore[assignment]
+        fused.recyclable.layers = layers(model.recyclable.layers)
+    with device:
+        # Tables in fp32 whatever the weights: in bf16 an angle is off by up to a part in 256.
+        config = model.config
+        fused.rotary = Rotary(config.head_dim, config.rope_theta, model.rotary.num_positions, config.rope_scaling)
+    if dtype == torch.float64:
+        fused.rotary.double()
+    return fused.eval().requires_grad_(False)
+
+
+def _odd_widths(model: RecycleGPT) -> str:
+    """The widths of products that the packed layout cannot hold, in words; empty where there is none."""
+    config = model.config
+    widths = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads * head_dim": config.num_heads * config.head_dim,
+    }
+    return ", ".join(f"{name} {width}" for name, width in widths.items() if width % 2)

@@ -1,0 +1,1 @@
+"""What leaves the project: folders for transformers, vLLM and the hub."""

@@ -1,0 +1,80 @@
+"""A folder that is written whole or not at all, and replaced only where it is known what would be lost."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recyclegpt.export.safetensors import is_written_by_export
+from recyclegpt.files import temporary_beside
+
+EXPORTED = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "README.md",
+    "modeling_recyclegpt.py",
+    "custom_generate",
+    "custom_generate/generate.py",
+)
+"""All that an export may hold. Whatever else lies in a folder is somebody's work."""
+WEIGHTS = "*.safetensors"
+"""Every format writes at least one; their headers tell an export from another checkpoint with the same names."""
+
+
+def occupied(folder: Path, overwrite: bool) -> str | None:
+    """Why nothing may be written there; None if it may."""
+    try:
+        if folder.is_symlink():
+            return f"{folder} is a link; give the folder itself"
+        if not folder.exists():
+            return None
+        if not folder.is_dir():
+            return f"{folder} is a file; give a folder"
+        paths = sorted(folder.iterdir())
+        names = [path.name for path in paths]
+        names += [f"{path.name}/{below.name}" for path in paths if path.is_dir() for below in sorted(path.iterdir())]
+    except OSError as error:
+        return f"{folder} cannot be read ({error.strerror}); give another folder"
+    foreign = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in EXPORTED)]
+    if names and not foreign:
+        weights = [path for path in paths if path.match(WEIGHTS)]
+        if not weights:
+            return f"{folder} holds no weights, so no export wrote it; give another folder"
+        foreign = [path.name for path in weights if not is_written_by_export(path)]
+    if foreign:
+        return f"{folder} holds what no export wrote ({', '.join(foreign[:3])}); give another folder"
+    if names and not overwrite:
+        return f"{folder} is not empty; give another folder, or overwrite=true to replace the export in it"
+    return None
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be made or moved; what was there before is there again.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = temporary_beside(folder), temporary_beside(folder)
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)

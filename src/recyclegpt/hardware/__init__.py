@@ -1,0 +1,1 @@
+"""What the machine is and can do: device, dtypes, CPU, memory, stopwatch."""

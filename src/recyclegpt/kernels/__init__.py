@@ -1,0 +1,112 @@
+"""Operators of a decoding pass on a CPU, in C++. Slow twins of each stand in the tests.
+
+Weights and caches have to be contiguous; states are made so.
+
+n rows, I and O widths of a product, C model width, B batch, T positions, S slots, H and G heads, D head width.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recyclegpt.kernels.build import KernelsUnavailableError, load
+
+LANES = 16
+DTYPES = (torch.bfloat16, torch.float32)
+"""Formats of states. Weights may be int8 as well."""
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether states of this kind can be computed here; one warning says why not where a compiler is the reason."""
+    return device.type == "cpu" and dtype in DTYPES and _loaded()
+
+
+# What a traced graph needs to know: the shapes of the results.
+SHAPES: dict[str, Callable[..., Tensor]] = {
+    "linear": lambda x, _weight, out_features, _scale=None, _plus=None: x.new_empty(len(x), out_features),
+    "attend": lambda q, *_: torch.empty_like(q),
+    "rms_norm": lambda x, *_: torch.empty_like(x),
+    "swiglu": lambda gate_up: gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2),
+    "rotate_store": lambda qkv, _cos, _sin, _positions, key, _value: qkv.new_empty(
+        *qkv.shape[:2], qkv.shape[2] - 2 * key.shape[1], qkv.shape[3]
+    ),
+}
+
+
+@functools.cache
+def _loaded() -> bool:
+    try:
+        load()
+    except KernelsUnavailableError as error:
+        warnings.warn(f"decoding with torch's own kernels, at about half the speed: {error}", stacklevel=4)
+        return False
+    for name, shape_of in SHAPES.items():
+        torch.library.register_fake(f"recyclegpt::{name}")(shape_of)
+    return True
+
+
+def pack(weight_OI: Tensor) -> Tensor:
+    """The layout `linear` reads, `(O/16, I/2, 32)`: 16 outputs side by side, zeros where O is no multiple of 16.
+
+    Raises:
+        ValueError: the input width is odd.
+    """
+    outputs, inputs = weight_OI.shape
+    if inputs % 2:
+        raise ValueError(f"an input width of {inputs} is odd")
+    blocks = F.pad(weight_OI, (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs // 2, 2)
+    order = (0, 2, 1, 3) if weight_OI.dtype == torch.bfloat16 else (0, 2, 3, 1)
+    return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)
+
+
+def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 weights and the fp32 step `(16 O/16,)` of each output: its largest weight becomes 127."""
+    weight_OI = weight_OI.float()
+    step_O = weight_OI.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight_OI / step_O[:, None]).round().to(torch.int8), F.pad(step_O, (0, -len(step_O) % LANES))
+
+
+def linear(
+    x_nI: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None, plus_nO: Tensor | None = None
+) -> Tensor:
+    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given."""
+    result: Tensor = torch.ops.recyclegpt.linear.default(
+        x_nI.contiguous(), packed, out_features, scale, None if plus_nO is None else plus_nO.contiguous()
+    )
+    return result
+
+
+def rms_norm(x_nC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """Rows over their root mean square, times the weight, `(n, C)`."""
+    result: Tensor = torch.ops.recyclegpt.rms_norm.default(x_nC.contiguous(), weight_C, eps)
+    return result
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Return silu(gate) * up `(n, F)` of rows that hold both, `(n, 2 F)`."""
+    result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up.contiguous())
+    return result
+
+
+def rotate_store(
+    qkv_BTND: Tensor, cos_SD: Tensor, sin_SD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
+) -> Tensor:
+    """Rotated queries `(B, T, H, D)`; the keys, rotated, and the values go into the cache at their positions."""
+    result: Tensor = torch.ops.recyclegpt.rotate_store.default(
+        qkv_BTND.contiguous(), cos_SD, sin_SD, positions_BT.contiguous(), key_BGSD, value_BGSD
+    )
+    return result
+
+
+def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: Tensor) -> Tensor:
+    """Attention `(B, T, H, D)` of each query to the slots up to its own position."""
+    result: Tensor = torch.ops.recyclegpt.attend.default(
+        q_BTHD.contiguous(), key_BGSD, value_BGSD, positions_BT.contiguous()
+    )
+    return result

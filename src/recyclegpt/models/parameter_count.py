@@ -1,0 +1,57 @@
+"""Whether a shape fits into this machine's memory, told from its numbers before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recyclegpt.hardware.memory import physical_memory
+from recyclegpt.models.config import ModelConfig, RecycleConfig
+from recyclegpt.models.recyclegpt import RecycleGPT
+
+_BYTES = 4
+_LAYER_NORMS = 2
+
+
+def num_weights(model: ModelConfig, recycle: RecycleConfig) -> int:
+    """Weights of a model of this shape, by arithmetic; norms at the ends and the module's fold included."""
+    width = model.hidden_size
+    attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
+    layer = attention + 3 * width * model.intermediate_size + _LAYER_NORMS * width
+    extras = model.qkv_bias * model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + model.o_bias * width
+    extras += model.mlp_bias * (2 * model.intermediate_size + width) + 2 * model.qk_norm * model.head_dim
+    embeddings = model.vocab_size * width * (1 if model.tie_embeddings else 2)
+    fold = 2 * width * width + width if recycle.num_layers else 0
+    return embeddings + (model.num_layers + recycle.num_layers) * layer + model.num_layers * extras + width + fold
+
+
+def memory_problems(model: ModelConfig, recycle: RecycleConfig) -> list[str]:
+    """Why a shape cannot be made here: its weights in fp32, or its tables of positions, exceed the memory."""
+    memory = physical_memory()
+    if memory is None:
+        return []
+    weights = num_weights(model, recycle)
+    needed = weights * _BYTES
+    tables = 2 * model.context_length * model.head_dim * _BYTES
+    problems = []
+    if needed > memory:
+        problems.append(
+            f"model: {weights:,} weights take {needed / 1e9:,.0f} GB and this machine has {memory / 1e9:,.0f} GB; "
+            "lower model.num_layers, model.hidden_size or the vocabulary"
+        )
+    if tables > memory:
+        problems.append(
+            f"model.context_length: tables of {model.context_length} positions take {tables / 1e9:,.0f} GB and this "
+            f"machine has {memory / 1e9:,.0f} GB; lower it"
+        )
+    return problems
+
+
+def model_facts(model: RecycleGPT) -> dict[str, Any]:
+    """Sizes; `recycle_overhead` is the module's parameters over all others."""
+    total, module = model.num_parameters(), model.num_parameters_recycle()
+    return {
+        "num_parameters": total,
+        "num_parameters_backbone": total - module,
+        "num_parameters_recycle": module,
+        "recycle_overhead": module / (total - module),
+    }

@@ -1,0 +1,66 @@
+"""The model a config describes: random weights of a shape, the backbone of a run, or a pretrained one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from recyclegpt.checkpoints.initial_weights import freeze_backbone, take_backbone
+from recyclegpt.configuration.instantiate import build
+from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE
+from recyclegpt.data import TextDataModule, TextTokenizer
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import RecycleConfig, RecycleGPT
+from recyclegpt.models.huggingface import PretrainedBackbone
+
+
+class Made(NamedTuple):
+    """A model to train, and what its checkpoints have to say of a backbone that they do not hold."""
+
+    model: RecycleGPT
+    backbone: dict[str, Any] | None
+    tokenizer: TextTokenizer
+    """The corpus's, which knows all tokens at which a pretrained model ends a text."""
+
+
+def make_model(
+    cfg: DictConfig, backbone: PretrainedBackbone | None, recycle: RecycleConfig, datamodule: TextDataModule
+) -> Made:
+    """The model of a run, frozen where the config says so. Draws from torch's global generator.
+
+    Raises:
+        ConfigError: weights and corpus do not belong together.
+    """
+    tokenizer = datamodule.tokenizer
+    if backbone is not None:
+        tokenizer = _its_tokenizer(backbone, tokenizer)
+        try:
+            model = backbone.load(recycle).train()
+        except ConfigError as error:
+            raise ConfigError([f"model.{problem}" for problem in error.problems]) from error
+    else:
+        vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), recycle)
+    if cfg.backbone.checkpoint is not None:
+        take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
+    if cfg.backbone.frozen:
+        freeze_backbone(model)
+        if backbone is not None:
+            return Made(model, backbone.reference(), tokenizer)
+    return Made(model, None, tokenizer)
+
+
+def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
+    if tokenizer.vocab_size > backbone.config.vocab_size:
+        raise ConfigError(
+            f"data: the tokenizer has {tokenizer.vocab_size:,} tokens and the backbone of {backbone.path} embeds "
+            f"{backbone.config.vocab_size:,}; use the tokenizer of that checkpoint"
+        )
+    own = TextTokenizer.from_file(backbone.folder, tokenizer.eos_token)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with "
+            f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
+        )
+    return own

@@ -1,0 +1,68 @@
+"""A config as a Trainer: callbacks, logger, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from omegaconf import DictConfig
+
+from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
+from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
+from recyclegpt.configuration.instantiate import build
+from recyclegpt.models import has_native_bf16
+
+
+def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int, goes_on: bool) -> Trainer:
+    callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
+    callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
+    callbacks += [EpochSummary()]
+    if not any(isinstance(callback, Throughput) for callback in callbacks):
+        callbacks.append(Throughput())
+    # What a killed run logged after its last checkpoint is logged again: TensorBoard is told to forget it.
+    purge = {"purge_step": first_step} if goes_on and _is_tensorboard(cfg.logger) else {}
+    logger = build(cfg.logger, "logger", **purge) or False
+    if not logger:  # there is nowhere to write it, and Lightning would refuse
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
+    plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
+    extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
+    trainer: Trainer = build(cfg.trainer, "trainer", **extra)
+    return trainer
+
+
+def trains_on(cfg: DictConfig) -> torch.device:
+    """The kind of device that the trainer will choose."""
+    on_cuda = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.device("cuda" if on_cuda else "cpu")
+
+
+def compiles(cfg: DictConfig) -> bool:
+    """Whether layers and loss are compiled."""
+    return trains_on(cfg).type == "cuda" if cfg.compile == "auto" else bool(cfg.compile)
+
+
+def matmul_precision(cfg: DictConfig) -> str:
+    """How exact products of fp32 are: on CUDA those that mixed precision leaves in fp32 may use TF32."""
+    return "high" if trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true" else "highest"
+
+
+def _is_tensorboard(logger: DictConfig | None) -> bool:
+    return logger is not None and str(logger.get("_target_")).endswith(".TensorBoardLogger")
+
+
+def _compared(plain: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which runs are compared: what is learnt from what, and how; not how it is watched or kept."""
+    left_out = ("callbacks", "logger", "paths", "sweep", "checkpoint", "resume")
+    return {
+        key: _compared(value) if isinstance(value, dict) else value
+        for key, value in plain.items()
+        if key not in left_out and not key.startswith("_")
+    }

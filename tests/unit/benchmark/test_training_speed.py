@@ -1,0 +1,107 @@
+"""The arithmetic of training speeds, and that what is timed is a training step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from recyclegpt.benchmark.training_speed import (
+    PHASES,
+    StepConfig,
+    StepSpeed,
+    _Marks,
+    _Steps,
+    measure_steps,
+    module_shares,
+    variants,
+)
+from recyclegpt.models import ModelConfig, RecycleConfig
+from recyclegpt.training import MuonAdamW, adamw
+from recyclegpt.training.flops import flops_per_token
+
+SHAPE = ModelConfig(50, 16, num_layers=2, hidden_size=16, num_heads=2)
+CPU = torch.device("cpu")
+ADAMW = functools.partial(adamw, lr=1e-3)
+
+
+def speed(seconds: list[float], flops: float, peak: float = math.nan) -> StepSpeed:
+    config = StepConfig(batch=2, row_length=8, optimizer=ADAMW, accumulate=3)
+    split = {"forward": 0.25, "backward": 0.5, "optimizer": 0.25}
+    times = {name: [share * step for step in seconds] for name, share in split.items()}
+    return StepSpeed(config, RecycleConfig(1), flops, times, 0.0, 0, peak)
+
+
+def test_a_row_is_medians_and_their_spread() -> None:
+    row = speed([1.0, 2.0, 4.0], flops=100.0, peak=9600.0).row()
+    assert row["step_s"] == 2.0
+    assert [row[f"{name}_s"] for name in PHASES] == [0.5, 1.0, 0.5]
+    assert row["tokens_per_s"] == 2 * 8 * 3 / 2.0
+    assert row["spread"] == [12.0, 48.0]
+    assert row["mfu"] == pytest.approx(24.0 * 100.0 / 9600.0)
+    assert math.isnan(speed([1.0], 1.0).row()["mfu"])
+
+
+def test_the_module_is_compared_with_its_operations() -> None:
+    shares = module_shares(speed([1.5], 120.0), speed([1.2], 100.0))
+    assert shares == pytest.approx({"flops_share": 0.2, "time_share": 0.25, "time_beyond_flops": 0.05})
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_phases_of_all_passes_are_summed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any) -> None:
+            assert stream == "stream"
+            self.moment = now
+
+        def elapsed_time(self, later: Event) -> float:  # milliseconds
+            return (later.moment - self.moment) * 1e3
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda _: "stream")
+    marks = _Marks(torch.device(kind))
+    for phase, duration in (("begin", 9), ("forward", 1), ("backward", 2), ("forward", 3), ("backward", 4)):
+        now += duration
+        marks.at(phase)
+    now += 5
+    marks.at("optimizer")
+    assert marks.seconds() == pytest.approx({"forward": 4.0, "backward": 6.0, "optimizer": 5.0})
+
+
+def test_a_step_trains() -> None:
+    config = StepConfig(4, 16, functools.partial(MuonAdamW, lr=1e-2), dtype=torch.float32, accumulate=2)
+    steps = _Steps(SHAPE, RecycleConfig(1), config, CPU)
+    losses = []
+    steps.batches = steps.batches[:1].expand_as(steps.batches)
+    for _ in range(12):
+        steps.run(_Marks(CPU))
+        with torch.no_grad():
+            losses.append(float(steps._forward()))
+    assert losses[-1] < losses[0] - 0.1
+    assert all(parameter.grad is None for parameter in steps.model.parameters())
+
+
+def test_measures_with_and_without_the_module() -> None:
+    config = StepConfig(2, 12, ADAMW, dtype=torch.bfloat16, repetitions=2, warm_up=1, activation_checkpointing=1)
+    measured = {
+        name: measure_steps(SHAPE, recycle, config, CPU, profile=name == "none")
+        for name, recycle in variants(RecycleConfig(2))
+    }
+    (with_module, empty), (without, table) = measured["module"], measured["none"]
+    assert with_module.flops_per_token == flops_per_token(SHAPE, RecycleConfig(2), 12).total
+    assert without.flops_per_token == flops_per_token(SHAPE, None, 12).total
+    assert len(with_module.steps_s) == 2
+    assert min(with_module.steps_s) > 0
+    assert (with_module.row()["recycle_num_layers"], without.row()["recycle_num_layers"]) == (2, 0)
+    assert empty == ""
+    assert "aten::" in table
+    assert [name for name, _ in variants(RecycleConfig(0))] == ["none"]

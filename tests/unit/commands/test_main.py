@@ -1,0 +1,143 @@
+"""The command table, and what a mistake, an interrupt or an exit become."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from recyclegpt import __version__
+from recyclegpt.commands import main as main_module
+from recyclegpt.commands.main import COMMANDS, main
+from recyclegpt.errors import ConfigError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Put a function in the place of `recyclegpt train`."""
+
+    def install(function):
+        module = types.ModuleType("recyclegpt.commands.a_test_command")
+        module.run = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(main_module, "COMMANDS", {**COMMANDS, "train": (module.__name__, "a test")})
+
+    return install
+
+
+def raising(error):
+    def run(argv):
+        raise error
+
+    return run
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, (_, line) in COMMANDS.items():
+        assert name in out
+        assert line in out
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: recyclegpt COMMAND")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recyclegpt {__version__}\n"
+
+
+def test_an_unknown_command_gets_a_suggestion(capsys):
+    assert main(["trian", "a=1"]) == 2
+    assert capsys.readouterr().err == "recyclegpt: unknown command 'trian': did you mean train?\n"
+    assert main(["xyz"]) == 2
+    assert "choose from: train, adapt, " in capsys.readouterr().err
+
+
+def test_a_command_gets_its_arguments_and_the_whole_sys_argv(command, monkeypatch):
+    seen = []
+
+    def run(argv):
+        seen.append((argv, sys.argv))
+        return 3
+
+    command(run)
+    monkeypatch.setattr(sys, "argv", ["/bin/recyclegpt", "train", "a=1"])
+    assert main() == 3
+    assert main(["train", "b=2"]) == 3
+    assert seen == [
+        (["a=1"], ["/bin/recyclegpt", "train", "a=1"]),
+        (["b=2"], ["/bin/recyclegpt", "train", "b=2"]),
+    ]
+    assert sys.argv == ["/bin/recyclegpt", "train", "a=1"]
+
+
+def test_a_mistake_is_a_message_and_exit_code_2(command, capsys):
+    command(raising(ConfigError(["model.num_heads: 3 does not\ndivide", "data.paths: nothing there"])))
+    assert main(["train"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "recyclegpt train: 2 problems",
+        "  - model.num_heads: 3 does not",
+        "    divide",
+        "  - data.paths: nothing there",
+    ]
+    command(raising(ConfigError("one")))
+    main(["train"])
+    assert capsys.readouterr().err.splitlines()[0] == "recyclegpt train: 1 problem"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "recyclegpt train: interrupted\n"),
+        (SystemExit(0), 0, ""),
+        (SystemExit(), 0, ""),
+        (SystemExit(7), 7, ""),
+        (SystemExit("why"), 1, "why\n"),
+    ],
+)
+def test_exits(command, capsys, error, code, message):
+    command(raising(error))
+    assert main(["train"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_keeps_its_traceback(command):
+    command(raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        main(["train"])
+
+
+def test_help_answers_without_importing_torch():
+    program = (
+        "import sys, runpy; sys.argv = ['recyclegpt', '--help']\n"
+        "try: runpy.run_module('recyclegpt', run_name='__main__')\n"
+        "except SystemExit as leaving: assert not leaving.code, leaving.code\n"
+        "heavy = {'torch', 'hydra', 'lightning', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: recyclegpt COMMAND")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    program = (
+        "import sys, types\n"
+        "module = types.ModuleType('a_command')\n"
+        "def run(argv):\n"
+        "    for _ in range(100000): print('a line of text')\n"
+        "    return 0\n"
+        "module.run = run\n"
+        "sys.modules['a_command'] = module\n"
+        "import recyclegpt.commands.main as m\n"
+        "m.COMMANDS = {'train': ('a_command', '')}\n"
+        "sys.exit(m.main(['train']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()

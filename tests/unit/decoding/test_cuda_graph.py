@@ -1,0 +1,141 @@
+"""What a GPU does with a cycle, proved where there is none: captured once, replayed, and never asking the host."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from recyclegpt.benchmark import VerifiedAt
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, decoder, session
+from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.sampling import Sampler
+from recyclegpt.decoding.session import Session
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+
+from .recorded_graph import HostWaitedError, RecordedGraph, recorded_graphs
+from .test_exactness import random_model
+
+STRATEGIES = [Autoregressive(), Alternating(3), Verified(1), Verified(3, confidence=0.5)]
+SAMPLINGS = [
+    SamplingConfig(),
+    SamplingConfig(repetition_penalty=1.3),
+    SamplingConfig(temperature=1.0, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.2),
+]
+
+
+@pytest.fixture
+def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Decoders of the test run as on CUDA: graphs, a look every few cycles, buckets, no questions."""
+    monkeypatch.setattr(session, "FREE_TO_ASK", ())
+    monkeypatch.setattr(decoder, "CHECK_EVERY", {"cpu": 3})
+    monkeypatch.setattr(decoder, "CHECK_EVERY_WITHOUT_STOPS", {"cpu": 5})
+    monkeypatch.setattr(decoder, "READ_BUCKETS", {"cpu": 16})
+    monkeypatch.setattr(decoder, "SLOTS_OF_GRAPHS", 32)
+    with recorded_graphs(monkeypatch) as graphs:
+        yield graphs
+
+
+def graphed(model: RecycleGPT) -> Decoder:
+    made = Decoder(model)
+    made.use_graphs = True
+    return made
+
+
+def test_a_cycle_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[RecordedGraph]) -> None:
+    total, python_runs = torch.zeros(()), []
+
+    def cycle(num_read: int) -> None:
+        python_runs.append(num_read)
+        total.add_(num_read)
+
+    run = GraphedCycle(cycle)
+    for call, num_read in enumerate([1, 1, 1, 1, 100, 100, 1, 100], start=1):
+        run(num_read)
+        assert total == sum([1, 1, 1, 1, 100, 100, 1, 100][:call])
+    assert python_runs == [1, 1, 100, 100], "a first run and a capture of each"
+    assert (on_graphs.made, on_graphs.replays) == (2, 6)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2]], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_replayed_cycles_write_what_running_them_writes(
+    strategy: Any, sampling: SamplingConfig, on_graphs: type[RecordedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(3, depth=2)
+    ours, plain = graphed(model), Decoder(model)
+    for prompts, num_tokens, stops, seed in (
+        ([[1, 2, 3]], 20, [], 0),
+        ([[4]], 22, [], 1),  # the same session again, with other text in its caches
+        ([[1, 2, 3], [5], [6, 7, 8, 9, 1]], 18, [3, 11], 2),
+    ):
+        wanted = plain.generate(prompts, strategy, num_tokens, sampling, stops, seed)
+        found = ours.generate(prompts, strategy, num_tokens, sampling, stops, seed)
+        assert found.tokens == wanted.tokens
+        assert found.recycled == wanted.recycled
+        assert found.finish == wanted.finish
+        assert found.counts.num_kept == wanted.counts.num_kept
+    assert on_graphs.replays > 2 * on_graphs.made > 0, "hardly anything was replayed"
+
+
+def test_the_last_cycles_are_not_run_in_vain(on_graphs: type[RecordedGraph]) -> None:
+    model = random_model(5)
+    for strategy in (Autoregressive(), Alternating(2)):
+        ours = graphed(model).generate([[1, 2]], strategy, 31).counts
+        assert ours.num_backbone_passes == Decoder(model).generate([[1, 2]], strategy, 31).counts.num_backbone_passes
+
+
+def test_a_stream_that_is_not_done_keeps_its_session(on_graphs: type[RecordedGraph]) -> None:
+    model = random_model(7)
+    ours, wanted = graphed(model), Decoder(model).generate([[1, 2]], Verified(1), 30).tokens
+    ours.generate([[3]], Verified(1), 30)  # leaves an idle session
+    streams = [
+        ours.stream([[1, 2]], Verified(1), 30, Sampler.seeded(SamplingConfig(), 1, 0, model.device)) for _ in range(2)
+    ]
+    texts: list[list[int]] = [[], []]
+    for pair in itertools.zip_longest(*streams):
+        for text, emitted in zip(texts, pair, strict=True):
+            text += emitted.tokens
+    assert texts == [wanted[0], wanted[0]]
+
+
+def test_idle_sessions_are_let_go_when_many_or_large(
+    on_graphs: type[RecordedGraph],
+) -> None:
+    model = random_model(7)
+    ours = graphed(model)
+    for batch in range(1, decoder.MAX_IDLE + 3):
+        ours.generate([[1]] * batch, Autoregressive(), 4)
+    assert len(ours._idle) == decoder.MAX_IDLE
+    newest, _ = list(ours._idle.values())[-1]
+    ours.max_idle_bytes = newest.cache_bytes + 1
+    ours.generate([[1]] * (decoder.MAX_IDLE + 2), Autoregressive(), 4)
+    assert [idle for idle, _ in ours._idle.values()] == [newest]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, VerifiedAt(2, probability=0.6)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_cycle_asks_for_a_value(strategy: Any, sampling: SamplingConfig, batch: int) -> None:
+    """On the meta device there are no values: whoever asks for one fails."""
+    config = ModelConfig(64, 96, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2)
+    with torch.device("meta"):
+        model = RecycleGPT(config, RecycleConfig(num_layers=2)).eval()
+    running = Session(model, strategy, Sampler(sampling, [torch.Generator()] * batch), batch, 64)
+    with torch.no_grad():
+        running.cycle(32)
+
+
+class Curious(Verified):
+    """Looks at the device in the middle of a cycle."""
+
+    def judge(self, *args: Any) -> Any:
+        kept_B, token_B = super().judge(*args)
+        return (kept_B, token_B) if int(token_B[0]) >= 0 else (token_B, kept_B)
+
+
+def test_a_strategy_that_asks_is_caught(on_graphs: type[RecordedGraph]) -> None:
+    with pytest.raises(HostWaitedError):
+        graphed(random_model(1)).generate([[1, 2]], Curious(1), 20)

@@ -1,0 +1,260 @@
+"""A fused model computes what the model computes, and decodes exactly in every number format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recyclegpt import kernels
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, fuse
+from recyclegpt.decoding import fused as fused_module
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling, StaticCache
+
+from .test_exactness import random_model
+
+HAS_KERNELS = kernels.usable(torch.device("cpu"), torch.float32)
+YARN = RopeScaling("yarn", factor=4.0, original_context=24, attention_factor=1.1)
+VARIANTS = {
+    "plain": (ModelConfig(37, 96, 2, 32, 4), RecycleConfig(2)),
+    "grouped heads, untied": (ModelConfig(37, 96, 2, 32, 4, num_kv_heads=2, tie_embeddings=False), RecycleConfig(1)),
+    "both inputs normed": (ModelConfig(37, 96, 1, 48, 3), RecycleConfig(1, norm_inputs=True)),
+    "EAGLE": (ModelConfig(37, 96, 1, 32, 2), RecycleConfig(1, final_norm=False, first_input_norm=False)),
+    "no module": (ModelConfig(16, 96, 2, 32, 4, head_dim=6), None),
+    "Qwen2's biases": (ModelConfig(37, 96, 2, 32, 4, num_kv_heads=2, qkv_bias=True), RecycleConfig(1)),
+    "Qwen3's norms": (ModelConfig(37, 96, 2, 32, 4, head_dim=6, qk_norm=True), RecycleConfig(1)),
+    "all biases, stretched": (
+        ModelConfig(37, 96, 1, 32, 4, qkv_bias=True, o_bias=True, mlp_bias=True, rope_scaling=YARN),
+        RecycleConfig(1),
+    ),
+    "odd width": (ModelConfig(37, 96, 1, 33, 3, head_dim=8), RecycleConfig(1)),
+}
+
+
+def made(config: ModelConfig, recycle: RecycleConfig | None) -> RecycleGPT:
+    torch.manual_seed(0)
+    model = RecycleGPT(config, recycle).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+@torch.no_grad()
+def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
+    """Logits of both kinds: a prompt, then single tokens and pairs through the caches."""
+    cache = StaticCache(model.config, model.config.num_layers, len(tokens_BT), 60, model.dtype)
+    module_cache = StaticCache(model.config, model.recycle_config.num_layers, len(tokens_BT), 60, model.dtype)
+    logits = []
+    begin, width = 0, prefill
+    while begin + width < tokens_BT.shape[1]:
+        positions = torch.arange(begin, begin + width).expand(len(tokens_BT), -1)
+        hidden = model.read(tokens_BT[:, begin : begin + width], positions, cache=cache)
+        logits.append(model.classify(hidden))
+        if model.recyclable is not None:
+            following = tokens_BT[:, begin + 1 : begin + width + 1]
+            logits.append(model.classify(model.recycle(following, hidden, positions, cache=module_cache)))
+        begin, width = begin + width, 1 + len(logits) % 3
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("prefill", [3, 16, 17])
+def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "KERNEL_QUERIES", 16)  # so that 17 is a long prompt
+    model = made(*VARIANTS[variant])
+    tokens = torch.randint(model.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    exact = outputs(model.double(), tokens, prefill)
+    torch.testing.assert_close(outputs(fuse(model), tokens, prefill), exact, rtol=1e-10, atol=1e-10)
+    model.float()
+    for use_kernels in (True, False):
+        single = outputs(fuse(model, use_kernels=use_kernels), tokens, prefill)
+        assert float((single.double() - exact).norm() / exact.norm()) < 1e-5
+        half = outputs(fuse(model, torch.bfloat16, use_kernels), tokens, prefill)
+        # bf16 has eight bits: a few hundredths of the logits' size after some layers
+        assert float((half.double() - exact).norm() / exact.norm()) < 0.03
+
+
+@torch.no_grad()
+def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
+    """The same of whole rows, causal and with a window of five tokens."""
+    window_TT = torch.ones(tokens_BT.shape[1], tokens_BT.shape[1], dtype=torch.bool).tril().triu(-4)
+    logits = []
+    for mask in (None, window_TT):
+        hidden = model.read(tokens_BT, mask=mask)
+        logits.append(model.classify(hidden))
+        if model.recyclable is not None:
+            logits.append(model.classify(model.recycle(tokens_BT.roll(-1, 1), hidden, mask=mask)))
+    return torch.cat(logits)
+
+
+@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_a_cache_too(variant: str) -> None:
+    model = made(*VARIANTS[variant])
+    tokens = torch.randint(model.config.vocab_size, (2, 30))
+    exact = outputs_without_a_cache(model.double(), tokens)
+    torch.testing.assert_close(outputs_without_a_cache(fuse(model), tokens), exact, rtol=1e-10, atol=1e-10)
+    for use_kernels in (True, False):
+        single = outputs_without_a_cache(fuse(model.float(), use_kernels=use_kernels), tokens)
+        assert float((single.double() - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_a_copy_shares_nothing_with_training() -> None:
+    model = made(*VARIANTS["plain"])
+    fused = fuse(model)
+    own = {tensor.data_ptr() for tensor in model.parameters()}
+    assert not own & {tensor.data_ptr() for tensor in [*fused.parameters(), *fused.buffers()]}
+    tokens = torch.randint(37, (1, 20))
+    before = outputs(fused, tokens, 4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(outputs(fused, tokens, 4), before)
+
+
+def test_release_frees_the_original_as_it_goes() -> None:
+    model = made(*VARIANTS["grouped heads, untied"])
+    expected = outputs(fuse(model), torch.arange(20)[None], 4)
+    released = fuse(model, release=True)
+    assert torch.equal(outputs(released, torch.arange(20)[None], 4), expected)
+    assert model.recyclable is not None
+    for part in (model.backbone.layers, model.recyclable):
+        products = [module for module in part.modules() if isinstance(module, torch.nn.Linear)]
+        assert products
+        assert not any(product.weight.numel() for product in products)
+
+
+def test_rotations_stay_in_fp32() -> None:
+    model = made(*VARIANTS["plain"])
+    exact = model.rotary.cos_SD.clone()
+    for original in (model, model.bfloat16()):
+        assert torch.equal(fuse(original, torch.bfloat16).rotary.cos_SD, exact)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+def test_int8_weights() -> None:
+    model = made(*VARIANTS["plain"])
+    tokens = torch.randint(37, (2, 40))
+    exact, found = outputs(model.double(), tokens, 5), outputs(fuse(model.float(), torch.int8), tokens, 5)
+    # A step is a 127th of an output's largest weight: most of a percent of a weight, three layers deep.
+    assert float((found.double() - exact).norm() / exact.norm()) < 0.08
+    with pytest.raises(ConfigError, match="int8"):
+        fuse(model, torch.int8, use_kernels=False)
+    with pytest.raises(ConfigError, match="int8"):
+        fuse(made(*VARIANTS["odd width"]), torch.int8)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    num_recycled=st.integers(1, 8),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.int8]),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    stops=st.sets(st.integers(0, 22), max_size=1),
+)
+def test_verified_equals_autoregressive_in_every_format(
+    seed: int, num_recycled: int, dtype: torch.dtype, lengths: list[int], stops: set[int]
+) -> None:
+    """Not within a tolerance: the kernels' results do not depend on how many tokens a pass reads."""
+    decoder = Decoder.optimised(random_model(seed, 1).float(), dtype)
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(23, (length,), generator=generator).tolist() for length in lengths]
+    plain = decoder.generate(prompts, Autoregressive(), 40, stop_tokens=list(stops))
+    exact = decoder.generate(prompts, Verified(num_recycled), 40, stop_tokens=list(stops))
+    assert exact.tokens == plain.tokens
+    assert exact.finish == plain.finish
+    for row, prompt in enumerate(prompts):
+        alone = decoder.generate([prompt], Alternating(num_recycled), 12, stop_tokens=list(stops))
+        together = decoder.generate(prompts, Alternating(num_recycled), 12, stop_tokens=list(stops))
+        assert together.tokens[row] == alone.tokens[0]
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    num_recycled=st.integers(1, 8),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.int8]),
+    hidden_size=st.sampled_from([16, 24, 34]),
+    head_dim=st.sampled_from([4, 6, 16, 24]),
+    grouped=st.booleans(),
+    tied=st.booleans(),
+    penalty=st.sampled_from([0.8, 1.0, 1.4]),
+    confidence=st.sampled_from([0.0, 0.4]),
+)
+def test_whole_contexts_of_any_shape(
+    seed: int,
+    num_recycled: int,
+    dtype: torch.dtype,
+    hidden_size: int,
+    head_dim: int,
+    grouped: bool,
+    tied: bool,
+    penalty: float,
+    confidence: float,
+) -> None:
+    """Past the first bucket of slots, up to the end of the context, where proposals stand beyond it."""
+    kv_heads = 1 if grouped else 2
+    config = ModelConfig(23, 80, 1, hidden_size, 2, kv_heads, head_dim, tie_embeddings=tied)
+    model = made(config, RecycleConfig(1, norm_inputs=tied))
+    decoder = Decoder.optimised(model, dtype)
+    prompts = [[seed % 23], list(range(9)), [22] * 16]
+    greedy = SamplingConfig(repetition_penalty=penalty)
+    plain = decoder.generate(prompts, Autoregressive(), 100, greedy)
+    exact = decoder.generate(prompts, Verified(num_recycled, confidence), 100, greedy)
+    assert exact.tokens == plain.tokens
+    assert exact.finish == plain.finish == ["context"] * 3
+    assert [len(prompt) + len(text) for prompt, text in zip(prompts, plain.tokens, strict=True)] == [80] * 3
+    sampled = SamplingConfig(1.0, top_p=0.9, min_p=0.02, repetition_penalty=penalty)
+    for strategy in (Alternating(num_recycled, confidence), Verified(num_recycled, confidence)):
+        together = decoder.generate(prompts, strategy, 30, sampled, seed=seed)
+        for row, prompt in enumerate(prompts):
+            assert decoder.generate([prompt], strategy, 30, sampled, seed=seed + row).tokens[0] == together.tokens[row]
+
+
+@pytest.mark.parametrize("use_kernels", [True, False])
+def test_the_text_of_a_fused_model_is_the_models(use_kernels: bool) -> None:
+    """Rows at different positions, which the logits above do not see."""
+    prompts = [[1, 2, 3], [4], list(range(20))]
+    for seed in range(6):
+        model = random_model(seed)
+        for strategy in (Autoregressive(), Alternating(3), Verified(2)):
+            expected = Decoder(model.double()).generate(prompts, strategy, 25)
+            found = Decoder.optimised(model.float(), use_kernels=use_kernels).generate(prompts, strategy, 25)
+            assert found.tokens == expected.tokens
+            assert found.counts == expected.counts
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+def test_rows_equal_the_row_alone_beside_long_prompts() -> None:
+    prompts = [[3, 1, 4], list(range(23)), [5] * 16, [6, 7] * 20]
+    for seed in range(20):
+        decoder = Decoder.optimised(random_model(seed).float(), torch.bfloat16)
+        together = decoder.generate(prompts, Alternating(3), 30)
+        for row, prompt in enumerate(prompts):
+            assert decoder.generate([prompt], Alternating(3), 30).tokens[0] == together.tokens[row]
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@torch.no_grad()
+def test_states_need_not_be_contiguous() -> None:
+    model = made(*VARIANTS["plain"])
+    hidden = model.read(torch.randint(37, (2, 5)))
+    fused = fuse(model)
+    assert torch.equal(fused.classify(hidden[:, -1]), fused.classify(hidden)[:, -1])
+    assert torch.equal(fused.backbone.norm(hidden[:, -1]), fused.backbone.norm(hidden)[:, -1])
+
+
+def test_compiled_passes_write_the_same_text() -> None:
+    model = random_model(3).float()
+    sampling = SamplingConfig(temperature=0.7)
+    texts = [
+        Decoder.optimised(model, compile=compiled).generate([[1, 2, 3]], Verified(2), 12, sampling, seed=5).tokens
+        for compiled in (False, True)
+    ]
+    assert texts[0] == texts[1]
