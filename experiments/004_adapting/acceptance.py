@@ -33,7 +33,7 @@ def main() -> None:
                 batch = rows[begin : begin + BATCH]
                 stops = trained.tokenizer.stop_ids
                 counts += decoder.generate(batch, Verified(1), NEW_TOKENS, sampling, stops, seed=begin).counts
-            print(f"{run},{name},{counts.num_checked},{counts.num_kept},{counts.acceptance:.4f}", flush=True)
+            print(f"{run},{name},{counts.num_verified},{counts.num_accepted},{counts.acceptance:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def shown(folder: Path) -> Path:
+def relative(folder: Path) -> Path:
     """As a user would type it from where they stand."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

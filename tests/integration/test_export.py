@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recyclegpt import RecycleGPT, generate
-from recyclegpt.checkpoints.load import Trained, load_trained
+from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.commands.main import main
 
 transformers = pytest.importorskip("transformers")
@@ -35,20 +35,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(trained: Path) -> Trained:
+def model(trained: Path) -> LoadedModel:
     return load_trained(trained)
 
 
 def test_the_whole_model_for_both_libraries(
-    run: Run, trained: Path, model: Trained, capsys: pytest.CaptureFixture[str]
+    run: Run, trained: Path, model: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("export", f"checkpoint={trained}", "out=whole") == 0
     printed = capsys.readouterr().out
     prompt = model.tokenizer.encode(TEXT)
     tokens_BT = torch.tensor([prompt])
-    expected = model.model.classify(model.model.read(tokens_BT))
+    expected = model.model.logits(model.model.backbone_states(tokens_BT))
     again = RecycleGPT.from_pretrained("whole")
-    assert torch.equal(again.classify(again.read(tokens_BT)), expected)
+    assert torch.equal(again.logits(again.backbone_states(tokens_BT)), expected)
     # What the command told to do next, word for word.
     lines = printed.partition("next:\n")[2].replace('"..."', "TEXT").splitlines()
     lines[-1] = f"written = {lines[-1]}"
@@ -59,7 +59,7 @@ def test_the_whole_model_for_both_libraries(
     assert names["written"][:, len(prompt) :].tolist() == wanted
 
 
-def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: Trained) -> None:
+def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: LoadedModel) -> None:
     assert run("export", f"checkpoint={trained}", "format=llama", "out=alone", "max_shard_size=20KB") == 0
     assert Path("alone/model.safetensors.index.json").exists()
     theirs = transformers.AutoModelForCausalLM.from_pretrained("alone")
@@ -76,7 +76,7 @@ def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: Tra
 
 
 def test_the_module_as_a_draft_and_the_command_that_serves_it(
-    run: Run, trained: Path, model: Trained, capsys: pytest.CaptureFixture[str]
+    run: Run, trained: Path, model: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("export", f"checkpoint={trained}", "format=vllm", "out=draft", "dtype=bfloat16") == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]

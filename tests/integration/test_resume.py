@@ -19,7 +19,7 @@ from filelock import FileLock
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recyclegpt.callbacks import Checkpoints, EpochSummary
+from recyclegpt.callbacks import CheckpointEverySteps, EpochSummary
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.runs import resume
@@ -171,7 +171,7 @@ def test_sigterm_saves_the_step_says_so_and_the_same_command_goes_on(
 
     def told_to_end(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # After half a second or as soon as training runs: the handler is there by then.
-        checkpoints = next(callback for callback in trainer.callbacks if isinstance(callback, Checkpoints))  # type: ignore[attr-defined]
+        checkpoints = next(callback for callback in trainer.callbacks if isinstance(callback, CheckpointEverySteps))  # type: ignore[attr-defined]
         plain = checkpoints.on_train_start
 
         def started(*hook_args: Any) -> None:

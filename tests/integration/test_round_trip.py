@@ -54,7 +54,7 @@ def test_in_adapted_evaluated_out_and_in_again(
         logits = theirs(tokens_BT).logits
     assert torch.equal(read.hidden_BTC, states.hidden_BTC)
     assert torch.equal(read.recycled_KBTC[0], states.recycled_KBTC[0])
-    assert torch.equal(logits, model.classify(states.hidden_BTC))
+    assert torch.equal(logits, model.logits(states.hidden_BTC))
     capsys.readouterr()
     assert evaluated("whole", *elsewhere) == pytest.approx(before)
 

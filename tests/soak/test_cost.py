@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from recyclegpt.callbacks import Checkpoints, RandomState, Throughput
+from recyclegpt.callbacks import CheckpointEverySteps, RngIsolation, Throughput
 from recyclegpt.checkpoints.file import remove_checkpoint, write_checkpoint
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.data import TextDataModule, TextFiles, TokenizerConfig
@@ -131,7 +131,7 @@ def steps(
         limit_val_batches=0,
         precision="32-true",
         logger=False,
-        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, CheckpointEverySteps) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,
@@ -157,7 +157,7 @@ def test_a_step_takes_no_longer_than_a_plain_trainers(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     safe, plain = Turns(), Turns()
-    callbacks = [RandomState(), Throughput(), Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=10**6)]
+    callbacks = [RngIsolation(), Throughput(), CheckpointEverySteps(str(tmp_path / "checkpoints"), every_n_steps=10**6)]
     runs = [
         steps(LitRecycleGPT, text, tmp_path / "safe", callbacks, safe),
         steps(Plain, text, tmp_path / "plain", [], plain),

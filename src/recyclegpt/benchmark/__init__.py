@@ -2,13 +2,13 @@
 
 from recyclegpt.benchmark.breakdown import stage_seconds
 from recyclegpt.benchmark.ceilings import PassCosts, byte_ceiling, bytes_ratio, measure_pass_costs
-from recyclegpt.benchmark.simulated_acceptance import VerifiedAt
+from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Speed, interleave, measure_speed
 
 __all__ = [
     "PassCosts",
+    "SimulatedAcceptance",
     "Speed",
-    "VerifiedAt",
     "byte_ceiling",
     "bytes_ratio",
     "interleave",

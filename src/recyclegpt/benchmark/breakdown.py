@@ -9,7 +9,7 @@ import torch
 
 from recyclegpt.benchmark.ceilings import as_graph
 from recyclegpt.benchmark.speed import decode
-from recyclegpt.decoding import Decoder, Proposals, Reading, Sampler, SamplingConfig, Strategy
+from recyclegpt.decoding import Decoder, DraftTokens, Sampler, SamplingConfig, Strategy, VerifyLogits
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.session import Session
 from recyclegpt.hardware.stopwatch import Stopwatch
@@ -35,38 +35,48 @@ def stage_seconds(
     model, device, m = decoder.model, decoder.model.device, strategy.num_recycled
     sampler = Sampler.seeded(sampling or SamplingConfig(), len(prompts), 0, device)
     middle = max(len(prompt) for prompt in prompts) + max_new_tokens // 2
-    session = Session(model, strategy, sampler, len(prompts), middle + 2 * m + 2, decoder.read, decoder.recycle)
+    session = Session(
+        model, strategy, sampler, len(prompts), middle + 2 * m + 2, decoder.backbone_states, decoder.recycle
+    )
     session.begin([[0] * middle for _ in prompts], [middle + m + 1] * len(prompts), middle + 2 * m + 2)
-    positions_BT = session.start_B[:, None] + session.block_T
-    block_BT, num_read = session.tokens_BS.gather(1, positions_BT), middle + 2 * m + 2
-    hidden_BTC = session.read(block_BT, positions_BT, cache=session.cache, num_read=num_read)
-    logits_BTV, state_BTC = model.classify(hidden_BTC), hidden_BTC[:, :1].contiguous()
-    proposals = Proposals(block_BT[:, 1:], session.offered_B, session.proposed_BmV)
+    positions_BT = session.position_B[:, None] + session.block_T
+    block_BT, num_slots_read = session.tokens_BS.gather(1, positions_BT), middle + 2 * m + 2
+    hidden_BTC = session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots_read)
+    logits_BTV, state_BTC = model.logits(hidden_BTC), hidden_BTC[:, :1].contiguous()
+    proposals = DraftTokens(block_BT[:, 1:], session.num_drafted_B, session.proposed_BmV)
 
     def module() -> None:
         if m:
-            session.recycle(block_BT, hidden_BTC, positions_BT, cache=session.recycle_cache, num_read=num_read)
+            session.recycle(
+                block_BT, hidden_BTC, positions_BT, cache=session.draft_cache, num_slots_read=num_slots_read
+            )
         for _ in range(m - 1):
             session.recycle(
-                block_BT[:, :1], state_BTC, positions_BT[:, :1], cache=session.recycle_cache, num_read=num_read
+                block_BT[:, :1],
+                state_BTC,
+                positions_BT[:, :1],
+                cache=session.draft_cache,
+                num_slots_read=num_slots_read,
             )
 
     def head() -> None:
-        model.classify(hidden_BTC)
+        model.logits(hidden_BTC)
         for _ in range(m):
-            model.classify(state_BTC[:, 0])
+            model.logits(state_BTC[:, 0])
 
     def choose() -> None:
-        strategy.judge(Reading(logits_BTV, most_likely(logits_BTV), None), proposals, sampler)
+        strategy.verify(VerifyLogits(logits_BTV, most_likely(logits_BTV), None), proposals, sampler)
         for step in range(1, m + 1):
             sampler.choose(logits_BTV[:, 0], step)
 
     def whole() -> None:
-        session.start_B.fill_(middle)
-        session.cycle(num_read)
+        session.position_B.fill_(middle)
+        session.cycle(num_slots_read)
 
     timed: dict[str, Callable[[], object]] = {
-        "backbone": lambda: session.read(block_BT, positions_BT, cache=session.cache, num_read=num_read),
+        "backbone": lambda: session.backbone_states(
+            block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots_read
+        ),
         "head": head,
         "module": module,
         "sampling": choose,

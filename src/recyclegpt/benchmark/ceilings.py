@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from recyclegpt.decoding import Decoder
-from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.cuda_graph import GraphedStep
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.hardware.stopwatch import Clock, Stopwatch
-from recyclegpt.models import RecycleGPT, StaticCache
+from recyclegpt.models import KVCache, RecycleGPT
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class PassTimer:
         self.stopwatch = Stopwatch(device, clock)
         self.num_slots, depth = decoder.bucketed(position + num_recycled + 1), model.recycle_config.num_layers
         shape = (batch, self.num_slots, model.dtype, device)
-        self.cache = StaticCache(model.config, model.config.num_layers, *shape)
-        self.module_cache = StaticCache(model.config, depth, *shape)
+        self.cache = KVCache(model.config, model.config.num_layers, *shape)
+        self.module_cache = KVCache(model.config, depth, *shape)
         self.state_BTC = torch.zeros(
             batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device
         )
@@ -150,7 +150,7 @@ class PassTimer:
         # No `self` in here: a timer in a reference cycle would keep graphs, caches and model until a collection.
         decoder, cache, num_slots = self.decoder, self.cache, self.num_slots
         return lambda: most_likely(
-            decoder.model.classify(decoder.read(tokens, positions, cache=cache, num_read=num_slots))
+            decoder.model.logits(decoder.backbone_states(tokens, positions, cache=cache, num_slots_read=num_slots))
         )
 
     def _module(self, width: int) -> Callable[[], object]:
@@ -158,7 +158,9 @@ class PassTimer:
         states = self.state_BTC[:, :width].contiguous()
         decoder, cache, num_slots = self.decoder, self.module_cache, self.num_slots
         return lambda: most_likely(
-            decoder.model.classify(decoder.recycle(tokens, states, positions, cache=cache, num_read=num_slots)[:, -1])
+            decoder.model.logits(
+                decoder.recycle(tokens, states, positions, cache=cache, num_slots_read=num_slots)[:, -1]
+            )
         )
 
 
@@ -166,7 +168,7 @@ def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     """On CUDA a graph of it, as decoding replays its cycles; elsewhere itself."""
     if device.type != "cuda":
         return run
-    graphed = GraphedCycle(lambda _: run())
+    graphed = GraphedStep(lambda _: run())
     for _ in range(2):
         graphed(0)
     return lambda: graphed(0)

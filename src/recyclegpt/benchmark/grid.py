@@ -15,7 +15,7 @@ import torch
 
 from recyclegpt.benchmark import transformers_baseline
 from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
-from recyclegpt.benchmark.simulated_acceptance import VerifiedAt
+from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
 from recyclegpt.hardware.bandwidth import CopyTimer
@@ -37,7 +37,7 @@ class BenchConfig:
     prompt_tokens: Sequence[int] = (64,)
     new_tokens: Sequence[int] = (128,)
     acceptance: Sequence[float] | None = None
-    """Verified decoding keeps recycled tokens with these probabilities (`VerifiedAt`); None: as the weights have it."""
+    """Verified decoding accepts drafted tokens with these probabilities; None: as the weights have it."""
     num_prompts: int = 2
     """Batches of prompts that a repetition decodes."""
     repetitions: int = 5
@@ -137,7 +137,7 @@ class _Group:
         for m, name in itertools.product(self.config.num_recycled, self.config.strategies):
             if name == "verified" and self.config.acceptance is not None:
                 for share in self.config.acceptance:
-                    made[f"verified {m} at {share}"] = VerifiedAt(m, probability=share)
+                    made[f"verified {m} at {share}"] = SimulatedAcceptance(m, probability=share)
             elif name != "autoregressive":
                 made[f"{name} {m}"] = make_strategy(name, m)
         return made
@@ -159,7 +159,7 @@ class _Group:
             **_rates(speed, baseline),
             "acceptance": kept,
             "agreement": speed.counts.agreement if m else None,
-            "acceptance_given": isinstance(strategy, VerifiedAt),
+            "acceptance_given": isinstance(strategy, SimulatedAcceptance),
             "rho": costs.rho if costs is not None else None,
             "c": costs.c if costs is not None else None,
             "c_one": costs.c_one if costs is not None else None,

@@ -189,7 +189,7 @@ def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Ro
         "speedup": speed.speedup_over(baseline),
         "speedup_spread": [min(ratios), max(ratios)],
         # Of the passes after the prompt's: the backbone's own token, and the recycled ones that it let stand.
-        "tokens_per_pass": 1 + counts.num_kept / num_passes,
+        "tokens_per_pass": 1 + counts.num_accepted / num_passes,
         "acceptance": counts.acceptance if m else None,
         "agreement": counts.agreement if m else None,
         "equal": sum(map(_same, speed.texts, baseline.texts)) / len(common),

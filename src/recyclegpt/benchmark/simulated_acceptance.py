@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding import Proposals, Reading, Sampler, Verified
+from recyclegpt.decoding import DraftTokens, Sampler, Verified, VerifyLogits
 
 
 @dataclass(frozen=True)
-class VerifiedAt(Verified):
+class SimulatedAcceptance(Verified):
     """Keeps each recycled token with this probability, as long as it kept the one before."""
 
     probability: float = 1.0
@@ -35,9 +35,9 @@ class VerifiedAt(Verified):
         object.__setattr__(self, "pattern", torch.tensor(pattern))
         object.__setattr__(self, "turn", torch.zeros((), dtype=torch.long))
 
-    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """Do the work of `Verified`, then keep as many tokens as this cycle's turn says."""
-        _, token_B = super().judge(reading, proposals, sampler)
+        _, token_B = super().verify(reading, proposals, sampler)
         device = token_B.device
         if self.pattern.device != device:  # type: ignore[attr-defined]
             object.__setattr__(self, "pattern", self.pattern.to(device))  # type: ignore[attr-defined]

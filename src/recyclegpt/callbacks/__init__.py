@@ -1,20 +1,20 @@
 """What is watched while the model learns."""
 
-from recyclegpt.callbacks.checkpoints import Checkpoints
+from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
 from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
-from recyclegpt.callbacks.rng import RandomState, isolated_rng
+from recyclegpt.callbacks.rng import RngIsolation, isolated_rng
 from recyclegpt.callbacks.throughput import Throughput
-from recyclegpt.callbacks.trade_off import TradeOff
+from recyclegpt.callbacks.trade_off import TradeOffFigure
 
 __all__ = [
-    "Checkpoints",
+    "CheckpointEverySteps",
     "DecodingMonitor",
     "EpochSummary",
     "HyperParameters",
-    "RandomState",
+    "RngIsolation",
     "Throughput",
-    "TradeOff",
+    "TradeOffFigure",
     "isolated_rng",
 ]

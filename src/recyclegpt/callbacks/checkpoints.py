@@ -28,7 +28,7 @@ from recyclegpt.errors import ConfigError, RunError, Stopped
 _log = logging.getLogger("recyclegpt")
 
 
-class Checkpoints(Checkpoint):
+class CheckpointEverySteps(Checkpoint):
     """Saves every so many optimizer steps and at the end of training, and keeps the newest few.
 
     A checkpoint is written only between two optimizer steps: one that stood inside an accumulation window would lose
@@ -143,14 +143,14 @@ class Checkpoints(Checkpoint):
 
     def _prune(self, step: int) -> None:
         """Keep the newest; a damaged one is none of them."""
-        num_kept = 0
+        num_accepted = 0
         for path in list_checkpoints(self.folder, upto=step):
             try:
-                if num_kept >= self.keep:
+                if num_accepted >= self.keep:
                     remove_checkpoint(path)
                 else:
                     verify(path)
-                    num_kept += 1
+                    num_accepted += 1
             except DamagedCheckpoint as error:
                 _log.warning("%s", error)
             except OSError as error:

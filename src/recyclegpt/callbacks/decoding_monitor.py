@@ -27,7 +27,7 @@ from recyclegpt.benchmark import PassCosts, Speed, byte_ceiling, measure_pass_co
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
-from recyclegpt.hardware.contention import OtherLoad
+from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.training.sharding import gathered
 
@@ -128,7 +128,7 @@ class DecodingMonitor(Callback):
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
                     model = gathered(pl_module.model)  # type: ignore[arg-type]  # nn.Module gives its parts any type
-                    with OtherLoad() as load:
+                    with ExternalCpuLoad() as load:
                         speeds, costs, prompts = self._measure(trainer, model)
                     self.others_cpu = load.share
                     metrics |= self._metrics(model, speeds, costs, prompts)

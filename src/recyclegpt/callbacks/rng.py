@@ -53,7 +53,7 @@ def isolated_rng() -> Iterator[None]:
         restore_rng(state)
 
 
-class RandomState(Callback):
+class RngIsolation(Callback):
     """Makes random numbers of training independent of validation, and part of every checkpoint.
 
     The states are taken when a training batch ends, since a validation loader draws its seed before any hook of

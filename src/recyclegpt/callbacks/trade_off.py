@@ -22,7 +22,7 @@ FIGURE = "recycled/trade_off"
 DECODERS = ("autoregressive", "alternating", "verified")
 
 
-class TradeOff(Callback):
+class TradeOffFigure(Callback):
     """Draws speed against quality, and agreement by confidence and by place. The figure wants matplotlib."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

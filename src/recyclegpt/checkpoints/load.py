@@ -29,7 +29,7 @@ _LONGEST_SHOWN = 200
 _log = logging.getLogger("recyclegpt")
 
 
-class Trained(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model read from a checkpoint."""
 
     model: RecycleGPT
@@ -151,7 +151,7 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
     return checkpoint
 
 
-def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
+def load_trained(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
     A folder that `export` wrote, or a pretrained backbone's in Hugging Face layout, is read as well; it has no config.
@@ -160,7 +160,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
     if _is_plain(path) and is_model_folder(folder := Path(path).expanduser()):
-        return Trained(*read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
+        return LoadedModel(*read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored = checkpoint["hyper_parameters"]
@@ -185,7 +185,9 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
             f"checkpoint: {found.parent / TOKENIZER} has {tokenizer.vocab_size:,} tokens and the model of {found} "
             f"embeds {model.config.vocab_size:,}; put the tokenizer of that run beside it"
         )
-    return Trained(model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)), backbone)
+    return LoadedModel(
+        model.eval(), tokenizer, stored["config"], found, int(checkpoint.get("global_step", 0)), backbone
+    )
 
 
 def _is_plain(path: str | Path) -> bool:

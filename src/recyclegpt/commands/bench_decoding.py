@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark import VerifiedAt, bytes_ratio, stage_seconds
+from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, stage_seconds
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import print_progress, print_tables
@@ -23,7 +23,7 @@ from recyclegpt.configuration.pretrained import is_pretrained
 from recyclegpt.configuration.schemas import BENCH, many, type_problems
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.contention import OtherLoad
+from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.description import measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
@@ -43,7 +43,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     stages: dict[str, dict[str, float]] = {}
-    with OtherLoad() as load:
+    with ExternalCpuLoad() as load:
         for config, decoder, plain, prompts, made in _models(cfg, device, configs):
             for group in bench(decoder, config, prompts, plain):
                 rows += group
@@ -205,7 +205,7 @@ def _stages(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str
     if decoder.model.recyclable is None:
         names = {"autoregressive": None}
     strategies = {
-        name: VerifiedAt(m, probability=config.acceptance[-1])
+        name: SimulatedAcceptance(m, probability=config.acceptance[-1])
         if name == "verified" and config.acceptance
         else make_strategy(name, m)
         for name in names

@@ -15,8 +15,8 @@ from recyclegpt.commands.bench_decoding import compiles
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.contention import OtherLoad
-from recyclegpt.hardware.description import measured_on, tell_contended
+from recyclegpt.hardware.contention import ExternalCpuLoad
+from recyclegpt.hardware.description import measured_on, warn_contended
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
@@ -91,7 +91,7 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
     strategies = [
         make_strategy(name, m) for m in config.num_recycled for name in config.strategies if name != "autoregressive"
     ]
-    with OtherLoad() as load:
+    with ExternalCpuLoad() as load:
         found = bench_prompts(decoder, by_category, strategies, new_tokens, config.repetitions, config.seed)
     document = {
         "prompts": str(cfg.prompts),
@@ -119,7 +119,7 @@ def _print(document: dict[str, Any]) -> None:
         "tokens/pass: mean tokens a backbone pass; equal: share of texts that are the autoregressive one token for "
         "token; common prefix: tokens, on average, before the first that differs"
     )
-    tell_contended(hardware)
+    warn_contended(hardware)
 
 
 def _range(least_and_most: list[float]) -> str:

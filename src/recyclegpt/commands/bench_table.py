@@ -8,7 +8,7 @@ from typing import Any
 from recyclegpt.benchmark.breakdown import STAGES
 from recyclegpt.benchmark.grid import Row
 from recyclegpt.console import print_table
-from recyclegpt.hardware.description import tell_contended
+from recyclegpt.hardware.description import warn_contended
 
 COLUMNS = {
     "strategy": "strategy",
@@ -64,7 +64,7 @@ def print_tables(document: dict[str, Any], repetitions: int, trained: bool) -> N
         print("verified: every pass is computed, then the given share of recycled tokens is kept")
     elif not trained:
         print("random weights: the share of tokens kept means nothing, and verified speed is that of this share")
-    tell_contended(hardware)
+    warn_contended(hardware)
     if document["stages"]:
         print()
         print_table(

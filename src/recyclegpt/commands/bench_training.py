@@ -21,8 +21,8 @@ from recyclegpt.configuration.pretrained import is_pretrained
 from recyclegpt.configuration.schemas import STEP, type_problems
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, RunError
-from recyclegpt.hardware.contention import OtherLoad
-from recyclegpt.hardware.description import measured_on, tell_contended
+from recyclegpt.hardware.contention import ExternalCpuLoad
+from recyclegpt.hardware.description import measured_on, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig, MuonAdamW, adamw
 
@@ -158,7 +158,7 @@ def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, A
         torch.set_float32_matmul_precision("high")  # as training does
     speeds: dict[str, StepSpeed] = {}
     try:
-        with OtherLoad() as load:
+        with ExternalCpuLoad() as load:
             for name, module in variants(recycle):
                 speeds[name], table = measure_steps(shape, module, config, device, cfg.step.profile)
                 print(f"{name}: {speeds[name].row()['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
@@ -197,4 +197,4 @@ def _print(document: dict[str, Any]) -> None:
     if document["module"] is not None:
         shares = document["module"]
         print(f"the module adds {shares['flops_share']:.1%} operations and {shares['time_share']:.1%} time")
-    tell_contended(hardware)
+    warn_contended(hardware)

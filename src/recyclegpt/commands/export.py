@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from recyclegpt.checkpoints.load import Trained, load_trained
+from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.schemas import type_problems
 from recyclegpt.errors import ConfigError, RunError
@@ -77,14 +77,14 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def own_dtype(trained: Trained, kind: str) -> torch.dtype:
+def own_dtype(trained: LoadedModel, kind: str) -> torch.dtype:
     """The format that loses nothing: a backbone alone leaves as it came; a module was trained in fp32."""
     if kind == "llama" and trained.backbone is not None:
         return stored_dtype(trained.backbone) or trained.model.dtype
     return trained.model.dtype
 
 
-def _card(trained: Trained, export: Export, out: Path, repository: str | None) -> str:
+def _card(trained: LoadedModel, export: Export, out: Path, repository: str | None) -> str:
     """The card of this export; numbers come from the run folder that the checkpoint lies in."""
     model = trained.model
     decoding = trained.config.get("decoding")

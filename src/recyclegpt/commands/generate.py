@@ -20,11 +20,11 @@ from recyclegpt.console import paint
 from recyclegpt.decoding import (
     Counts,
     Decoder,
-    PrintedText,
     Sampler,
     SamplingConfig,
     StopStrings,
     Strategy,
+    TextStreamer,
     make_strategy,
 )
 from recyclegpt.decoding.corpus_writer import BulkConfig, text_problems
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     sampler = Sampler.seeded(sampling, 1, decoding.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    text = PrintedText(stop, pieces.step, pieces.finish)
+    text = TextStreamer(stop, pieces.step, pieces.finish)
     stop_strings = StopStrings(stop, tokenizer.decode) if stop else None
     begin = time.perf_counter()
     stream = decoder.stream(

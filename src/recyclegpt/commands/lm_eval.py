@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recyclegpt.checkpoints.load import Trained, load_trained
+from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.configuration.device import choose_device, computing_dtype
 from recyclegpt.configuration.schemas import DECODING, TASKS, many, type_problems
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation.batch_generator import Continuer
+from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
 from recyclegpt.evaluation.scoring import SCORINGS, Scorer
 from recyclegpt.files import finite
@@ -50,7 +50,7 @@ def evaluate_tasks(cfg: DictConfig) -> int:
             log.warning("the model has no recyclable module, so texts are written autoregressively")
             strategy = Autoregressive()
         decoder = Decoder.optimised(trained.model, decoding_dtype, cfg.decoding.compile)
-        continuer = Continuer(decoder, strategy, trained.tokenizer, cfg.batch_size, cfg.decoding.seed)
+        continuer = BatchGenerator(decoder, strategy, trained.tokenizer, cfg.batch_size, cfg.decoding.seed)
     results: Results = {}
     for scoring in scorer.scorings:
         adapter = RecycleLM(scorer, trained.tokenizer, scoring, continuer)
@@ -174,7 +174,7 @@ def _print_common(cfg: DictConfig, scorer: Scorer, dtype: torch.dtype, strategy:
 
 
 def _document(
-    cfg: DictConfig, trained: Trained, scorer: Scorer, dtype: torch.dtype, strategy: Strategy, results: Results
+    cfg: DictConfig, trained: LoadedModel, scorer: Scorer, dtype: torch.dtype, strategy: Strategy, results: Results
 ) -> dict[str, Any]:
     return {
         "checkpoint": str(trained.path),

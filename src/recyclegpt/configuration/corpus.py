@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recyclegpt.checkpoints.load import TOKENIZER, Trained
+from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
 from recyclegpt.checkpoints.model_folder import CONFIG
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
@@ -15,7 +15,7 @@ from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 
 
-def corpus_for(cfg: DictConfig, trained: Trained) -> TextDataModule:
+def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     """The corpus a command reads with a checkpoint: that of `data=GROUP`, else the one it was trained on.
 
     Raises:
@@ -76,7 +76,7 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     return built
 
 
-def _row_length(trained: Trained) -> int:
+def _row_length(trained: LoadedModel) -> int:
     """Length of the rows it was trained on: a pretrained backbone's context may be much longer."""
     data = trained.config.get("data")
     length = data.get("row_length") if isinstance(data, dict) else None

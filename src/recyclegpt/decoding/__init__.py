@@ -2,16 +2,16 @@
 
 from recyclegpt.decoding.decoder import Decoder, generate
 from recyclegpt.decoding.fuse import fuse
-from recyclegpt.decoding.generation import Counts, Emitted, Generation
+from recyclegpt.decoding.generation import Counts, Generation, NewTokens
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig, processed_probabilities
-from recyclegpt.decoding.stop_strings import PrintedText, StopStrings
+from recyclegpt.decoding.stop_strings import StopStrings, TextStreamer
 from recyclegpt.decoding.strategies import (
     Alternating,
     Autoregressive,
-    Proposals,
-    Reading,
+    DraftTokens,
     Strategy,
     Verified,
+    VerifyLogits,
     make_strategy,
 )
 
@@ -20,16 +20,16 @@ __all__ = [
     "Autoregressive",
     "Counts",
     "Decoder",
-    "Emitted",
+    "DraftTokens",
     "Generation",
-    "PrintedText",
-    "Proposals",
-    "Reading",
+    "NewTokens",
     "Sampler",
     "SamplingConfig",
     "StopStrings",
     "Strategy",
+    "TextStreamer",
     "Verified",
+    "VerifyLogits",
     "fuse",
     "generate",
     "make_strategy",

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from recyclegpt import kernels
 from recyclegpt.decoding.fused_layers import FusedLayer
-from recyclegpt.models import RecycleGPT, StaticCache
-from recyclegpt.models.layers import Attending
+from recyclegpt.models import KVCache, RecycleGPT
+from recyclegpt.models.layers import AttentionInputs
 
 KERNEL_QUERIES = 256
 """With more queries a row than this (a long prompt), attention is left to torch, which is faster there. Up to it a row
@@ -59,10 +59,10 @@ class KernelLayer(FusedLayer):
     gate_up_proj: PackedLinear
     down_proj: PackedLinear
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
         memory = attending.memory
         B, T, C = x_BTC.shape
-        if not isinstance(memory, StaticCache) or T > KERNEL_QUERIES:
+        if not isinstance(memory, KVCache) or T > KERNEL_QUERIES:
             return super().forward(x_BTC, layer, attending)
         x_nC = x_BTC.reshape(B * T, C)
         qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
@@ -84,18 +84,18 @@ class KernelLayer(FusedLayer):
 class KernelGPT(RecycleGPT):
     """A model of such layers: where they read a cache they need neither a mask nor looked-up rotations."""
 
-    def _attending(
+    def _attention_inputs(
         self,
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | None,
-        num_read: int | None,
-    ) -> Attending:
-        if positions_BT is None or not isinstance(cache, StaticCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
-            return super()._attending(tokens_BT, positions_BT, mask, cache, num_read)
+        cache: KVCache | None,
+        num_slots_read: int | None,
+    ) -> AttentionInputs:
+        if positions_BT is None or not isinstance(cache, KVCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
+            return super()._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         cache.positions_BT = positions_BT.contiguous()
-        return Attending(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
+        return AttentionInputs(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
 
 
 # A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.

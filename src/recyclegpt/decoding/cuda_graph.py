@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 
 
-class GraphedCycle:
-    """Replays `cycle(num_read)`. For each new `num_read` the first call runs it as it is, the second captures it.
+class GraphedStep:
+    """Replays `cycle(num_read)`. For each new `num_slots_read` the first call runs it as it is, the second captures it.
 
     Every tensor that a cycle reads or writes must stay in place between calls, as a session's do.
     """
@@ -21,23 +21,23 @@ class GraphedCycle:
         self.warm: set[int] = set()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def __call__(self, num_read: int) -> None:
-        if num_read in self.graphs:
-            self.graphs[num_read].replay()
+    def __call__(self, num_slots_read: int) -> None:
+        if num_slots_read in self.graphs:
+            self.graphs[num_slots_read].replay()
             return
-        if num_read not in self.warm:
+        if num_slots_read not in self.warm:
             # Libraries allocate their workspaces in a first run, which has to be on a side stream before a capture.
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                self.cycle(num_read)
+                self.cycle(num_slots_read)
             torch.cuda.current_stream().wait_stream(self.stream)
-            self.warm.add(num_read)
+            self.warm.add(num_slots_read)
             return
         graph = torch.cuda.CUDAGraph()
         # Only this thread is held to what a capture allows: the one that pins a loader's batches goes on meanwhile.
         with without_gc(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.cycle(num_read)
-        self.graphs[num_read] = graph
+            self.cycle(num_slots_read)
+        self.graphs[num_slots_read] = graph
         graph.replay()
 
 

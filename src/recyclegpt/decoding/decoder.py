@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.cuda_graph import GraphedStep
 from recyclegpt.decoding.fuse import fuse
-from recyclegpt.decoding.generation import Counts, Emitted, Generation
-from recyclegpt.decoding.output import Emission
+from recyclegpt.decoding.generation import Counts, Generation, NewTokens
+from recyclegpt.decoding.output import OutputTracker
 from recyclegpt.decoding.sampling import Sampler, SamplingConfig
 from recyclegpt.decoding.session import Read, Session
 from recyclegpt.decoding.stop_strings import StopStrings
@@ -39,13 +39,13 @@ class Decoder:
     def __init__(self, model: RecycleGPT, compile: bool = False) -> None:  # noqa: A002 - the field's word
         """`compile` runs the passes of a cycle through `torch.compile`, in static shapes; on CUDA cycles are graphs."""
         self.model, self.compiled = model, compile
-        self.read: Read = model.read
+        self.backbone_states: Read = model.backbone_states
         self.recycle: Read = model.recycle
         if compile:
-            self.read, self.recycle = torch.compile(model.read), torch.compile(model.recycle)
+            self.backbone_states, self.recycle = torch.compile(model.backbone_states), torch.compile(model.recycle)
         self.use_graphs = model.device.type == "cuda"
         self.max_idle, self.max_idle_bytes = MAX_IDLE, memory_for_idle(model.device)
-        self._idle: OrderedDict[object, tuple[Session, GraphedCycle]] = OrderedDict()
+        self._idle: OrderedDict[object, tuple[Session, GraphedStep]] = OrderedDict()
 
     @classmethod
     def optimised(
@@ -73,7 +73,7 @@ class Decoder:
         stop_tokens: Sequence[int] = (),
         counts: Counts | None = None,
         stop_strings: StopStrings | None = None,
-    ) -> Iterator[Emitted]:
+    ) -> Iterator[NewTokens]:
         """Yield tokens as they become final; alternating decoding emits recycled ones with the prompt's pass already.
 
         Rows may differ in prompt length, stop and acceptance; a row that has ended waits without disturbing the others.
@@ -88,7 +88,7 @@ class Decoder:
         if max_new_tokens == 0:
             return
         limits = [min(len(prompt) + max_new_tokens, self.model.config.context_length) for prompt in prompts]
-        emission = Emission(prompts, limits, strategy, counts, stop_tokens, stop_strings)
+        emission = OutputTracker(prompts, limits, strategy, counts, stop_tokens, stop_strings)
         yield from self._run(prompts, strategy, sampler, emission)
 
     def generate(
@@ -123,8 +123,8 @@ class Decoder:
         return result
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], strategy: Strategy, sampler: Sampler, emission: Emission
-    ) -> Iterator[Emitted]:
+        self, prompts: Sequence[Sequence[int]], strategy: Strategy, sampler: Sampler, emission: OutputTracker
+    ) -> Iterator[NewTokens]:
         """Alternate between cycles on the device and a look at what they wrote."""
         m, limits = strategy.num_recycled, emission.limits
         may_stop = bool(emission.stop_tokens or emission.stop_strings)
@@ -135,7 +135,7 @@ class Decoder:
         was_training = self.model.training
         self.model.eval()
         try:
-            session.begin(prompts, limits, self._num_read(session, furthest))
+            session.begin(prompts, limits, self._num_slots_read(session, furthest))
             emission.counts.num_backbone_passes += 1
             records = [session.record_B5]
             while True:
@@ -145,24 +145,24 @@ class Decoder:
                 yield from self._hand_out(session, rows, furthest, emission)
                 if emission.all_done:
                     return
-                for row in emission.newly_stopped():
-                    session.last_B[row] = session.start_B[row]
+                for row in emission.pop_stopped():
+                    session.limit_B[row] = session.position_B[row]
                 records = []
                 for _ in range(min(check_every, emission.fewest_cycles)):
                     session.sampler.refill()
-                    cycle(self._num_read(session, furthest))
+                    cycle(self._num_slots_read(session, furthest))
                     emission.counts.num_backbone_passes += 1
                     records.append(session.record_B5 if check_every == 1 else session.record_B5.clone())
                     furthest += m + 1
         finally:
             self.model.train(was_training)
-            if isinstance(cycle, GraphedCycle):
+            if isinstance(cycle, GraphedStep):
                 self._idle[key] = session, cycle
                 self._let_go()
 
     def _hand_out(
-        self, session: Session, records: list[list[list[int]]], furthest: int, emission: Emission
-    ) -> Iterator[Emitted]:
+        self, session: Session, records: list[list[list[int]]], furthest: int, emission: OutputTracker
+    ) -> Iterator[NewTokens]:
         going = [slot for slot, done in zip(emission.emitted, emission.done, strict=True) if not done]
         if not going:
             return
@@ -187,8 +187,8 @@ class Decoder:
             session, graphed = self._idle.pop(key)
             session.sampler.generators = sampler.generators
             return key, session, graphed
-        session = Session(self.model, strategy, sampler, batch, num_slots, self.read, self.recycle)
-        return key, session, GraphedCycle(session.cycle) if self.use_graphs else session.cycle
+        session = Session(self.model, strategy, sampler, batch, num_slots, self.backbone_states, self.recycle)
+        return key, session, GraphedStep(session.cycle) if self.use_graphs else session.cycle
 
     def keep_sessions(self, number: int) -> None:
         """Keep so many idle sessions with their graphs, whatever memory they take: who times texts wants no capture.
@@ -209,7 +209,7 @@ class Decoder:
                 return
             self._idle.popitem(last=False)
 
-    def _num_read(self, session: Session, furthest: int) -> int:
+    def _num_slots_read(self, session: Session, furthest: int) -> int:
         """Slots that any pass of this cycle can reach, as a multiple of the bucket."""
         return min(self.bucketed(furthest + 2 * session.m + 2), session.tokens_BS.shape[1])
 

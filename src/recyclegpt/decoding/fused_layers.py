@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recyclegpt.models.layers import Attending, TransformerLayer, attend
+from recyclegpt.models.layers import AttentionInputs, TransformerLayer, attend
 from recyclegpt.models.rope import rotate
 
 MakeLinear = Callable[..., nn.Module]
@@ -47,7 +47,7 @@ class FusedLayer(nn.Module):
         self.gate_up_proj = linear(mlp.gate_proj, mlp.up_proj)
         self.down_proj = linear(mlp.down_proj)
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
         B, T, _ = x_BTC.shape
         qkv_BTND = self.qkv_proj(self.input_layernorm(x_BTC)).view(B, T, -1, self.head_dim)
         y_BTHD = self._attend(qkv_BTND, layer, attending)
@@ -55,7 +55,7 @@ class FusedLayer(nn.Module):
         y_BTC: Tensor = self.down_proj(self._gate(self.gate_up_proj(self.post_attention_layernorm(x_BTC))), x_BTC)
         return y_BTC
 
-    def _attend(self, qkv_BTND: Tensor, layer: int, attending: Attending) -> Tensor:
+    def _attend(self, qkv_BTND: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
         q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         q = rotate(self.q_norm(q), attending.cos_BTD, attending.sin_BTD)
         k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class Emitted(NamedTuple):
+class NewTokens(NamedTuple):
     """Tokens of one row that have just become final."""
 
     row: int
@@ -23,22 +23,22 @@ class Counts:
     """Passes of the whole batch, the prompt's among them."""
     num_tokens: int = 0
     """Tokens emitted, over all rows."""
-    num_checked: int = 0
+    num_verified: int = 0
     """Recycled tokens that a backbone pass has read and could therefore check."""
-    num_agreed: int = 0
+    num_matched: int = 0
     """Of those, how many equal the backbone's argmax at that place."""
-    num_kept: int = 0
+    num_accepted: int = 0
     """Of those, how many stayed in the text."""
 
     @property
     def agreement(self) -> float | None:
         """Share of checked tokens that equal the backbone's argmax; None if none was checked."""
-        return self.num_agreed / self.num_checked if self.num_checked else None
+        return self.num_matched / self.num_verified if self.num_verified else None
 
     @property
     def acceptance(self) -> float | None:
         """Share of checked tokens that were kept; None if none was checked."""
-        return self.num_kept / self.num_checked if self.num_checked else None
+        return self.num_accepted / self.num_verified if self.num_verified else None
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from recyclegpt.decoding.generation import Counts, Emitted
+from recyclegpt.decoding.generation import Counts, NewTokens
 from recyclegpt.decoding.stop_strings import StopStrings
 from recyclegpt.decoding.strategies import Strategy
 
 
-class Emission:
+class OutputTracker:
     """Follows every row of a batch from record to record. A row that has ended is not looked at again."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Emission:
         missing = max((limit - emitted for emitted, limit, done in going if not done), default=0)
         return max(1, -(-missing // (self.strategy.num_recycled + 1)))
 
-    def newly_stopped(self) -> list[int]:
+    def pop_stopped(self) -> list[int]:
         """Rows that ended at a stop since the last time this was asked."""
         stopped, self._stopped = self._stopped, []
         return stopped
@@ -54,7 +54,7 @@ class Emission:
         record_B5: list[list[int]],
         tokens_BS: list[list[int]],
         first_slot: int,
-    ) -> Iterator[Emitted]:
+    ) -> Iterator[NewTokens]:
         """Hand out what one cycle made final.
 
         Args:
@@ -65,15 +65,15 @@ class Emission:
         for row, (start, kept, agreed, offered, offered_now) in enumerate(record_B5):
             if self.done[row]:
                 continue
-            self.counts.num_checked += offered
-            self.counts.num_agreed += agreed
-            self.counts.num_kept += kept
+            self.counts.num_verified += offered
+            self.counts.num_matched += agreed
+            self.counts.num_accepted += kept
             # A decoder that keeps recycled tokens unchecked hands them out at once.
             unchecked = 0 if self.strategy.lossless else offered_now
             begin, end = self.emitted[row], min(start + 1 + unchecked, self.limits[row])
             yield from self._emit(row, tokens_BS[row][begin - first_slot : end - first_slot], begin, start)
 
-    def _emit(self, row: int, tokens: list[int], begin: int, start: int) -> Iterator[Emitted]:
+    def _emit(self, row: int, tokens: list[int], begin: int, start: int) -> Iterator[NewTokens]:
         # In a cycle's run of final tokens all are the module's but the backbone's own, at `start`.
         recycled = [position != start for position in range(begin, begin + len(tokens))]
         end = next((index + 1 for index, token in enumerate(tokens) if token in self.stop_tokens), None)
@@ -92,4 +92,4 @@ class Emission:
         self.counts.num_tokens += len(tokens)
         self.done[row] = end is not None or self.emitted[row] >= self.limits[row]
         if tokens:
-            yield Emitted(row, tokens, recycled)
+            yield NewTokens(row, tokens, recycled)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from recyclegpt.decoding.sampling import Sampler, largest_probability, most_likely, penalised
-from recyclegpt.decoding.strategies import Proposals, Reading, Strategy
-from recyclegpt.models import RecycleGPT, StaticCache
+from recyclegpt.decoding.strategies import DraftTokens, Strategy, VerifyLogits
+from recyclegpt.models import KVCache, RecycleGPT
 
 Read = Callable[..., Tensor]
 """`RecycleGPT.read` or `.recycle`, compiled or not."""
@@ -27,8 +27,8 @@ FREE_TO_ASK = ("cpu",)
 class Session:
     """The tensors of a batch, allocated once, and the cycle that changes them in place.
 
-    `tokens_BS` is the text at its positions. `start_B` is the position of the backbone's last token: the next block is
-    that token and the m recycled after it, of which the module stands behind the first `offered_B`.
+    `tokens_BS` is the text at its positions. `position_B` is where the backbone's last token stands: the next block is
+    that token and the m recycled after it, of which the module stands behind the first `num_drafted_B`.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Session:
     ) -> None:
         """Allocate. `read` and `recycle` stand in for the model's own in the cycle, where they are compiled."""
         self.model, self.strategy, self.sampler = model, strategy, sampler
-        self.read, self.recycle = read or model.read, recycle or model.recycle
+        self.backbone_states, self.recycle = read or model.backbone_states, recycle or model.recycle
         self.m = m = strategy.num_recycled
         self.device, config = model.device, model.config
         depth = model.recycle_config.num_layers if m else 0
-        self.cache = StaticCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
-        self.recycle_cache = StaticCache(config, depth, batch, num_slots, model.dtype, self.device)
+        self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
+        self.draft_cache = KVCache(config, depth, batch, num_slots, model.dtype, self.device)
         self.tokens_BS = torch.zeros(batch, num_slots, dtype=torch.long, device=self.device)
-        self.start_B = torch.zeros(batch, dtype=torch.long, device=self.device)
-        self.last_B = torch.zeros_like(self.start_B)
-        self.offered_B = torch.zeros_like(self.start_B)
+        self.position_B = torch.zeros(batch, dtype=torch.long, device=self.device)
+        self.limit_B = torch.zeros_like(self.position_B)
+        self.num_drafted_B = torch.zeros_like(self.position_B)
         self.block_T = torch.arange(m + 1, device=self.device)
         self.first_row_B = torch.arange(batch, device=self.device) * (m + 1)
         self.record_B5 = torch.zeros(batch, 5, dtype=torch.long, device=self.device)
@@ -65,9 +65,9 @@ class Session:
     @property
     def cache_bytes(self) -> int:
         """Memory of both caches."""
-        return self.cache.nbytes + self.recycle_cache.nbytes
+        return self.cache.nbytes + self.draft_cache.nbytes
 
-    def begin(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_read: int) -> None:
+    def begin(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_slots_read: int) -> None:
         """Read the prompts, padded on the right to one length, and write the first tokens.
 
         Padding lies beyond every query until it is overwritten. A row's text never passes position `limits[row]`.
@@ -79,63 +79,65 @@ class Session:
             rows[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
         self.tokens_BS.zero_()
         self.tokens_BS[:, :width] = rows.to(self.device)
-        self.start_B.copy_(torch.tensor(lengths))
-        self.last_B.copy_(torch.tensor(limits))
+        self.position_B.copy_(torch.tensor(lengths))
+        self.limit_B.copy_(torch.tensor(limits))
         self.sampler.refill()
         positions_BT = torch.arange(width, device=self.device).expand(len(prompts), width)
         tokens_BT = self.tokens_BS[:, :width]
-        hidden_BTC = self.model.read(tokens_BT, positions_BT, cache=self.cache, num_read=num_read)
-        last_B = self.start_B - 1
+        hidden_BTC = self.model.backbone_states(
+            tokens_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read
+        )
+        last_B = self.position_B - 1
         seen_BV = self._seen(last_B[:, None])
-        logits_BV = self.model.classify(_at(hidden_BTC, last_B))
+        logits_BV = self.model.logits(_at(hidden_BTC, last_B))
         token_B, _ = self.sampler.choose(logits_BV, 0, None if seen_BV is None else seen_BV[:, 0])
-        self._write(self.start_B, token_B)
+        self._write(self.position_B, token_B)
         if self.m:
             following_BT = self.tokens_BS[:, 1 : width + 1]
             recycled_BTC = self.model.recycle(
-                following_BT, hidden_BTC, positions_BT, cache=self.recycle_cache, num_read=num_read
+                following_BT, hidden_BTC, positions_BT, cache=self.draft_cache, num_slots_read=num_slots_read
             )
-            self._propose(_at(recycled_BTC, last_B), num_read)
+            self._propose(_at(recycled_BTC, last_B), num_slots_read)
         self.record_B5.zero_()
-        self.record_B5[:, 0], self.record_B5[:, 4] = self.start_B, self.offered_B
+        self.record_B5[:, 0], self.record_B5[:, 4] = self.position_B, self.num_drafted_B
 
-    def cycle(self, num_read: int) -> None:
+    def cycle(self, num_slots_read: int) -> None:
         """One backbone pass over the newest m + 1 tokens, one module pass over the pairs it completes, m proposals.
 
         `record_B5` then holds, for each row: where the backbone's new token stands, how many recycled tokens were kept,
         how many the backbone agrees with, how many had been offered, and how many are offered now.
         """
-        positions_BT = self.start_B[:, None] + self.block_T
+        positions_BT = self.position_B[:, None] + self.block_T
         block_BT = self.tokens_BS.gather(1, positions_BT)
-        hidden_BTC = self.read(block_BT, positions_BT, cache=self.cache, num_read=num_read)
-        logits_BTV = self.model.classify(hidden_BTC)
+        hidden_BTC = self.backbone_states(block_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
+        logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
         # A copy, since the next proposals are counted in place before this cycle is recorded.
-        proposals = Proposals(block_BT[:, 1:], self.offered_B.clone(), self.proposed_BmV)
-        kept_B, token_B = self.strategy.judge(Reading(logits_BTV, best_BT, seen_BTV), proposals, self.sampler)
+        proposals = DraftTokens(block_BT[:, 1:], self.num_drafted_B.clone(), self.proposed_BmV)
+        kept_B, token_B = self.strategy.verify(VerifyLogits(logits_BTV, best_BT, seen_BTV), proposals, self.sampler)
         agreed_Bm = (best_BT[:, :-1] == proposals.tokens_Bm) & (self.block_T[:-1] < proposals.count_B[:, None])
-        before = [kept_B, agreed_Bm.sum(dim=1), proposals.count_B] if self.m else [self.offered_B] * 3
+        before = [kept_B, agreed_Bm.sum(dim=1), proposals.count_B] if self.m else [self.num_drafted_B] * 3
         # A row that has ended stays where it is; what it writes there was handed out already.
-        self.start_B.copy_(torch.minimum(self.start_B + kept_B + 1, self.last_B))
-        self._write(self.start_B, token_B)
+        self.position_B.copy_(torch.minimum(self.position_B + kept_B + 1, self.limit_B))
+        self._write(self.position_B, token_B)
         if self.m:
             following_BT = self.tokens_BS.gather(1, positions_BT + 1)
             recycled_BTC = self.recycle(
-                following_BT, hidden_BTC, positions_BT, cache=self.recycle_cache, num_read=num_read
+                following_BT, hidden_BTC, positions_BT, cache=self.draft_cache, num_slots_read=num_slots_read
             )
             state_BC = recycled_BTC.flatten(0, 1).index_select(0, self.first_row_B + kept_B)
-            self._propose(state_BC, num_read)
-        torch.stack([self.start_B, *before, self.offered_B], dim=1, out=self.record_B5)
+            self._propose(state_BC, num_slots_read)
+        torch.stack([self.position_B, *before, self.num_drafted_B], dim=1, out=self.record_B5)
 
-    def _propose(self, state_BC: Tensor, num_read: int) -> None:
+    def _propose(self, state_BC: Tensor, num_slots_read: int) -> None:
         """Let the module write m tokens after the backbone's, from its state of the newest pair."""
         threshold = self.strategy.confidence
         sure_B: Tensor | None = None
-        self.offered_B.fill_(0 if threshold > 0 else self.m)
+        self.num_drafted_B.fill_(0 if threshold > 0 else self.m)
         for step in range(1, self.m + 1):
-            logits_BV = self.model.classify(state_BC)
-            position_B = self.start_B + step
+            logits_BV = self.model.logits(state_BC)
+            position_B = self.position_B + step
             seen_BTV = self._seen((position_B - 1)[:, None]) if self.sampler.config.penalises else None
             seen_BV = None if seen_BTV is None else seen_BTV[:, 0]
             token_B, distribution_BV = self.sampler.choose(logits_BV, step, seen_BV)
@@ -145,7 +147,7 @@ class Session:
             if threshold > 0:
                 now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > threshold
                 sure_B = now_B if sure_B is None else sure_B & now_B
-                self.offered_B.add_(sure_B)
+                self.num_drafted_B.add_(sure_B)
                 if self.device.type in FREE_TO_ASK and not bool(sure_B.any()):
                     break
             if step < self.m:
@@ -154,8 +156,8 @@ class Session:
                     token_B[:, None],
                     state_BC[:, None],
                     (position_B - 1)[:, None],
-                    cache=self.recycle_cache,
-                    num_read=num_read,
+                    cache=self.draft_cache,
+                    num_slots_read=num_slots_read,
                 ).squeeze(1)
 
     def _write(self, positions_B: Tensor, token_B: Tensor) -> None:

@@ -40,7 +40,7 @@ class StopStrings:
         return any(string in text for string in self.strings)
 
 
-class PrintedText:
+class TextStreamer:
     """Text for a reader while it is written: whole characters only, and nothing of a stop string.
 
     A piece that may be the beginning of a stop string is held back until it is clear that it is not.

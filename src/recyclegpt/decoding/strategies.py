@@ -1,7 +1,7 @@
 """The three decoders. A strategy says how many tokens to recycle and which of them to keep; the loop is shared.
 
 B batch, m recycled tokens, V vocabulary. A backbone pass reads its own last token and the m recycled after it, so
-a `Reading` holds m + 1 rows: row j is the backbone's opinion of the token after recycled token j.
+a `VerifyLogits` holds m + 1 rows: row j is the backbone's opinion of the token after recycled token j.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED
 
 
-class Proposals(NamedTuple):
+class DraftTokens(NamedTuple):
     """What the module proposed in the last cycle. Row b stands behind its first `count_B[b]` tokens only."""
 
     tokens_Bm: Tensor
@@ -26,7 +26,7 @@ class Proposals(NamedTuple):
     """What each was drawn from; None when greedy."""
 
 
-class Reading(NamedTuple):
+class VerifyLogits(NamedTuple):
     """What the backbone says after each of the T = m + 1 newest tokens."""
 
     logits_BTV: Tensor
@@ -59,7 +59,7 @@ class Strategy(Protocol):
         """Whether a recycled token is final only after the backbone has checked it."""
         ...
 
-    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """Number of recycled tokens kept `(B,)`, at most `count_B`, and the backbone's next token after those `(B,)`.
 
         It may not wait for the device: no `.item()`, no branch on a value.
@@ -76,7 +76,7 @@ class Autoregressive:
     confidence = 0.0
     lossless = True
 
-    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         return proposals.count_B, _choose(reading, proposals.count_B, sampler)
 
 
@@ -95,7 +95,7 @@ class Alternating:
     def __post_init__(self) -> None:
         _check(self.num_recycled, self.confidence)
 
-    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         return proposals.count_B, _choose(reading, proposals.count_B, sampler)
 
 
@@ -119,7 +119,7 @@ class Verified:
     def __post_init__(self) -> None:
         _check(self.num_recycled, self.confidence)
 
-    def judge(self, reading: Reading, proposals: Proposals, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         tokens_Bm, count_B, q_BmV = proposals
         offered_Bm = torch.arange(self.num_recycled, device=count_B.device) < count_B[:, None]
         if q_BmV is None:
@@ -153,7 +153,7 @@ def make_strategy(name: str, num_recycled: int = 1, confidence: float = 0.0) -> 
     raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, alternating, verified")
 
 
-def _choose(reading: Reading, kept_B: Tensor, sampler: Sampler) -> Tensor:
+def _choose(reading: VerifyLogits, kept_B: Tensor, sampler: Sampler) -> Tensor:
     """The backbone's own token after the `kept_B` first recycled ones, `(B,)`."""
     if sampler.config.greedy:
         return reading.best_BT.gather(1, kept_B[:, None]).squeeze(1)

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Continuer:
+class BatchGenerator:
     """Writes continuations, `batch_size` at a time, and remembers them: the same list asked again is answered at once.
 
     A prompt keeps its newest tokens where it and the text do not fit into the context, at least half of it. A text

@@ -21,7 +21,7 @@ import datasets
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation.batch_generator import Asked, Continuer
+from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
 
 try:
@@ -53,7 +53,11 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
     """
 
     def __init__(
-        self, scorer: Scorer, tokenizer: TextTokenizer, scoring: str = "backbone", continuer: Continuer | None = None
+        self,
+        scorer: Scorer,
+        tokenizer: TextTokenizer,
+        scoring: str = "backbone",
+        continuer: BatchGenerator | None = None,
     ) -> None:
         super().__init__()
         self.scorer, self.scoring, self.continuer = scorer, scoring, continuer

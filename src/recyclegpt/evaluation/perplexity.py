@@ -11,7 +11,7 @@ from torch import Tensor
 from recyclegpt.data import Batch
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig
-from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.held_out import HeldOutMetrics
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def held_out_metrics(
         autocast: dtype to compute in, as training's mixed precision does; None for the model's own.
     """
     device = model.lm_head.weight.device
-    held_out = HeldOut(token_num_bytes_V, device)
+    held_out = HeldOutMetrics(token_num_bytes_V, device)
     dual_loss = DualLoss(LossConfig())
     for batch in batches:
         views = batch.views_NBT.to(device)
@@ -51,8 +51,8 @@ def continuation_nll(model: RecycleGPT, prompts: Sequence[Sequence[int]], texts:
         if not len(text):
             continue
         tokens = torch.tensor([[*prompt, *text]], device=model.lm_head.weight.device)
-        states = model.read(tokens[:, :-1])[:, len(prompt) - 1 :]
-        log_p = model.classify(states).float().log_softmax(-1)
+        states = model.backbone_states(tokens[:, :-1])[:, len(prompt) - 1 :]
+        log_p = model.logits(states).float().log_softmax(-1)
         total -= float(log_p.gather(2, tokens[:, len(prompt) :, None]).sum())
         count += len(text)
     return total / count if count else math.nan

@@ -153,7 +153,7 @@ class Scorer:
         views_NBT = torch.stack([tokens_BS[:, step : step + T] for step in range(num_steps + 1)])
         with self._precision():
             if not num_steps:
-                return tokens_BS, [self.model.read(views_NBT[0])]
+                return tokens_BS, [self.model.backbone_states(views_NBT[0])]
             hidden_BTC, recycled = self.model(views_NBT, num_unrolled=num_steps)
         return tokens_BS, [hidden_BTC, *recycled]
 
@@ -175,7 +175,7 @@ class Scorer:
             asked_N = torch.stack([source_N == k for source_N in source_by_scoring.values()]).any(dim=0)
             for index_M in asked_N.nonzero().squeeze(1).split(at_once):
                 with self._precision():
-                    logits_MV = self.model.classify(state_BTC[row_N[index_M], place_N[index_M] - 1 - k])
+                    logits_MV = self.model.logits(state_BTC[row_N[index_M], place_N[index_M] - 1 - k])
                 if logits_MV.dtype != torch.float64:
                     logits_MV = logits_MV.float()
                 target_M = target_N[index_M]

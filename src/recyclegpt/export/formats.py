@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recyclegpt.checkpoints.load import Trained
+from recyclegpt.checkpoints.load import LoadedModel
 from recyclegpt.checkpoints.model_folder import CONFIG
 from recyclegpt.export.draft_model import draft_config, draft_weights
 from recyclegpt.export.safetensors import write_json, write_weights
@@ -30,7 +30,7 @@ _ONE_FILE = "1000TB"
 class Export:
     """What is exported, and how."""
 
-    trained: Trained
+    trained: LoadedModel
     kind: str
     dtype: torch.dtype
     max_shard_size: str | int
@@ -89,7 +89,7 @@ def _text_files(export: Export, folder: Path) -> None:
                 shutil.copyfile(trained.backbone / name, folder / name)
 
 
-def _ends(trained: Trained) -> tuple[int | list[int], int | None]:
+def _ends(trained: LoadedModel) -> tuple[int | list[int], int | None]:
     """Ids that end and begin a text."""
     ends = trained.tokenizer.stop_ids
     return ends[0] if len(ends) == 1 else ends, start_id(trained.tokenizer)

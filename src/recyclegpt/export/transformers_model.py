@@ -113,7 +113,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
             mask = causal_TT & attention_mask[:, None, None, :].bool() | own_TT
             if positions_BT is None:
                 positions_BT = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        logits_BTV = self.core.classify(self.core.read(input_ids, positions_BT, mask))
+        logits_BTV = self.core.logits(self.core.backbone_states(input_ids, positions_BT, mask))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size)

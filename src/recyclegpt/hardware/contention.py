@@ -14,7 +14,7 @@ BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq, steal (proc_stat(5)); idle and iowait are not busy, guest is part of user."""
 
 
-class OtherLoad:
+class ExternalCpuLoad:
     """Measures, from `with` to its end, what other processes took of the processors this one may run on.
 
     Attributes:
@@ -26,7 +26,7 @@ class OtherLoad:
         self.stat = stat
         self.share: float | None = None
 
-    def __enter__(self) -> OtherLoad:
+    def __enter__(self) -> ExternalCpuLoad:
         self._start = self._now()
         return self
 

@@ -28,7 +28,7 @@ def measured_on(device: torch.device, others_cpu: float | None) -> dict[str, Any
     }
 
 
-def tell_contended(hardware: Mapping[str, Any]) -> None:
+def warn_contended(hardware: Mapping[str, Any]) -> None:
     """Warn below a table whose speeds were disturbed."""
     if hardware["contended"]:
         print(

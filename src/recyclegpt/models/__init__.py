@@ -2,18 +2,18 @@
 
 from recyclegpt.hardware.dtypes import fastest_dtype, has_native_bf16, named_dtype
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.kv_cache import StaticCache
+from recyclegpt.models.kv_cache import KVCache
 from recyclegpt.models.recyclegpt import RecycleGPT, States
 from recyclegpt.models.rope import RopeScaling
 
 __all__ = [
     "MAX_RECYCLED",
+    "KVCache",
     "ModelConfig",
     "RecycleConfig",
     "RecycleGPT",
     "RopeScaling",
     "States",
-    "StaticCache",
     "fastest_dtype",
     "has_native_bf16",
     "named_dtype",

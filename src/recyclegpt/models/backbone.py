@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig
-from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer, run_layers
+from recyclegpt.models.layers import AttentionInputs, RMSNorm, TransformerLayer, run_layers
 
 
 class Backbone(nn.Module):
@@ -20,7 +20,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, tokens_BT: Tensor, attending: Attending) -> Tensor:
+    def forward(self, tokens_BT: Tensor, attending: AttentionInputs) -> Tensor:
         """Return `hidden_BTC`, the state h_t after the final norm."""
         x_BTC = run_layers(self.layers, self.embed_tokens(tokens_BT), attending, self.recompute_every)
         return self.norm(x_BTC)

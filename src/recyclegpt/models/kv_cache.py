@@ -11,7 +11,7 @@ from torch import Tensor
 from recyclegpt.models.config import ModelConfig
 
 
-class StaticCache:
+class KVCache:
     """Keys and values of every layer in tensors allocated once. Slot s of a row holds the token at position s.
 
     Because a slot is its position, rows of a batch may stand at different lengths, and rolling back costs nothing: the
@@ -35,7 +35,7 @@ class StaticCache:
         self.rows_B1 = torch.arange(batch, device=device).unsqueeze(1)
         self.slots_S = torch.arange(num_slots, device=device)
         self.positions_BT = self.rows_B1
-        self.num_read = num_slots
+        self.num_slots_read = num_slots
 
     @property
     def num_slots(self) -> int:
@@ -47,24 +47,24 @@ class StaticCache:
         """Memory of all keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def seek(self, positions_BT: Tensor, num_read: int | None = None) -> Tensor:
+    def seek(self, positions_BT: Tensor, num_slots_read: int | None = None) -> Tensor:
         """Aim the next pass at these positions. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
 
-        `num_read` bounds the slots that attention reads; it must exceed every position given.
+        `num_slots_read` bounds the slots that attention reads; it must exceed every position given.
         """
         self.positions_BT = positions_BT.contiguous()
-        self.num_read = self.num_slots if num_read is None else num_read
-        return self.slots_S[: self.num_read] <= positions_BT[:, None, :, None]
+        self.num_slots_read = self.num_slots if num_slots_read is None else num_slots_read
+        return self.slots_S[: self.num_slots_read] <= positions_BT[:, None, :, None]
 
     def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the rows at the positions last sought; return the `num_read` first slots."""
+        """Store the rows at the positions last sought; return the `num_slots_read` first slots."""
         key_BSGD, value_BSGD = self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
         key_BSGD[self.rows_B1, self.positions_BT] = key_BTGD.to(key_BSGD.dtype)
         value_BSGD[self.rows_B1, self.positions_BT] = value_BTGD.to(value_BSGD.dtype)
-        return key_BSGD[:, : self.num_read], value_BSGD[:, : self.num_read]
+        return key_BSGD[:, : self.num_slots_read], value_BSGD[:, : self.num_slots_read]
 
 
-class UnrolledMemory:
+class UnrolledKVStore:
     """What step k of unrolled training may look at: the step-1 rows up to its own, and its own earlier steps.
 
     That is exactly what decoding's cache holds when the k-th token is recycled: true rows for all that the backbone has
@@ -91,7 +91,7 @@ class UnrolledStep:
     steps have long written theirs.
     """
 
-    def __init__(self, memory: UnrolledMemory, step: int) -> None:
+    def __init__(self, memory: UnrolledKVStore, step: int) -> None:
         self.memory = memory
         self.step = step
 

@@ -31,7 +31,7 @@ class Memory(Protocol):
 
 
 @dataclass
-class Attending:
+class AttentionInputs:
     """What every attention layer of one pass needs to know about positions.
 
     `mask` is True where a query may look, shape `(T, S)` or `(B, 1, T, S)`; None means causal over the T rows given,
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
         B, T, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(B, T, self.num_heads, self.head_dim)
         k = self.k_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim)
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention `(B, T, H, D)` of queries to the keys and values of G heads, by a mask as `Attending` has it."""
+    """Attention `(B, T, H, D)` of queries to the keys and values of G heads, by a mask as `AttentionInputs` has it."""
     q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     if mask is None and k_BSGD.shape[1] > q_BTHD.shape[1]:
         return causal_and_own(q_BHTD, k_BGSD, v_BGSD).transpose(1, 2)
@@ -120,12 +120,14 @@ class TransformerLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: Attending) -> Tensor:
+    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
 
-def run_layers(layers: Iterable[nn.Module], x_BTC: Tensor, attending: Attending, recompute_every: int = 0) -> Tensor:
+def run_layers(
+    layers: Iterable[nn.Module], x_BTC: Tensor, attending: AttentionInputs, recompute_every: int = 0
+) -> Tensor:
     """The layers one after another.
 
     With `recompute_every=n` every n-th of them keeps for the backward pass what it was given, and is run again there

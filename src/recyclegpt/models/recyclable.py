@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig, RecycleConfig
-from recyclegpt.models.layers import Attending, RMSNorm, TransformerLayer, run_layers
+from recyclegpt.models.layers import AttentionInputs, RMSNorm, TransformerLayer, run_layers
 
 
 class RecyclableModule(nn.Module):
@@ -50,7 +50,7 @@ class RecyclableModule(nn.Module):
             )
             nn.init.normal_(self.fc.weight[:, width:], std=1 / math.sqrt(2 * width))
 
-    def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: Attending) -> Tensor:
+    def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: AttentionInputs) -> Tensor:
         """Return `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
         x_BTC = self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
         return self.norm(run_layers(self.layers, x_BTC, attending, self.recompute_every))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.kv_cache import StaticCache, UnrolledMemory
-from recyclegpt.models.layers import Attending, initialise
+from recyclegpt.models.kv_cache import KVCache, UnrolledKVStore
+from recyclegpt.models.layers import AttentionInputs, initialise
 from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary
 
@@ -57,20 +57,20 @@ class RecycleGPT(
 
     # --- the two passes and the classifier: training and decoding use these and nothing else ---
 
-    def read(
+    def backbone_states(
         self,
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: StaticCache | None = None,
-        num_read: int | None = None,
+        cache: KVCache | None = None,
+        num_slots_read: int | None = None,
     ) -> Tensor:
         """The backbone's states `hidden_BTC` for these tokens.
 
         Without a cache the rows attend to each other causally (or by `mask`). With one, the tokens are written at
-        `positions_BT` and attend to every earlier slot; `num_read` bounds the slots read.
+        `positions_BT` and attend to every earlier slot; `num_slots_read` bounds the slots read.
         """
-        return self.backbone(tokens_BT, self._attending(tokens_BT, positions_BT, mask, cache, num_read))
+        return self.backbone(tokens_BT, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read))
 
     def recycle(
         self,
@@ -78,8 +78,8 @@ class RecycleGPT(
         hidden_BTC: Tensor,
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: StaticCache | None = None,
-        num_read: int | None = None,
+        cache: KVCache | None = None,
+        num_slots_read: int | None = None,
     ) -> Tensor:
         """The module's states `recycled_BTC`: row t reads token x_{t+1} (`tokens_BT[:, t]`) and state h_t.
 
@@ -90,10 +90,10 @@ class RecycleGPT(
             raise ValueError("this model has no recyclable module (recycle.num_layers=0); decode it autoregressively")
         embedded_BTC = self.backbone.embed_tokens(tokens_BT)
         return self.recyclable(
-            embedded_BTC, hidden_BTC, self._attending(tokens_BT, positions_BT, mask, cache, num_read)
+            embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         )
 
-    def classify(self, state_BTC: Tensor) -> Tensor:
+    def logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., V)` of a state of either kind."""
         return self.lm_head(state_BTC)
 
@@ -118,21 +118,21 @@ class RecycleGPT(
             `hidden_BTC`, and K tensors `recycled_BTC`; none if the model has no module.
         """
         mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
-        hidden_BTC = self.read(views_NBT[0], mask=mask)
+        hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
         recycled: list[Tensor] = []
         if self.recyclable is None:
             return States(hidden_BTC, recycled)
         T = views_NBT.shape[-1]
-        memory = UnrolledMemory() if num_unrolled > 1 else None
+        memory = UnrolledKVStore() if num_unrolled > 1 else None
         state_BTC = _scale_gradient(hidden_BTC, backbone_gradient)
         weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_gradient)
         for step in range(1, num_unrolled + 1):
-            step_mask = mask if mask is None or step == 1 else UnrolledMemory.mask(step, mask)
+            step_mask = mask if mask is None or step == 1 else UnrolledKVStore.mask(step, mask)
             positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
             cos, sin = self.rotary(positions_T)
             embedded_BTC = F.embedding(views_NBT[step], weight)
             seen = None if memory is None else memory.at(step)
-            state_BTC = self.recyclable(embedded_BTC, state_BTC, Attending(cos, sin, step_mask, seen))
+            state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, seen))
             recycled.append(state_BTC)
         return States(hidden_BTC, recycled)
 
@@ -166,22 +166,22 @@ class RecycleGPT(
         """Parameters of the recyclable module alone (it shares embedding and classifier)."""
         return 0 if self.recyclable is None else sum(parameter.numel() for parameter in self.recyclable.parameters())
 
-    def _attending(
+    def _attention_inputs(
         self,
         tokens_BT: Tensor,
         positions_BT: Tensor | None,
         mask: Tensor | None,
-        cache: StaticCache | None,
-        num_read: int | None,
-    ) -> Attending:
+        cache: KVCache | None,
+        num_slots_read: int | None,
+    ) -> AttentionInputs:
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-            if isinstance(cache, StaticCache):
+            if isinstance(cache, KVCache):
                 positions_BT = positions_BT.expand_as(tokens_BT)
         cos, sin = self.rotary(positions_BT)
-        if isinstance(cache, StaticCache):
-            mask = cache.seek(positions_BT, num_read)
-        return Attending(cos, sin, mask, cache)
+        if isinstance(cache, KVCache):
+            mask = cache.seek(positions_BT, num_slots_read)
+        return AttentionInputs(cos, sin, mask, cache)
 
 
 def _document_mask(documents_BT: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.models.kv_cache import UnrolledMemory
+from recyclegpt.models.kv_cache import UnrolledKVStore
 
 _ops = torch.ops.aten
 
@@ -31,7 +31,7 @@ def causal_and_own(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> 
     """
     T, S = query_BHTD.shape[2], key_BHSD.shape[2]
     if not has_flash(query_BHTD):
-        mask_TS = UnrolledMemory.mask(S // T, torch.ones(T, T, dtype=torch.bool, device=query_BHTD.device).tril())
+        mask_TS = UnrolledKVStore.mask(S // T, torch.ones(T, T, dtype=torch.bool, device=query_BHTD.device).tril())
         grouped = query_BHTD.shape[1] != key_BHSD.shape[1]
         return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=mask_TS, enable_gqa=grouped)
     if (share := query_BHTD.shape[1] // key_BHSD.shape[1]) > 1:

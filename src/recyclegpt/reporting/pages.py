@@ -15,7 +15,7 @@ from recyclegpt.reporting.tables import write_csv
 
 
 @dataclass
-class Written:
+class WrittenFiles:
     """What a report has left."""
 
     files: list[Path]
@@ -29,13 +29,13 @@ def write_pages(
     blocks: Sequence[Block],
     figures: Sequence[Figure],
     tables: Mapping[str, Sequence[dict[str, Plain]]],
-) -> Written:
+) -> WrittenFiles:
     """Write the `tables` by their names, `figures/*.png`, `report.md` and `report.html` into `output`.
 
     Raises:
         OSError: `output` cannot be written.
     """
-    written = Written([], [])
+    written = WrittenFiles([], [])
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         write_csv(output / name, rows)
@@ -55,7 +55,7 @@ def write_pages(
     return written
 
 
-def _draw_all(figures: Iterable[Figure], output: Path, written: Written) -> dict[str, str]:
+def _draw_all(figures: Iterable[Figure], output: Path, written: WrittenFiles) -> dict[str, str]:
     drawn = {}
     for figure in figures:
         path = output / "figures" / f"{figure.name}.png"

@@ -10,7 +10,7 @@ from pathlib import Path
 from recyclegpt.reporting.figure import Figure
 from recyclegpt.reporting.figures import QUALITY_OF, make_figures, pareto_points
 from recyclegpt.reporting.page import Block, Bullets, Heading, Paragraph, Picture, Table
-from recyclegpt.reporting.pages import Written, write_pages
+from recyclegpt.reporting.pages import WrittenFiles, write_pages
 from recyclegpt.reporting.run_folders import read_runs
 from recyclegpt.reporting.runs import COMPLETED, FAILED, UNFINISHED, UNREADABLE, Run, Runs
 from recyclegpt.reporting.settings import (
@@ -37,7 +37,7 @@ EFFECTS = (
 
 
 @dataclass
-class Report(Written):
+class Report(WrittenFiles):
     """What was written, and what it came from."""
 
     runs: Runs

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from recyclegpt.configuration.train_checks import num_steps
 from recyclegpt.data import TextDataModule
-from recyclegpt.files import shown
+from recyclegpt.files import relative
 from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.parameter_count import model_facts
@@ -45,10 +45,10 @@ def announce(
         f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
         f"memory  {plan.describe(available)}",
-        f"folder  {shown(folder)}",
+        f"folder  {relative(folder)}",
     ]
     if checkpoint is not None:
-        lines.append(f"resumed {shown(checkpoint)}")
+        lines.append(f"resumed {relative(checkpoint)}")
     if trainer.is_global_zero:
         print("\n".join(lines), file=sys.stderr)
         if available is not None and plan.total > available:

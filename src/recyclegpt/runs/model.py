@@ -15,7 +15,7 @@ from recyclegpt.models import RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 
 
-class Made(NamedTuple):
+class BuiltModel(NamedTuple):
     """A model to train, and what its checkpoints have to say of a backbone that they do not hold."""
 
     model: RecycleGPT
@@ -26,7 +26,7 @@ class Made(NamedTuple):
 
 def make_model(
     cfg: DictConfig, backbone: PretrainedBackbone | None, recycle: RecycleConfig, datamodule: TextDataModule
-) -> Made:
+) -> BuiltModel:
     """The model of a run, frozen where the config says so. Draws from torch's global generator.
 
     Raises:
@@ -47,8 +47,8 @@ def make_model(
     if cfg.backbone.frozen:
         freeze_backbone(model)
         if backbone is not None:
-            return Made(model, backbone.reference(), tokenizer)
-    return Made(model, None, tokenizer)
+            return BuiltModel(model, backbone.reference(), tokenizer)
+    return BuiltModel(model, None, tokenizer)
 
 
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:

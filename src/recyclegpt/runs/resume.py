@@ -27,7 +27,7 @@ from recyclegpt.configuration.interpolations import is_multirun
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.runs.folder import RESULT, read_hash
-from recyclegpt.runs.model import Made
+from recyclegpt.runs.model import BuiltModel
 from recyclegpt.runs.provenance import read_provenance
 
 log = logging.getLogger("recyclegpt")
@@ -121,7 +121,7 @@ def _begun_from(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-class Begun(NamedTuple):
+class ResumePoint(NamedTuple):
     """A checkpoint that a run goes on from."""
 
     path: Path
@@ -129,7 +129,7 @@ class Begun(NamedTuple):
     content: dict[str, Any]
 
 
-def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Begun | None:
+def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> ResumePoint | None:
     """The checkpoint this run goes on from; None to begin at step 0.
 
     Args:
@@ -157,10 +157,12 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Begun
             f"resume: {path} stands after step {step} and this run has {num_steps}, so nothing is left to train; "
             "raise trainer.max_epochs or give an earlier checkpoint"
         )
-    return Begun(path, step, checkpoint)
+    return ResumePoint(path, step, checkpoint)
 
 
-def check_resumable(begun: Begun, cfg: DictConfig, made: Made, datamodule: TextDataModule, world_size: int) -> None:
+def check_resumable(
+    begun: ResumePoint, cfg: DictConfig, made: BuiltModel, datamodule: TextDataModule, world_size: int
+) -> None:
     """Make sure that a run can go on from a checkpoint exactly.
 
     Args:
@@ -198,7 +200,7 @@ def _malformed(checkpoint: dict[str, Any]) -> list[str]:
     ]
 
 
-def _differences(checkpoint: dict[str, Any], cfg: DictConfig, made: Made) -> list[str]:
+def _differences(checkpoint: dict[str, Any], cfg: DictConfig, made: BuiltModel) -> list[str]:
     stored, model = checkpoint["hyper_parameters"], made.model
     shapes = {"model": asdict(model.config), "recycle": asdict(model.recycle_config)}
     problems = [

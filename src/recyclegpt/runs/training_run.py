@@ -25,8 +25,8 @@ from recyclegpt.data import TextDataModule
 from recyclegpt.data.stop_tokens import declare_ends
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
-from recyclegpt.files import shown, write_json
-from recyclegpt.hardware.contention import OtherLoad, is_contended
+from recyclegpt.files import relative, write_json
+from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
 from recyclegpt.hardware.description import name_of
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
@@ -117,7 +117,7 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     announce(cfg, folder, datamodule, model, trainer, optimizer, checkpoint)
     del optimizer
 
-    with OtherLoad() as load:
+    with ExternalCpuLoad() as load:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     if "val/loss_backbone" not in trainer.callback_metrics:
         # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
@@ -143,7 +143,7 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
-    print(f"\nrun folder: {shown(folder)}")
+    print(f"\nrun folder: {relative(folder)}")
     return metrics["val/ppl_backbone"]
 
 

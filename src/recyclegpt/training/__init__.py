@@ -1,21 +1,21 @@
 """How the model learns: dual loss, optimizer, schedule, and the LightningModule that joins them."""
 
-from recyclegpt.training.cross_entropy import RowLosses, chunked_cross_entropy
-from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
-from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
+from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
+from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.lightning_module import LitRecycleGPT, NonFiniteError
 from recyclegpt.training.optimizer import MuonAdamW, adamw
 from recyclegpt.training.schedule import constant, cosine, wsd
 
 __all__ = [
     "DualLoss",
-    "HeldOut",
+    "HeldOutMetrics",
     "LitRecycleGPT",
     "LossConfig",
-    "LossParts",
+    "LossTerms",
     "MuonAdamW",
     "NonFiniteError",
-    "RowLosses",
+    "TokenLosses",
     "adamw",
     "chunked_cross_entropy",
     "constant",

@@ -33,7 +33,7 @@ def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> 
     return max(CPU_ROWS, LOGITS_BYTES // (4 * vocab_size) // _ROWS_MULTIPLE * _ROWS_MULTIPLE)
 
 
-class RowLosses(NamedTuple):
+class TokenLosses(NamedTuple):
     """The weighted sum to minimise, and what is known of each row (without gradient)."""
 
     total: Tensor
@@ -55,7 +55,7 @@ def chunked_cross_entropy(
     teacher_share: float = 0.0,
     chunk_size: int | None = None,
     compile: bool = False,  # noqa: A002 - the word users know
-) -> RowLosses:
+) -> TokenLosses:
     """Classify rows with the head `weight_VC` and compare with labels, and with a teacher's distribution if wanted.
 
     Args:
@@ -83,7 +83,7 @@ def chunked_cross_entropy(
         not torch.is_grad_enabled(),
         compile,
     )
-    return RowLosses(total, nll_M, prediction_M, confidence_M)
+    return TokenLosses(total, nll_M, prediction_M, confidence_M)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.cross_entropy import RowLosses, chunked_cross_entropy
+from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
 
 WeightSchedule = Literal["constant", "two_step", "ramp"]
 Target = Literal["label", "backbone", "mixed"]
@@ -86,14 +86,14 @@ class LossConfig:
         return {"label": 0.0, "backbone": 1.0, "mixed": 0.5}[self.target]
 
 
-class LossParts(NamedTuple):
+class LossTerms(NamedTuple):
     """What one batch gave. Sums and counts, so that ratios can be taken once, over as many batches as wanted."""
 
     loss: Tensor
     """Scalar to minimise."""
-    backbone: RowLosses
-    recycle_K: list[RowLosses]
-    trained_BT: Tensor
+    backbone: TokenLosses
+    recycle_K: list[TokenLosses]
+    draft_mask_BT: Tensor
     """Where step 1 of the module is trained: False where its row spans two documents."""
 
 
@@ -111,7 +111,7 @@ class DualLoss(nn.Module):
 
     def forward(
         self, model: RecycleGPT, views_NBT: Tensor, documents_NBT: Tensor | None = None, progress: float = 0.0
-    ) -> LossParts:
+    ) -> LossTerms:
         """Run the model and compare each state with the token it should predict.
 
         Args:
@@ -136,8 +136,8 @@ class DualLoss(nn.Module):
             compile=self.compiled,
         )
         loss = config.backbone_weight * backbone.total
-        trained_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[2]).float()
-        steps: list[RowLosses] = []
+        draft_mask_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[2]).float()
+        steps: list[TokenLosses] = []
         weight = config.recycle_weight_at(progress)
         shares = [config.beta ** (step - 1) for step in range(1, config.num_unrolled + 1)]
         module_head = (
@@ -164,4 +164,4 @@ class DualLoss(nn.Module):
             )
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)
-        return LossParts(loss, backbone, steps, trained_BT)
+        return LossTerms(loss, backbone, steps, draft_mask_BT)

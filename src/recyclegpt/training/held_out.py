@@ -11,14 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from recyclegpt.training.dual_loss import LossParts
+from recyclegpt.training.dual_loss import LossTerms
 
 SUMS = ("tokens", "nll_backbone", "nll_recycle", "agreed", "bytes", "recycled")
 NUM_BINS = 20
 """Of the module's confidence (its largest probability, equal parts of 0 to 1) and of the place in the row."""
 
 
-class HeldOut:
+class HeldOutMetrics:
     """Sums over the validation batches of one epoch, kept on the device in fp64."""
 
     def __init__(self, token_num_bytes_V: Tensor, device: torch.device) -> None:
@@ -30,10 +30,10 @@ class HeldOut:
         self.by_place = torch.zeros_like(self.by_confidence)
         """The same by place in the row."""
 
-    def add(self, parts: LossParts, views_NBT: Tensor) -> None:
+    def add(self, parts: LossTerms, views_NBT: Tensor) -> None:
         """Add a batch: the tokens that both the backbone and the module have predicted."""
         shape = views_NBT.shape[1:]
-        counted_BT = parts.trained_BT[:, :-1]
+        counted_BT = parts.draft_mask_BT[:, :-1]
         label_BT = views_NBT[1][:, 1:]
         nll_backbone_BT = parts.backbone.nll_M.view(shape)[:, 1:]
         values = {

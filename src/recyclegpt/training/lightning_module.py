@@ -22,8 +22,8 @@ from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.compile import set_up_layers
-from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossParts
-from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
+from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.sharding import is_sharded, shard
 
 NOT_FINITE = "not_finite.jsonl"
@@ -88,7 +88,7 @@ class LitRecycleGPT(LightningModule):
         """Batches whose gradients the next optimizer step will take, and their losses."""
         self._grad_norm = torch.zeros(())
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
-        self.held_out: HeldOut | None = None
+        self.held_out: HeldOutMetrics | None = None
         self.save_hyperparameters(hyper_parameters or {})
         self.strict_loading = "backbone" not in (hyper_parameters or {})
         set_up_layers(model, compile, activation_checkpointing, loss.num_unrolled)
@@ -100,10 +100,10 @@ class LitRecycleGPT(LightningModule):
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self, self.model, self.device_mesh["data_parallel"])
 
-    def loss_parts(self, batch: Batch) -> LossParts:
+    def loss_parts(self, batch: Batch) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
         progress = self.trainer.global_step / self.num_steps
-        parts: LossParts = self.dual_loss(self.model, batch.views_NBT, batch.documents_NBT, progress)
+        parts: LossTerms = self.dual_loss(self.model, batch.views_NBT, batch.documents_NBT, progress)
         return parts
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -115,7 +115,7 @@ class LitRecycleGPT(LightningModule):
         self.log("train/loss", parts.loss.detach(), prog_bar=True)
         self.log("train/loss_backbone", parts.backbone.nll_M.mean())
         if parts.recycle_K:
-            trained_M = parts.trained_BT.flatten()
+            trained_M = parts.draft_mask_BT.flatten()
             count = trained_M.sum().clamp(min=1)
             self.log("train/loss_recycle", (parts.recycle_K[0].nll_M * trained_M).sum() / count)
             for step, rows in enumerate(parts.recycle_K[1:], start=2):
@@ -131,7 +131,7 @@ class LitRecycleGPT(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin new sums."""
-        self.held_out = HeldOut(self.token_num_bytes_V, self.device)
+        self.held_out = HeldOutMetrics(self.token_num_bytes_V, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the sums."""

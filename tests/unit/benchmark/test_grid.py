@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recyclegpt.benchmark import VerifiedAt, bytes_ratio, stage_seconds
+from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, stage_seconds
 from recyclegpt.benchmark.breakdown import STAGES
 from recyclegpt.benchmark.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.grid import BenchConfig, bench
@@ -39,7 +39,7 @@ def model() -> RecycleGPT:
 def test_given_acceptance_is_what_is_kept(model: RecycleGPT, num_recycled: int) -> None:
     decoder, prompts = Decoder.optimised(model), [[1, 2, 3]] * 9
     for probability in (0.0, 0.6, 1.0):
-        strategy = VerifiedAt(num_recycled, probability=probability)
+        strategy = SimulatedAcceptance(num_recycled, probability=probability)
         counts = decode(decoder, prompts, strategy, 80).counts
         # leading runs: the k-th recycled token is kept with probability p^k
         expected = sum(probability**k for k in range(1, num_recycled + 1)) / num_recycled
@@ -54,7 +54,7 @@ def test_given_acceptance_is_what_is_kept(model: RecycleGPT, num_recycled: int) 
 def test_baseline_has_the_backbones_weights_and_text(model: RecycleGPT) -> None:
     tokens = torch.randint(64, (2, 30))
     torch.testing.assert_close(
-        in_transformers(model)(tokens).logits, model.classify(model.read(tokens)), rtol=1e-4, atol=1e-4
+        in_transformers(model)(tokens).logits, model.logits(model.backbone_states(tokens)), rtol=1e-4, atol=1e-4
     )
     prompts = torch.randint(64, (2, 12)).tolist()
     expected = Decoder(model).generate(prompts, Autoregressive(), 9).tokens
@@ -72,8 +72,8 @@ def test_pass_timer_measures_what_the_decoder_runs(model: RecycleGPT) -> None:
     calls: list[tuple[str, int]] = []
     now = itertools.count()
     decoder = Decoder(model)
-    read, recycle = decoder.read, decoder.recycle
-    decoder.read = lambda tokens, *args, **kwargs: (
+    read, recycle = decoder.backbone_states, decoder.recycle
+    decoder.backbone_states = lambda tokens, *args, **kwargs: (
         calls.append(("read", tokens.shape[1])) or read(tokens, *args, **kwargs)
     )
     decoder.recycle = lambda tokens, *args, **kwargs: (

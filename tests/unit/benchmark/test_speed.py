@@ -18,9 +18,9 @@ class TickingModel(RecycleGPT):
 
     now = 0.0
 
-    def read(self, tokens_BT: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def backbone_states(self, tokens_BT: Tensor, *args: object, **kwargs: object) -> Tensor:
         self.now += 10 + tokens_BT.shape[1]
-        return super().read(tokens_BT, *args, **kwargs)
+        return super().backbone_states(tokens_BT, *args, **kwargs)
 
     def recycle(self, *args: object, **kwargs: object) -> Tensor:
         self.now += 3
@@ -91,6 +91,6 @@ def test_continuation_nll_scores_only_the_continuation(model: TickingModel) -> N
     total = 0.0
     for prompt, text in zip(prompts, texts, strict=True):
         for end in range(len(text)):
-            logits = model.classify(model.read(torch.tensor([[*prompt, *text[:end]]])))[0, -1]
+            logits = model.logits(model.backbone_states(torch.tensor([[*prompt, *text[:end]]])))[0, -1]
             total -= float(logits.log_softmax(-1)[text[end]])
     assert continuation_nll(model, prompts, texts) == pytest.approx(total / 5)

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recyclegpt.callbacks import Checkpoints
+from recyclegpt.callbacks import CheckpointEverySteps
 from recyclegpt.callbacks.checkpoints import requeue
 from recyclegpt.callbacks.stop_signals import SIGNALS
 from recyclegpt.checkpoints import file as checkpoint_file
@@ -56,8 +56,10 @@ class Loader(DataLoader[Any]):
         pass
 
 
-def fit(folder: Path, module: Net | None = None, epochs: int = 2, accumulate: int = 1, **settings: Any) -> Checkpoints:
-    checkpoints = Checkpoints(str(folder), **settings)
+def fit(
+    folder: Path, module: Net | None = None, epochs: int = 2, accumulate: int = 1, **settings: Any
+) -> CheckpointEverySteps:
+    checkpoints = CheckpointEverySteps(str(folder), **settings)
     data = TensorDataset(torch.randn(NUM_BATCHES, 2, generator=torch.Generator().manual_seed(0)))
     trainer = Trainer(
         accelerator="cpu",
@@ -223,19 +225,19 @@ def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(tmp_path: Path) -> 
     fit(tmp_path, epochs=1, every_n_steps=2, keep=9)
     assert steps(tmp_path) == [2, 4, 6]
     (tmp_path / "step_0000004.ckpt").write_bytes(b"")
-    Checkpoints(str(tmp_path), keep=2)._prune(step=6)
+    CheckpointEverySteps(str(tmp_path), keep=2)._prune(step=6)
     assert steps(tmp_path) == [2, 4, 6], "two that are sound, and the damaged one between them"
-    Checkpoints(str(tmp_path), keep=1)._prune(step=6)
+    CheckpointEverySteps(str(tmp_path), keep=1)._prune(step=6)
     assert steps(tmp_path) == [6]
 
 
 def test_settings_and_plugin_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        Checkpoints(str(tmp_path), every_n_steps=0, keep=0, max_failed=-1)
+        CheckpointEverySteps(str(tmp_path), every_n_steps=0, keep=0, max_failed=-1)
     assert len(caught.value.problems) == 3
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     with pytest.raises(TypeError, match="needs Trainer"):
-        Checkpoints(str(tmp_path))._save(trainer)
+        CheckpointEverySteps(str(tmp_path))._save(trainer)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, Dataset
 
-from recyclegpt.callbacks import DecodingMonitor, RandomState
+from recyclegpt.callbacks import DecodingMonitor, RngIsolation
 from recyclegpt.callbacks.decoding_monitor import TAGS, marked_text
 from recyclegpt.data import Batch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -79,7 +79,7 @@ def fit(
         enable_model_summary=False,
         log_every_n_steps=1,
         default_root_dir=tmp_path,
-        callbacks=[RandomState(), *callbacks],
+        callbacks=[RngIsolation(), *callbacks],
     )
     trainer.fit(module, RowData())
     return trainer, module

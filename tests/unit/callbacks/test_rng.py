@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recyclegpt.callbacks.rng import RandomState, capture_rng, isolated_rng, restore_rng
+from recyclegpt.callbacks.rng import RngIsolation, capture_rng, isolated_rng, restore_rng
 from recyclegpt.errors import ConfigError
 
 pytestmark = [
@@ -88,7 +88,7 @@ def fit(tmp_path: Path, validate: bool = True, ckpt_path=None, callbacks=None):
     if ckpt_path is not None:
         # As after a start-up that draws other numbers.
         torch.manual_seed(99), random.seed(99), np.random.seed(99)
-    callbacks = [RandomState()] if callbacks is None else callbacks
+    callbacks = [RngIsolation()] if callbacks is None else callbacks
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -126,7 +126,7 @@ def test_without_the_callback_validation_changes_training(tmp_path: Path) -> Non
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, step: int) -> None:
     checkpoint = tmp_path / "checkpoint.ckpt"
     save = SaveAfter(step, checkpoint)
-    _, whole = fit(tmp_path, callbacks=[RandomState(), save])
+    _, whole = fit(tmp_path, callbacks=[RngIsolation(), save])
     assert save.num_drawn == step
     _, resumed = fit(tmp_path, ckpt_path=checkpoint)
     assert resumed.drawn == whole.drawn[step:]
@@ -135,7 +135,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, step: int) -
 
 
 def test_loaded_states_wait_for_the_first_batch() -> None:
-    saved, callback = RandomState(), RandomState()
+    saved, callback = RngIsolation(), RngIsolation()
     torch.manual_seed(5)
     state = saved.state_dict()
     expected = draw()
@@ -154,7 +154,7 @@ def test_loaded_states_wait_for_the_first_batch() -> None:
 
 def test_states_load_with_weights_only() -> None:
     file = io.BytesIO()
-    torch.save(RandomState().state_dict(), file)
+    torch.save(RngIsolation().state_dict(), file)
     expected = draw()
     file.seek(0)
     restore_rng(torch.load(file, weights_only=True)["ranks"][0])
@@ -163,7 +163,7 @@ def test_states_load_with_weights_only() -> None:
 
 def test_a_checkpoint_of_other_processes_is_refused() -> None:
     with pytest.raises(ConfigError, match="written by 2 processes and is read by 1"):
-        RandomState().load_state_dict({"ranks": [capture_rng(), capture_rng()]})
+        RngIsolation().load_state_dict({"ranks": [capture_rng(), capture_rng()]})
 
 
 def test_isolated_rng_restores_also_after_an_error() -> None:

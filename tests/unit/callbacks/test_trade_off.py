@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recyclegpt.callbacks.trade_off import FIGURE, PR_CURVE, TradeOff, threshold_curve
+from recyclegpt.callbacks.trade_off import FIGURE, PR_CURVE, TradeOffFigure, threshold_curve
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training import HeldOut, LitRecycleGPT, LossConfig, adamw, constant
+from recyclegpt.training import HeldOutMetrics, LitRecycleGPT, LossConfig, adamw, constant
 
 
 def test_the_curve_by_hand() -> None:
@@ -39,12 +39,12 @@ def test_tensorboard_gets_curve_and_figure_where_there_is_a_module(tmp_path: Pat
     )
     lit = module(depth)
     views_NBT = torch.randint(29, (3, 2, 20))
-    lit.held_out = HeldOut(lit.token_num_bytes_V, torch.device("cpu"))
+    lit.held_out = HeldOutMetrics(lit.token_num_bytes_V, torch.device("cpu"))
     with torch.no_grad():
         lit.held_out.add(lit.dual_loss(lit.model, views_NBT), views_NBT)
     for name in ("val/ppl_backbone", "val/ppl_alternating", "decode/tokens_per_s_alternating"):
         trainer.callback_metrics[name] = torch.tensor(20.0)
-    TradeOff().on_validation_end(trainer, lit)
+    TradeOffFigure().on_validation_end(trainer, lit)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["tensors"] == ([PR_CURVE] if depth else [])
@@ -53,4 +53,4 @@ def test_tensorboard_gets_curve_and_figure_where_there_is_a_module(tmp_path: Pat
 
 def test_another_module_is_left_alone(tmp_path: Path) -> None:
     trainer = Trainer(logger=TensorBoardLogger(tmp_path), enable_checkpointing=False, enable_progress_bar=False)
-    TradeOff().on_validation_end(trainer, LightningModule())
+    TradeOffFigure().on_validation_end(trainer, LightningModule())

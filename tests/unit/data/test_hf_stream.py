@@ -116,15 +116,15 @@ class Failing:
     def __init__(self, dataset: Any, error: Exception) -> None:
         self.dataset = dataset
         self.error = error
-        self.num_read = 0
+        self.num_slots_read = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataset, name)
 
     def iter(self, batch_size: int) -> Iterator[Any]:
         for batch in self.dataset.iter(batch_size):
-            self.num_read += 1
-            if self.num_read % 3 == 0:
+            self.num_slots_read += 1
+            if self.num_slots_read % 3 == 0:
                 raise self.error
             yield batch
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from recyclegpt.benchmark import VerifiedAt
+from recyclegpt.benchmark import SimulatedAcceptance
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, decoder, session
-from recyclegpt.decoding.cuda_graph import GraphedCycle
+from recyclegpt.decoding.cuda_graph import GraphedStep
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.session import Session
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -47,13 +47,13 @@ def graphed(model: RecycleGPT) -> Decoder:
 def test_a_cycle_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[RecordedGraph]) -> None:
     total, python_runs = torch.zeros(()), []
 
-    def cycle(num_read: int) -> None:
-        python_runs.append(num_read)
-        total.add_(num_read)
+    def cycle(num_slots_read: int) -> None:
+        python_runs.append(num_slots_read)
+        total.add_(num_slots_read)
 
-    run = GraphedCycle(cycle)
-    for call, num_read in enumerate([1, 1, 1, 1, 100, 100, 1, 100], start=1):
-        run(num_read)
+    run = GraphedStep(cycle)
+    for call, num_slots_read in enumerate([1, 1, 1, 1, 100, 100, 1, 100], start=1):
+        run(num_slots_read)
         assert total == sum([1, 1, 1, 1, 100, 100, 1, 100][:call])
     assert python_runs == [1, 1, 100, 100], "a first run and a capture of each"
     assert (on_graphs.made, on_graphs.replays) == (2, 6)
@@ -76,7 +76,7 @@ def test_replayed_cycles_write_what_running_them_writes(
         assert found.tokens == wanted.tokens
         assert found.recycled == wanted.recycled
         assert found.finish == wanted.finish
-        assert found.counts.num_kept == wanted.counts.num_kept
+        assert found.counts.num_accepted == wanted.counts.num_accepted
     assert on_graphs.replays > 2 * on_graphs.made > 0, "hardly anything was replayed"
 
 
@@ -116,7 +116,7 @@ def test_idle_sessions_are_let_go_when_many_or_large(
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
-@pytest.mark.parametrize("strategy", [*STRATEGIES, VerifiedAt(2, probability=0.6)], ids=str)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, SimulatedAcceptance(2, probability=0.6)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_no_cycle_asks_for_a_value(strategy: Any, sampling: SamplingConfig, batch: int) -> None:
     """On the meta device there are no values: whoever asks for one fails."""
@@ -131,8 +131,8 @@ def test_no_cycle_asks_for_a_value(strategy: Any, sampling: SamplingConfig, batc
 class Curious(Verified):
     """Looks at the device in the middle of a cycle."""
 
-    def judge(self, *args: Any) -> Any:
-        kept_B, token_B = super().judge(*args)
+    def verify(self, *args: Any) -> Any:
+        kept_B, token_B = super().verify(*args)
         return (kept_B, token_B) if int(token_B[0]) >= 0 else (token_B, kept_B)
 
 

@@ -29,15 +29,15 @@ def alternate_without_cache(model: RecycleGPT, prompt: list[int], num_recycled: 
     """The paper's decoder, written from its definition: every state is recomputed from the whole text each time."""
     text = list(prompt)
     while len(text) < len(prompt) + num_tokens:
-        hidden = model.read(torch.tensor([text]))
-        text.append(int(model.classify(hidden[:, -1]).argmax()))
+        hidden = model.backbone_states(torch.tensor([text]))
+        text.append(int(model.logits(hidden[:, -1]).argmax()))
         read = len(text) - 1
         rows_hidden = hidden
         for step in range(num_recycled):
             # true rows 1..t, then the module's own outputs where no state exists yet
             tokens = torch.tensor([text[1:]])
             recycled = model.recycle(tokens, rows_hidden)
-            text.append(int(model.classify(recycled[:, -1]).argmax()))
+            text.append(int(model.logits(recycled[:, -1]).argmax()))
             rows_hidden = torch.cat([hidden, recycled[:, read - 1 :]], dim=1)
             assert rows_hidden.shape[1] == read + step + 1
     return text[len(prompt) : len(prompt) + num_tokens]
@@ -100,22 +100,22 @@ def test_unrolled_training_gives_the_logits_of_decoding() -> None:
         model = random_model(seed, depth=2, norm_inputs=bool(seed % 2))
         prompt = [3, 1, 4, 1, 5]
         seen: list[torch.Tensor] = []
-        classify = model.classify
+        logits = model.logits
 
-        def recording(state: torch.Tensor, classify=classify, seen=seen) -> torch.Tensor:
-            logits = classify(state)
+        def recording(state: torch.Tensor, logits=logits, seen=seen) -> torch.Tensor:
+            logits = logits(state)
             if state.ndim == 2:
                 seen.append(logits[0])
             return logits
 
-        model.classify = recording  # type: ignore[method-assign]
+        model.logits = recording  # type: ignore[method-assign]
         text = prompt + Decoder(model).generate([prompt], Alternating(num_recycled), 30).tokens[0]
-        model.classify = classify  # type: ignore[method-assign]
+        model.logits = logits  # type: ignore[method-assign]
         num_rows = len(text) - num_recycled
         views_NBT = torch.stack([torch.tensor([text[n : n + num_rows]]) for n in range(num_recycled + 1)])
         with torch.no_grad():
             states = model(views_NBT, num_unrolled=num_recycled)
-            unrolled = [model.classify(state)[0] for state in states.recycled_KBTC]
+            unrolled = [model.logits(state)[0] for state in states.recycled_KBTC]
         # The prompt's pass classifies its last state, then each cycle the m proposals.
         proposals = seen[1:]
         compared = 0

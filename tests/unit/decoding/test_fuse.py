@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recyclegpt import kernels
-from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, fuse
-from recyclegpt.decoding import fused as fused_module
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, cpu_layers, fuse
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling, StaticCache
+from recyclegpt.models import KVCache, ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 
 from .test_exactness import random_model
 
@@ -45,17 +44,17 @@ def made(config: ModelConfig, recycle: RecycleConfig | None) -> RecycleGPT:
 @torch.no_grad()
 def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
     """Logits of both kinds: a prompt, then single tokens and pairs through the caches."""
-    cache = StaticCache(model.config, model.config.num_layers, len(tokens_BT), 60, model.dtype)
-    module_cache = StaticCache(model.config, model.recycle_config.num_layers, len(tokens_BT), 60, model.dtype)
+    cache = KVCache(model.config, model.config.num_layers, len(tokens_BT), 60, model.dtype)
+    module_cache = KVCache(model.config, model.recycle_config.num_layers, len(tokens_BT), 60, model.dtype)
     logits = []
     begin, width = 0, prefill
     while begin + width < tokens_BT.shape[1]:
         positions = torch.arange(begin, begin + width).expand(len(tokens_BT), -1)
-        hidden = model.read(tokens_BT[:, begin : begin + width], positions, cache=cache)
-        logits.append(model.classify(hidden))
+        hidden = model.backbone_states(tokens_BT[:, begin : begin + width], positions, cache=cache)
+        logits.append(model.logits(hidden))
         if model.recyclable is not None:
             following = tokens_BT[:, begin + 1 : begin + width + 1]
-            logits.append(model.classify(model.recycle(following, hidden, positions, cache=module_cache)))
+            logits.append(model.logits(model.recycle(following, hidden, positions, cache=module_cache)))
         begin, width = begin + width, 1 + len(logits) % 3
     return torch.cat(logits, dim=1)
 
@@ -64,7 +63,7 @@ def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prefill", [3, 16, 17])
 def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "KERNEL_QUERIES", 16)  # so that 17 is a long prompt
+    monkeypatch.setattr(cpu_layers, "KERNEL_QUERIES", 16)  # so that 17 is a long prompt
     model = made(*VARIANTS[variant])
     tokens = torch.randint(model.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
     exact = outputs(model.double(), tokens, prefill)
@@ -84,10 +83,10 @@ def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     window_TT = torch.ones(tokens_BT.shape[1], tokens_BT.shape[1], dtype=torch.bool).tril().triu(-4)
     logits = []
     for mask in (None, window_TT):
-        hidden = model.read(tokens_BT, mask=mask)
-        logits.append(model.classify(hidden))
+        hidden = model.backbone_states(tokens_BT, mask=mask)
+        logits.append(model.logits(hidden))
         if model.recyclable is not None:
-            logits.append(model.classify(model.recycle(tokens_BT.roll(-1, 1), hidden, mask=mask)))
+            logits.append(model.logits(model.recycle(tokens_BT.roll(-1, 1), hidden, mask=mask)))
     return torch.cat(logits)
 
 
@@ -244,9 +243,9 @@ def test_rows_equal_the_row_alone_beside_long_prompts() -> None:
 @torch.no_grad()
 def test_states_need_not_be_contiguous() -> None:
     model = made(*VARIANTS["plain"])
-    hidden = model.read(torch.randint(37, (2, 5)))
+    hidden = model.backbone_states(torch.randint(37, (2, 5)))
     fused = fuse(model)
-    assert torch.equal(fused.classify(hidden[:, -1]), fused.classify(hidden)[:, -1])
+    assert torch.equal(fused.logits(hidden[:, -1]), fused.logits(hidden)[:, -1])
     assert torch.equal(fused.backbone.norm(hidden[:, -1]), fused.backbone.norm(hidden)[:, -1])
 
 

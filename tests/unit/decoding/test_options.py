@@ -19,10 +19,10 @@ from recyclegpt.decoding import (
     Alternating,
     Autoregressive,
     Decoder,
-    PrintedText,
     Sampler,
     SamplingConfig,
     StopStrings,
+    TextStreamer,
     Verified,
     decoder,
     processed_probabilities,
@@ -45,14 +45,14 @@ def alternate_while_sure(
     """Alternating decoding with a threshold, every state recomputed from the whole text."""
 
     def after_penalty(state: Tensor) -> Tensor:
-        logits = model.classify(state)[None]
+        logits = model.logits(state)[None]
         if penalty != 1:
             logits = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([text]), logits)
         return logits[0]
 
     text = list(prompt)
     while len(text) < len(prompt) + number:
-        hidden = model.read(torch.tensor([text]))
+        hidden = model.backbone_states(torch.tensor([text]))
         text.append(int(after_penalty(hidden[0, -1]).argmax()))
         states, read = hidden, len(text) - 1
         for _ in range(m):
@@ -74,15 +74,15 @@ def test_alternating_recycles_while_it_is_sure(threshold: float) -> None:
         for m in (1, 3):
             result = Decoder(model).generate(prompts, Alternating(m, threshold), 19)
             assert result.tokens == [alternate_while_sure(model, prompt, m, threshold, 19) for prompt in prompts]
-            checked += result.counts.num_checked
+            checked += result.counts.num_verified
             # What was recycled last, before a row ended, no backbone pass has seen.
             seen = sum(sum(row[: len(row) - row[::-1].index(False)]) for row in result.recycled)
-            assert result.counts.num_checked == seen
+            assert result.counts.num_verified == seen
             plain = Decoder(model).generate(prompts, Autoregressive(), 19).tokens
             assert threshold < 1 or result.tokens == plain, "at 1 nothing is recycled"
             verified = Decoder(model).generate(prompts, Verified(m, threshold), 19)
             assert verified.tokens == plain
-            assert verified.counts.num_kept <= verified.counts.num_agreed <= verified.counts.num_checked
+            assert verified.counts.num_accepted <= verified.counts.num_matched <= verified.counts.num_verified
     assert (checked == 0) == (threshold == 1)
 
 
@@ -90,12 +90,12 @@ def test_alternating_keeps_all_that_it_offers() -> None:
     for seed in range(4):
         model = random_model(seed, sharpness=0.35)
         counts = Decoder(model).generate([[1, 2, 3], [7]], Alternating(3, 0.5), 19).counts
-        assert counts.num_kept == counts.num_checked
+        assert counts.num_accepted == counts.num_verified
 
 
 def test_at_threshold_one_not_even_certainty_is_enough() -> None:
     model = CountingModel(always)
-    model.classify = lambda state: 1e3 * state  # type: ignore[method-assign]
+    model.logits = lambda state: 1e3 * state  # type: ignore[method-assign]
     for m in (1, 3):
         assert Decoder(model).generate([[4]], Alternating(m, 0.999), 12).counts.num_backbone_passes == 12 // (m + 1)
         assert Decoder(model).generate([[4]], Alternating(m, 1.0), 12).counts.num_backbone_passes == 12
@@ -167,10 +167,10 @@ def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
                 session.cycle(90)
             one, two = sessions
             assert torch.equal(one.record_B5, two.record_B5)
-            assert torch.equal(one.offered_B, two.offered_B)
-            proposed += one.offered_B.tolist()
+            assert torch.equal(one.num_drafted_B, two.num_drafted_B)
+            proposed += one.num_drafted_B.tolist()
             for row in range(2):
-                end = int(one.start_B[row] + one.offered_B[row]) + 1
+                end = int(one.position_B[row] + one.num_drafted_B[row]) + 1
                 assert torch.equal(one.tokens_BS[row, :end], two.tokens_BS[row, :end])
         assert len(calls[0]) < len(calls[1]) == 12 * 4
     assert {0, 1, 2} <= set(proposed), "the threshold should be crossed on either side"
@@ -180,10 +180,10 @@ def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
 class DropsUnlikely(Verified):
     """The tempting mistake: a threshold on the probability of the token that was drawn."""
 
-    def judge(self, reading: Any, proposals: Any, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def verify(self, reading: Any, proposals: Any, sampler: Sampler) -> tuple[Tensor, Tensor]:
         tokens_Bm, _, q_BmV = proposals
         sure_Bm = q_BmV.gather(2, tokens_Bm[..., None]).squeeze(2) > 0.3
-        return super().judge(reading, proposals._replace(count_B=sure_Bm.long().cumprod(1).sum(1)), sampler)
+        return super().verify(reading, proposals._replace(count_B=sure_Bm.long().cumprod(1).sum(1)), sampler)
 
 
 def test_verified_sampling_stays_exact_under_a_threshold() -> None:
@@ -202,7 +202,7 @@ def test_verified_sampling_with_a_penalty_has_the_backbones_distribution(monkeyp
         texts = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=NUM_TOKENS)))
         rows = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], dim=1)
         with torch.no_grad():
-            logits = model.classify(model.read(rows))
+            logits = model.logits(model.backbone_states(rows))
         result = torch.ones(len(texts)).double()
         for place in range(len(PROMPT), rows.shape[1]):
             after = RepetitionPenaltyLogitsProcessor(penalty)(rows[:, :place], logits[:, place - 1])
@@ -238,7 +238,7 @@ def test_greedy_decoding_obeys_the_penalty() -> None:
         model, prompt = random_model(seed), [3, 5, 3]
         text = list(prompt)
         for _ in range(20):
-            logits = model.classify(model.read(torch.tensor([text])))[:, -1]
+            logits = model.logits(model.backbone_states(torch.tensor([text])))[:, -1]
             text.append(int(RepetitionPenaltyLogitsProcessor(1.6)(torch.tensor([text]), logits).argmax()))
         for strategy in (Autoregressive(), Verified(1), Verified(4)):
             assert Decoder(model).generate([prompt, [1]], strategy, 20, sampling).tokens[0] == text[3:]
@@ -357,7 +357,7 @@ def test_an_empty_stop_string_is_refused() -> None:
 def shown(strings: list[str], pieces: list[str], marks: str) -> tuple[list[str], list[tuple[str, bool]]]:
     """What is shown after each piece, and all of it with its marks."""
     waiting = iter([*pieces, ""])  # a piece more than marks: what `finish` gives
-    text = PrintedText(strings, lambda _: next(waiting), lambda: next(waiting))
+    text = TextStreamer(strings, lambda _: next(waiting), lambda: next(waiting))
     steps = [text.add(0, mark == "r") for mark in marks]
     last = text.end()
     return ["".join(piece for piece, _ in step) for step in steps], [*itertools.chain(*steps), *last]
@@ -396,7 +396,7 @@ def test_a_cycle_asks_the_device_for_nothing(strategy: Any, sampling: SamplingCo
     with RefusesToAnswer():
         session.cycle(40)
     with pytest.raises(AssertionError, match="waits"), RefusesToAnswer():
-        bool(session.start_B.any())
+        bool(session.position_B.any())
 
 
 def test_looking_every_eighth_cycle_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +410,7 @@ def test_looking_every_eighth_cycle_finds_the_same(monkeypatch: pytest.MonkeyPat
                 monkeypatch.setitem(decoder.CHECK_EVERY, "cpu", every)
                 result = Decoder(model).generate(prompts, strategy, 33, sampling, stop_tokens=[3], seed=2)
                 counts = result.counts
-                numbers = (counts.num_tokens, counts.num_checked, counts.num_agreed, counts.num_kept)
+                numbers = (counts.num_tokens, counts.num_verified, counts.num_matched, counts.num_accepted)
                 found.append((result.tokens, result.recycled, result.finish, numbers))
             assert found[0] == found[1]
 
@@ -444,7 +444,7 @@ def test_looking_seldom_finds_the_same_at_any_end(
                 stop_strings=StopStrings([string], letters),
             )  # fmt: skip
         counts = result.counts
-        numbers = (counts.num_checked, counts.num_agreed, counts.num_kept)
+        numbers = (counts.num_verified, counts.num_matched, counts.num_accepted)
         found.append((result.tokens, result.recycled, result.finish, counts.num_tokens, numbers))
     assert found[0] == found[1]
 
@@ -454,7 +454,7 @@ def test_looking_seldom_counts_the_same_for_alternating(monkeypatch: pytest.Monk
     for every in (1, 8):
         monkeypatch.setitem(decoder.CHECK_EVERY, "cpu", every)
         counts = Decoder(CountingModel(always)).generate([[1]], Alternating(3), 8).counts
-        found.append((counts.num_checked, counts.num_agreed, counts.num_kept))
+        found.append((counts.num_verified, counts.num_matched, counts.num_accepted))
     assert found[0] == found[1]
 
 
@@ -462,16 +462,16 @@ def test_graphed_sessions_are_found_again_and_never_shared(monkeypatch: pytest.M
     made: list[object] = []
 
     class Graphed:
-        """Stands for a GraphedCycle: without a CUDA device the cycle runs as it is."""
+        """Stands for a GraphedStep: without a CUDA device the cycle runs as it is."""
 
         def __init__(self, cycle: Callable[[int], object]) -> None:
             made.append(cycle)
             self.cycle = cycle
 
-        def __call__(self, num_read: int) -> None:
-            self.cycle(num_read)
+        def __call__(self, num_slots_read: int) -> None:
+            self.cycle(num_slots_read)
 
-    monkeypatch.setattr(decoder, "GraphedCycle", Graphed)
+    monkeypatch.setattr(decoder, "GraphedStep", Graphed)
     model = random_model(3)
     plain, graphed = Decoder(model), Decoder(model)
     graphed.use_graphs = True

@@ -29,7 +29,7 @@ def exact_distribution(model: RecycleGPT, sampling: SamplingConfig) -> torch.Ten
     texts = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=NUM_TOKENS)))
     rows = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], dim=1)
     with torch.no_grad():
-        probabilities = processed_probabilities(model.classify(model.read(rows)), sampling)
+        probabilities = processed_probabilities(model.logits(model.backbone_states(rows)), sampling)
     return probabilities[:, len(PROMPT) - 1 : -1].gather(2, texts[..., None]).squeeze(2).prod(dim=1)
 
 

@@ -25,7 +25,7 @@ def test_always_agreeing_module_costs_one_pass_per_m_plus_1_tokens(num_recycled:
         result = Decoder(CountingModel(always)).generate([[5, 6, 7]], strategy, num_tokens)
         assert result.tokens == [list(range(8, 8 + num_tokens))]
         assert result.counts.num_tokens == num_tokens
-        if result.counts.num_checked:
+        if result.counts.num_verified:
             assert result.counts.agreement == result.counts.acceptance == 1
         if strategy.lossless:  # the prompt's pass gives one token, each later one m + 1
             assert result.counts.num_backbone_passes == 1 + -(-(num_tokens - 1) // (num_recycled + 1))
@@ -55,7 +55,7 @@ def test_sometimes_agreeing_module_is_kept_up_to_the_first_error() -> None:
     assert result.tokens == [list(range(2, 11))]
     # the token at position p is p + 1; a recycled token at a multiple of 3 is rejected, so the backbone writes it
     assert [position for position, ours in enumerate(result.recycled[0], start=1) if ours] == [2, 4, 5, 7, 8]
-    assert (result.counts.num_kept, result.counts.num_checked) == (5, 6)
+    assert (result.counts.num_accepted, result.counts.num_verified) == (5, 6)
 
 
 def test_autoregressive_reads_one_token_a_pass_and_never_calls_the_module() -> None:

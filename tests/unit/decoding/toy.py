@@ -24,17 +24,17 @@ class CountingModel(nn.Module):
         self.agrees = agrees
         self.read_shapes: list[tuple[int, ...]] = []
 
-    def read(self, tokens_BT: Tensor, positions_BT: Tensor, cache: object, num_read: int) -> Tensor:
+    def backbone_states(self, tokens_BT: Tensor, positions_BT: Tensor, cache: object, num_slots_read: int) -> Tensor:
         self.read_shapes.append(tuple(tokens_BT.shape))
         return F.one_hot((tokens_BT + 1) % self.config.vocab_size, self.config.vocab_size).float()
 
     def recycle(
-        self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor, cache: object, num_read: int
+        self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor, cache: object, num_slots_read: int
     ) -> Tensor:
         # The row at position t proposes the token at position t + 2.
         right = torch.tensor([[self.agrees(position + 2) for position in row] for row in positions_BT.tolist()])
         token_BT = torch.where(right, tokens_BT + 1, tokens_BT + 2) % self.config.vocab_size
         return F.one_hot(token_BT, self.config.vocab_size).float()
 
-    def classify(self, state: Tensor) -> Tensor:
+    def logits(self, state: Tensor) -> Tensor:
         return state

@@ -9,7 +9,7 @@ import torch
 
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.evaluation.batch_generator import Asked, Continuer
+from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 TOKENIZER = TextTokenizer.bytes()
@@ -33,8 +33,8 @@ def decoder() -> Decoder:
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=1.0)], ids=["greedy", "sampled"])
 def test_a_batch_writes_what_each_would_alone(decoder: Decoder, strategy: Strategy, sampling: SamplingConfig) -> None:
     asked = [(prompt, Asked(10 + 5 * (len(prompt) % 2), (), sampling)) for prompt in PROMPTS]
-    together = Continuer(decoder, strategy, TOKENIZER, batch_size=3, seed=7).write(asked)
-    one_by_one = Continuer(decoder, strategy, TOKENIZER, batch_size=1, seed=7).write(asked)
+    together = BatchGenerator(decoder, strategy, TOKENIZER, batch_size=3, seed=7).write(asked)
+    one_by_one = BatchGenerator(decoder, strategy, TOKENIZER, batch_size=1, seed=7).write(asked)
     assert together == one_by_one
     for number, (prompt, settings) in enumerate(asked):
         tokens = TOKENIZER.encode(prompt) or [TOKENIZER.eos_id]
@@ -45,7 +45,7 @@ def test_a_batch_writes_what_each_would_alone(decoder: Decoder, strategy: Strate
 
 
 def test_a_text_ends_before_its_stop(decoder: Decoder) -> None:
-    continuer = Continuer(decoder, Verified(), TOKENIZER)
+    continuer = BatchGenerator(decoder, Verified(), TOKENIZER)
     (whole,) = continuer.write([("Some words", Asked(20, (), GREEDY))])
     stop = whole[5:7]
     (cut,) = continuer.write([("Some words", Asked(20, ("never", stop), GREEDY))])
@@ -53,7 +53,7 @@ def test_a_text_ends_before_its_stop(decoder: Decoder) -> None:
 
 
 def test_a_long_prompt_keeps_its_end_and_is_counted(decoder: Decoder, caplog: pytest.LogCaptureFixture) -> None:
-    continuer = Continuer(decoder, Autoregressive(), TOKENIZER)
+    continuer = BatchGenerator(decoder, Autoregressive(), TOKENIZER)
     long = "".join(chr(97 + n % 26) for n in range(90))
     with caplog.at_level(logging.WARNING):
         a, b = continuer.write([(long, Asked(10, (), GREEDY)), (long[-54:], Asked(10, (), GREEDY))])
@@ -63,7 +63,7 @@ def test_a_long_prompt_keeps_its_end_and_is_counted(decoder: Decoder, caplog: py
 
 
 def test_the_same_list_is_written_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    continuer = Continuer(decoder, Autoregressive(), TOKENIZER)
+    continuer = BatchGenerator(decoder, Autoregressive(), TOKENIZER)
     asked = [("a", Asked(5, (), GREEDY))]
     first = continuer.write(asked)
     monkeypatch.setattr(continuer, "_write", lambda _: pytest.fail("written again"))

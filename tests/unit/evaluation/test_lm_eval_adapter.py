@@ -17,7 +17,7 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import lm_eval_adapter
-from recyclegpt.evaluation.batch_generator import Asked, Continuer
+from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
@@ -141,7 +141,7 @@ def test_a_task_file_of_ones_own_has_text_written_for_it(
     model = make_model()
     decoder, chosen = Decoder(model), make_strategy(strategy, 2)
     questions = ["Capital of France?", "A question much longer than all that the context of this model holds?", "?"]
-    written = Continuer(decoder, chosen, tokenizer, batch_size=1).write(
+    written = BatchGenerator(decoder, chosen, tokenizer, batch_size=1).write(
         [(question, Asked(12, ("\n", "."), SamplingConfig())) for question in questions]
     )
     data = tmp_path / "data.jsonl"
@@ -158,7 +158,7 @@ def test_a_task_file_of_ones_own_has_text_written_for_it(
     assert not any(may_count), "the hub's counter of downloads would be asked, which waits where there is no network"
     assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     assert tasks.generative == {"own_capitals"}
-    found = run_tasks(tasks, RecycleLM(Scorer(model), tokenizer, "module", Continuer(decoder, chosen, tokenizer)))
+    found = run_tasks(tasks, RecycleLM(Scorer(model), tokenizer, "module", BatchGenerator(decoder, chosen, tokenizer)))
     assert found["own_capitals"]["metrics"]["exact_match"]["value"] == pytest.approx(2 / 3)
 
 

@@ -49,13 +49,15 @@ def by_definition(model: RecycleGPT, pair: Pair, name: str, num_recycled: int) -
     for p in range(begin, len(text)):
         step = {"backbone": 0, "module": int(p >= 2), "alternating": (p - begin) % (num_recycled + 1)}[name]
         known = text[:p]
-        hidden = model.read(torch.tensor([known[: p - step]]))  # as far as the backbone had read when p was written
+        hidden = model.backbone_states(
+            torch.tensor([known[: p - step]])
+        )  # as far as the backbone had read when p was written
         state = hidden
         for k in range(1, step + 1):
             recycled = model.recycle(torch.tensor([known[1 : p - step + k]]), state)
             state = torch.cat([hidden, recycled[:, hidden.shape[1] - 1 :]], dim=1)
             last = recycled
-        log_p = model.classify((last if step else hidden)[0, -1]).log_softmax(-1)
+        log_p = model.logits((last if step else hidden)[0, -1]).log_softmax(-1)
         total += float(log_p[text[p]])
         greedy &= int(log_p.argmax()) == text[p]
     return Scored(total, greedy)

@@ -113,7 +113,7 @@ def test_the_draft_speaks_as_the_module(
     views_NBT = torch.stack([tokens_BT[:, step : step + T] for step in range(3)])
     ours = model(views_NBT, num_unrolled=2).recycled_KBTC
     for state, expected in ((ours[0], first_BTC), (ours[1][:, -1], second_BTC[:, -1])):
-        logits, wanted = model.classify(state), target.lm_head(expected)
+        logits, wanted = model.logits(state), target.lm_head(expected)
         assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
@@ -123,10 +123,10 @@ def test_the_comparison_notices_a_norm_too_many(make: Make, tmp_path: Path) -> N
     _, draft = write_pair(model, "eagle", tmp_path)
     draft.model.layers[0].input_layernorm = nn.RMSNorm(32)
     tokens_BT = torch.randint(97, (1, 12))
-    hidden_BTC = model.read(tokens_BT)
+    hidden_BTC = model.backbone_states(tokens_BT)
     state = draft(model.backbone.embed_tokens(tokens_BT), hidden_BTC, torch.arange(12))
-    expected = model.classify(model.recycle(tokens_BT, hidden_BTC))
-    assert (model.classify(state) - expected).abs().max() > 0.1 * expected.abs().max()
+    expected = model.logits(model.recycle(tokens_BT, hidden_BTC))
+    assert (model.logits(state) - expected).abs().max() > 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,14 @@ def continued(theirs: Any, **settings: Any) -> list[list[int]]:
 
 
 def test_both_doors_lead_to_the_same_logits(model: RecycleGPT, folder: Path, theirs: Any) -> None:
-    ours = model.classify(model.read(PROMPTS))
+    ours = model.logits(model.backbone_states(PROMPTS))
     again = RecycleGPT.from_pretrained(folder)
     assert again.config == model.config
     assert again.recycle_config == model.recycle_config
-    assert torch.equal(again.classify(again.read(PROMPTS)), ours)
-    assert torch.equal(again.recycle(PROMPTS, again.read(PROMPTS)), model.recycle(PROMPTS, model.read(PROMPTS)))
+    assert torch.equal(again.logits(again.backbone_states(PROMPTS)), ours)
+    assert torch.equal(
+        again.recycle(PROMPTS, again.backbone_states(PROMPTS)), model.recycle(PROMPTS, model.backbone_states(PROMPTS))
+    )
     output = theirs(PROMPTS, labels=PROMPTS)
     assert torch.equal(output.logits, ours)
     expected = F.cross_entropy(ours[:, :-1].flatten(0, 1), PROMPTS[:, 1:].flatten())
@@ -232,11 +234,11 @@ def test_texts_that_do_not_fit_are_told_once(theirs: Any, caplog: pytest.LogCapt
 def test_save_pretrained_writes_the_folder_again(model: RecycleGPT, theirs: Any, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    ours = model.classify(model.read(PROMPTS))
+    ours = model.logits(model.backbone_states(PROMPTS))
     assert torch.equal(again(PROMPTS).logits, ours)
     assert continued(again, strategy="alternating") == continued(theirs, strategy="alternating")
     through_the_other_door = RecycleGPT.from_pretrained(tmp_path)
-    assert torch.equal(through_the_other_door.classify(through_the_other_door.read(PROMPTS)), ours)
+    assert torch.equal(through_the_other_door.logits(through_the_other_door.backbone_states(PROMPTS)), ours)
 
 
 def test_bf16_keeps_the_rotary_tables_in_fp32(model: RecycleGPT, folder: Path) -> None:
@@ -258,4 +260,4 @@ def test_a_larger_embedding_is_shared_by_all_parts(model: RecycleGPT, theirs: An
     theirs.resize_token_embeddings(VOCABULARY + 3)
     logits = theirs(PROMPTS).logits
     assert logits.shape[-1] == VOCABULARY + 3
-    assert torch.allclose(logits[..., :VOCABULARY], model.classify(model.read(PROMPTS)), atol=1e-5)
+    assert torch.allclose(logits[..., :VOCABULARY], model.logits(model.backbone_states(PROMPTS)), atol=1e-5)

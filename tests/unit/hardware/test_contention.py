@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.hardware import contention
-from recyclegpt.hardware.contention import OtherLoad, is_contended
+from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
 
 LINUX = pytest.mark.skipif(not contention.STAT.exists(), reason="no /proc/stat here")
 
@@ -36,7 +36,7 @@ class Clock:
 
 def test_others_share_is_busy_time_less_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    with OtherLoad(stat(tmp_path / "stat", 0)) as load:
+    with ExternalCpuLoad(stat(tmp_path / "stat", 0)) as load:
         clock.wall, clock.own = 10.0, 4.0
         stat(tmp_path / "stat", 700)
     assert load.share == pytest.approx((7.0 - 4.0) / (2 * 10.0))
@@ -47,13 +47,13 @@ def test_an_instant_is_too_short_to_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: float | None
 ) -> None:
     clock = Clock(monkeypatch)
-    with OtherLoad(stat(tmp_path / "stat", 5)) as load:
+    with ExternalCpuLoad(stat(tmp_path / "stat", 5)) as load:
         clock.wall += seconds
     assert load.share == expected
 
 
 def test_where_the_system_does_not_say_nothing_is_known(tmp_path: Path) -> None:
-    with OtherLoad(tmp_path / "none") as load:
+    with ExternalCpuLoad(tmp_path / "none") as load:
         pass
     assert load.share is None
     assert is_contended(load.share) is None
@@ -66,7 +66,7 @@ def test_a_busy_neighbour_is_seen() -> None:
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.3)
-        with OtherLoad() as load:
+        with ExternalCpuLoad() as load:
             time.sleep(1.0)
     finally:
         process.kill()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, StaticCache
+from recyclegpt.models import KVCache, ModelConfig, RecycleConfig, RecycleGPT
 
 CONFIG = ModelConfig(31, context_length=40, num_layers=2, hidden_size=24, num_heads=4, num_kv_heads=2)
 
@@ -32,16 +32,16 @@ def views(num_views: int, num_positions: int = 12, batch: int = 2, seed: int = 0
 @torch.no_grad()
 def test_cached_equals_uncached(blocks: list[int]) -> None:
     model, rows_NBT = build(), views(2)
-    full = model.read(rows_NBT[0])
+    full = model.backbone_states(rows_NBT[0])
     full_recycled = model.recycle(rows_NBT[1], full)
-    cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
-    recycle_cache = StaticCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
+    cache = KVCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
+    draft_cache = KVCache(CONFIG, 2, batch=2, num_slots=20, dtype=model.dtype)
     start = 0
     for size in blocks:
         where = slice(start, start + size)
         positions_BT = torch.arange(start, start + size).expand(2, -1)
-        hidden = model.read(rows_NBT[0][:, where], positions_BT, cache=cache, num_read=start + size)
-        recycled = model.recycle(rows_NBT[1][:, where], hidden, positions_BT, cache=recycle_cache)
+        hidden = model.backbone_states(rows_NBT[0][:, where], positions_BT, cache=cache, num_slots_read=start + size)
+        recycled = model.recycle(rows_NBT[1][:, where], hidden, positions_BT, cache=draft_cache)
         torch.testing.assert_close(hidden, full[:, where])
         torch.testing.assert_close(recycled, full_recycled[:, where])
         start += size
@@ -50,11 +50,11 @@ def test_cached_equals_uncached(blocks: list[int]) -> None:
 @torch.no_grad()
 def test_rows_of_a_cache_may_stand_at_different_positions() -> None:
     model, (tokens_BT,) = build(), views(1)
-    cache = StaticCache(CONFIG, 2, batch=2, num_slots=16, dtype=model.dtype)
-    model.read(tokens_BT[:, :6], torch.arange(6).expand(2, -1), cache=cache)
+    cache = KVCache(CONFIG, 2, batch=2, num_slots=16, dtype=model.dtype)
+    model.backbone_states(tokens_BT[:, :6], torch.arange(6).expand(2, -1), cache=cache)
     positions_BT = torch.tensor([[6, 7], [3, 4]])  # the second row is rolled back by three
-    hidden = model.read(tokens_BT.gather(1, positions_BT), positions_BT, cache=cache)
-    full = model.read(tokens_BT)
+    hidden = model.backbone_states(tokens_BT.gather(1, positions_BT), positions_BT, cache=cache)
+    full = model.backbone_states(tokens_BT)
     torch.testing.assert_close(hidden[0], full[0, 6:8])
     torch.testing.assert_close(hidden[1], full[1, 3:5])
 

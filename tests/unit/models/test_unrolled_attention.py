@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import recyclegpt.models.unrolled_attention as unrolled_attention
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.kv_cache import UnrolledMemory
+from recyclegpt.models.kv_cache import UnrolledKVStore
 from recyclegpt.models.unrolled_attention import causal_and_own
 
 # B, H, G, T, D, steps
@@ -23,7 +23,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     T = query.shape[2]
     causal = torch.ones(T, T, dtype=torch.bool, device=query.device).tril()
-    mask = UnrolledMemory.mask(key.shape[2] // T, causal)
+    mask = UnrolledKVStore.mask(key.shape[2] // T, causal)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig
-from recyclegpt.training.held_out import HeldOut
+from recyclegpt.training.held_out import HeldOutMetrics
 
 
 def build(depth: int = 1) -> RecycleGPT:
@@ -31,7 +31,7 @@ def rows(num_views: int, batch: int = 4, positions: int = 9, seed: int = 0) -> t
 
 def formula(model: RecycleGPT, views: torch.Tensor, config: LossConfig, weight: float) -> torch.Tensor:
     def ce(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model.classify(state).flatten(0, 1), label.flatten())
+        return F.cross_entropy(model.logits(state).flatten(0, 1), label.flatten())
 
     states = model(views, num_unrolled=config.num_unrolled)
     shares = [config.beta**k for k in range(config.num_unrolled)]
@@ -75,8 +75,8 @@ def test_module_is_not_trained_across_documents() -> None:
     views = torch.stack([text[:, n : n + 9] for n in range(3)])
     documents = torch.stack([owner[:, n : n + 9] for n in range(3)])
     parts = DualLoss(LossConfig(backbone_weight=0.0, recycle_weight=1.0))(build(), views, documents)
-    assert parts.trained_BT.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1, 1]]
-    kept = parts.recycle_K[0].nll_M[parts.trained_BT.flatten() == 1]
+    assert parts.draft_mask_BT.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1, 1]]
+    kept = parts.recycle_K[0].nll_M[parts.draft_mask_BT.flatten() == 1]
     torch.testing.assert_close(parts.loss, kept.sum() / 9)
 
 
@@ -100,10 +100,10 @@ def test_target_from_the_backbone(target: str) -> None:
     model = build()
     parts = DualLoss(config)(model, views)
     states = model(views, num_unrolled=2)
-    teacher = model.classify(states.hidden_BTC).log_softmax(-1)
+    teacher = model.logits(states.hidden_BTC).log_softmax(-1)
     expected = 0.0
     for step, (share, recycled) in enumerate(zip([1, 0.6], states.recycled_KBTC, strict=True), start=1):
-        student = model.classify(recycled)[:, :-step].log_softmax(-1)
+        student = model.logits(recycled)[:, :-step].log_softmax(-1)
         kl = F.kl_div(student, teacher[:, step:], reduction="none", log_target=True).sum(-1)
         nll = F.nll_loss(student.transpose(1, 2), views[step + 1][:, :-step], reduction="none")
         rows_loss = kl if target == "backbone" else (kl + nll) / 2
@@ -117,7 +117,7 @@ def test_no_module_leaves_the_backbones_loss() -> None:
     model = build(depth=0)
     views = rows(3)
     parts = DualLoss(LossConfig(recycle_weight=5.0))(model, views)
-    expected = F.cross_entropy(model.classify(model.read(views[0])).flatten(0, 1), views[1].flatten())
+    expected = F.cross_entropy(model.logits(model.backbone_states(views[0])).flatten(0, 1), views[1].flatten())
     torch.testing.assert_close(parts.loss, expected)
     assert parts.recycle_K == []
 
@@ -140,14 +140,14 @@ def test_every_bad_value_is_named() -> None:
 def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
     model, config = build(), LossConfig()
     num_bytes = torch.arange(19)
-    held_out = HeldOut(num_bytes, torch.device("cpu"))
+    held_out = HeldOutMetrics(num_bytes, torch.device("cpu"))
     nll_backbone, nll_recycle, agreed, total_bytes = [], [], [], 0
     for seed in range(3):
         views = rows(3, batch=1 + seed, seed=seed)
         with torch.no_grad():
             held_out.add(DualLoss(config)(model, views), views)
             states = model(views)
-            logits, module_logits = model.classify(states.hidden_BTC), model.classify(states.recycled_KBTC[0])
+            logits, module_logits = model.logits(states.hidden_BTC), model.logits(states.recycled_KBTC[0])
         for b in range(views.shape[1]):
             for t in range(8):
                 label = views[2][b, t]

@@ -3,7 +3,7 @@
 import torch
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training import DualLoss, HeldOut, LossConfig
+from recyclegpt.training import DualLoss, HeldOutMetrics, LossConfig
 from recyclegpt.training.held_out import NUM_BINS
 
 
@@ -15,7 +15,7 @@ def test_bins_hold_every_recycled_token_once() -> None:
     views_NBT = torch.randint(11, (3, 4, 20))
     documents_NBT = torch.zeros_like(views_NBT)
     documents_NBT[2, :, 9] = 1  # the module's row 9 spans two documents
-    held_out = HeldOut(torch.ones(11), torch.device("cpu"))
+    held_out = HeldOutMetrics(torch.ones(11), torch.device("cpu"))
     by_confidence, by_place = torch.zeros(2, NUM_BINS), torch.zeros(2, NUM_BINS)
     with torch.no_grad():
         held_out.add(DualLoss(LossConfig(chunk_size=7))(model, views_NBT, documents_NBT), views_NBT)
@@ -41,7 +41,7 @@ def test_bins_hold_every_recycled_token_once() -> None:
 def test_without_a_module_its_figures_are_not_numbers() -> None:
     model = RecycleGPT(ModelConfig(11, 24, num_layers=1, hidden_size=16, num_heads=2))
     views_NBT = torch.randint(11, (3, 2, 20))
-    held_out = HeldOut(torch.ones(11), torch.device("cpu"))
+    held_out = HeldOutMetrics(torch.ones(11), torch.device("cpu"))
     with torch.no_grad():
         held_out.add(DualLoss(LossConfig())(model, views_NBT), views_NBT)
     numbers = {name for name, value in held_out.metrics().items() if value == value}

@@ -228,8 +228,8 @@ def test_checkpoint_gives_the_model_back_and_loads_weights_only(tmp_path: Path) 
     assert (trained.step, trained.config) == (2, {"seed": 3})
     tokens = TEXT[:2]
     with torch.no_grad():
-        expected = module.model.eval().recycle(tokens[:, 1:], module.model.read(tokens[:, :-1]))
-        got = trained.model.recycle(tokens[:, 1:], trained.model.read(tokens[:, :-1]))
+        expected = module.model.eval().recycle(tokens[:, 1:], module.model.backbone_states(tokens[:, :-1]))
+        got = trained.model.recycle(tokens[:, 1:], trained.model.backbone_states(tokens[:, :-1]))
     assert torch.equal(got, expected)
     assert trained.model.lm_head.weight is trained.model.backbone.embed_tokens.weight
 

@@ -93,7 +93,7 @@ def test_logits_and_greedy_text_equal_transformers(name: str, version: int, tmp_
     tokens_BT = torch.randint(61, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(tokens_BT).logits
-        logits = ours.classify(ours.read(tokens_BT))
+        logits = ours.logits(ours.backbone_states(tokens_BT))
         prompt = tokens_BT[:1, :7]
         text = theirs.double().generate(  # without a mask, tokens equal to the padding would be left out
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=length - 7, pad_token_id=0
@@ -103,7 +103,9 @@ def test_logits_and_greedy_text_equal_transformers(name: str, version: int, tmp_
     assert written == [text[0, 7:].tolist()]
     fused = Decoder.optimised(load_backbone(tmp_path), torch.float32)
     with torch.no_grad():
-        assert (fused.model.classify(fused.model.read(tokens_BT)) - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert (
+            fused.model.logits(fused.model.backbone_states(tokens_BT)) - expected
+        ).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_half_precision_checkpoints_are_read_in_the_dtype_asked_for(tmp_path: Path) -> None:
