@@ -208,7 +208,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:-100])
     assert run("train", *command, "hydra.run.dir=hurt") == 0
     told = capsys.readouterr()
-    assert "going on from step_0000004.ckpt instead" in told.out + told.err
+    assert "using step_0000004.ckpt instead" in told.out + told.err
     assert "resumed hurt/checkpoints/step_0000004.ckpt" in told.err
     assert_same_weights("hurt", "whole")
     for path in Path("hurt/checkpoints").glob("*.ckpt"):

@@ -1,4 +1,4 @@
-"""Begin with the backbone of an earlier run, frozen if wanted: modules can then be compared on one backbone."""
+"""Start from the backbone of an earlier run, optionally frozen, so that modules can be compared on one backbone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 
-FREE = ("init_std", "context_length")
-"""Fields of the shape that no weight depends on."""
+SHAPE_INDEPENDENT_FIELDS = ("init_std", "context_length")
+"""Fields of the config that no weight depends on."""
 
 
 def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerprint: str) -> None:
-    """Copy backbone and classifier of a checkpoint into `model`; the recyclable module stays as it is.
+    """Copy backbone and LM head of a checkpoint into `model`; the recyclable module stays as it is.
 
     Raises:
         ConfigError: the checkpoint cannot be read, has another shape, or another tokenizer.
@@ -24,7 +24,7 @@ def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerpri
     problems = [
         f"model.{key}: {own[key]}, but the backbone of {trained.path} has {other[key]}; set model.{key}={other[key]}"
         for key in own
-        if key not in FREE and own[key] != other[key]
+        if key not in SHAPE_INDEPENDENT_FIELDS and own[key] != other[key]
     ]
     if trained.tokenizer.fingerprint != tokenizer_fingerprint:
         problems.append(
@@ -38,6 +38,6 @@ def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerpri
 
 
 def freeze_backbone(model: RecycleGPT) -> None:
-    """Train the recyclable module alone. Backbone and classifier take no gradient, so no graph is kept of them."""
+    """Train the recyclable module alone: backbone and LM head take no gradient."""
     model.backbone.requires_grad_(False)
     model.lm_head.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""How Lightning writes and reads checkpoints: through `checkpoint_file`, never through its own writer."""
+"""How Lightning writes and reads checkpoints: through `checkpoints.file`, never through its own writer."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class VerifiedCheckpointIO(CheckpointIO):
     """Atomic writes with a checksum; verified reads that run no code, whatever the caller asks for.
 
     Args:
-        facts: for the file beside each checkpoint, such as the config's hash.
+        facts: for the file next to each checkpoint, such as the config's hash.
     """
 
     def __init__(self, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}
         self.error: SaveError | None = None
-        """Why the last checkpoint was not written, where errors are held."""
+        """Why the last checkpoint was not written, inside `errors_held`."""
         self._holds_errors = False
 
     @contextmanager
     def errors_held(self) -> Iterator[None]:
         """Keep a failed write in `error` instead of raising it.
 
-        One process writes and the others wait for it behind a barrier, which an exception would never reach.
+        One process writes while the others wait at a barrier, which an exception would never reach.
         """
         self._holds_errors, self.error = True, None
         try:
@@ -43,9 +43,8 @@ class VerifiedCheckpointIO(CheckpointIO):
         Raises:
             SaveError: it could not be written, and errors are not held.
         """
-        facts = {"step": checkpoint.get("global_step"), **self.facts}
         try:
-            write_checkpoint(checkpoint, Path(path), facts)
+            write_checkpoint(checkpoint, Path(path), {"step": checkpoint.get("global_step"), **self.facts})
         except SaveError as error:
             if not self._holds_errors:
                 raise
@@ -54,11 +53,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint into memory of the CPU; Lightning moves what it needs to a device.
-
-        Raises:
-            ConfigError: it is missing, damaged or foreign.
-        """
+        """Read a checkpoint into CPU memory; Lightning moves what it needs to a device."""
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -30,17 +30,16 @@ def read_model_folder(folder: Path, device: torch.device | str = "cpu") -> tuple
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         own = isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, RecursionError):  # told below
+    except (OSError, ValueError, RecursionError):  # reported below
         own = False
     try:
         model = read_own(folder).to(device) if own else PretrainedBackbone(str(folder)).load(device=device)
         tokenizer = TextTokenizer.from_file(folder)
     except ConfigError as error:
-        told = [problem.removeprefix("path: ") for problem in error.problems]
-        raise ConfigError([f"checkpoint: {problem}" for problem in told]) from error
+        raise ConfigError([f"checkpoint: {problem.removeprefix('path: ')}" for problem in error.problems]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "
-            f"{model.config.vocab_size:,}; put its own tokenizer there"
+            f"{model.config.vocab_size:,}; use its own tokenizer"
         )
     return model.eval(), tokenizer

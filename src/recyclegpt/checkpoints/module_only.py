@@ -13,38 +13,36 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 
-LINK = "backbone"
-"""Name in a run folder under which a backbone that has moved is looked for."""
-KEPT = "recyclable."
-"""Beginning of the names of weights that such a checkpoint holds."""
+MODULE_PREFIX = "recyclable."
+"""Prefix of the names of the module's weights."""
+BACKBONE_SYMLINK = "backbone"
+"""Name in a run folder of a link to a backbone that has moved."""
 
 
-def only_kept(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of a LightningModule that its checkpoint keeps when the backbone stays where it is."""
-    return {key: value for key, value in state_dict.items() if key.startswith(f"model.{KEPT}")}
+def module_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The recyclable module's weights of a LightningModule."""
+    return {key: value for key, value in state_dict.items() if key.startswith(f"model.{MODULE_PREFIX}")}
 
 
 def load_backbone_of(
     stored: Mapping[str, Any], recycle: RecycleConfig, checkpoint: Path, device: torch.device | str
 ) -> tuple[RecycleGPT, Path]:
-    """The backbone that a checkpoint names, with a module whose weights have yet to be filled in, and its folder.
-
-    In fp32 whatever it was trained beside, so that all of it can compute in any format.
+    """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder.
 
     Args:
         stored: the checkpoint's hyper-parameters.
         recycle: shape of the module.
-        checkpoint: its file, for messages, and because a `backbone` beside `checkpoints/` is looked at first.
+        checkpoint: its file; a link `backbone` in its run folder takes precedence over the stored path.
         device: where to.
 
     Raises:
-        ConfigError: the backbone is not there, or is not the one that the module was trained on.
+        ConfigError: the backbone is missing, or is not the one that the module was trained on.
     """
     reference = stored["backbone"]
     wanted = {"path": str, "revision": str | None, "fingerprint": str}
     if not isinstance(reference, dict) or not all(isinstance(reference.get(k), kind) for k, kind in wanted.items()):
-        raise ConfigError(f"checkpoint: {checkpoint} does not tell where its backbone lies; use another")
-    link = checkpoint.parent.parent / LINK
+        raise ConfigError(f"checkpoint: {checkpoint} does not say where its backbone is; use another")
+    link = checkpoint.parent.parent / BACKBONE_SYMLINK
     path = str(link) if link.is_dir() else reference["path"]
     try:
         backbone = PretrainedBackbone(path, reference["revision"])
@@ -54,14 +52,10 @@ def load_backbone_of(
             + [f"backbone: {problem.removeprefix('path: ')}" for problem in error.problems]
             + [f"backbone: if it has moved, link it: ln -s NEW_PLACE {link}"]
         ) from error
-    if backbone.fingerprint() != reference["fingerprint"]:
-        raise ConfigError(
-            f"checkpoint: {checkpoint} was trained on another backbone than what lies in {path} now; "
-            f"link the right one: ln -s ITS_PLACE {link}"
-        )
     shape = {key: value for key, value in asdict(backbone.config).items() if key in stored["model"]}
-    if differing := [key for key, value in shape.items() if stored["model"][key] != value]:
+    if backbone.fingerprint() != reference["fingerprint"] or any(stored["model"][k] != v for k, v in shape.items()):
         raise ConfigError(
-            f"checkpoint: {checkpoint} names {', '.join(differing)} otherwise than its backbone in {path}; use another"
+            f"checkpoint: {checkpoint} was trained on another backbone than {path}; link the right one: "
+            f"ln -s ITS_PLACE {link}"
         )
     return backbone.load(recycle, device), backbone.folder

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from recyclegpt.checkpoints.module_only import only_kept
+from recyclegpt.checkpoints.module_only import module_weights
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
@@ -191,7 +191,7 @@ class LitRecycleGPT(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count skipped steps on after a restart; leave out a backbone that stays where it was read from."""
         if not self.strict_loading:
-            checkpoint["state_dict"] = only_kept(checkpoint["state_dict"])
+            checkpoint["state_dict"] = module_weights(checkpoint["state_dict"])
         checkpoint["skipped_steps"] = [self.num_skipped_steps, self.num_skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

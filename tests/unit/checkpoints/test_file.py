@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +70,7 @@ def flip(path: Path, at: int = -2000) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, .* were written"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, not "),
         (lambda path: path.write_bytes(b""), "has 0 bytes"),
         (flip, "sha256 differs"),
         (lambda path: sidecar(path).write_text("{"), r"\.json cannot be read"),
@@ -96,8 +95,8 @@ def test_the_newest_that_verifies_is_taken_and_the_damaged_one_is_told(
     assert newest_sound_checkpoint(saved.parent) == newer
     flip(newer, 40)
     assert newest_sound_checkpoint(saved.parent) == saved
-    assert "step_0000006.ckpt is not what was written" in caplog.text
-    assert "going on from step_0000004.ckpt instead" in caplog.text
+    assert "step_0000006.ckpt is corrupt" in caplog.text
+    assert "using step_0000004.ckpt instead" in caplog.text
     flip(saved, 40)
     with pytest.raises(ConfigError, match="move the folder away to start anew"):
         newest_sound_checkpoint(saved.parent)
@@ -110,7 +109,7 @@ def test_one_without_a_checksum_is_taken_if_it_can_be_read_and_told(
     sidecar(saved).unlink()
     assert not verify(saved)
     assert newest_sound_checkpoint(saved.parent) == saved
-    assert "has no checksum beside it" in caplog.text
+    assert "has no checksum" in caplog.text
     saved.write_bytes(saved.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="cannot be read"):
         newest_sound_checkpoint(saved.parent)
@@ -133,9 +132,9 @@ def dying(function, at, calls=[]):
     return instead
 
 # Every place between two of which the folder changes, before and after each change.
-places = [(os, "fsync", 1), (os, "fsync", 2), (os, "fsync", 3), (Path, "replace", 1), (Path, "replace", 2),
-          (Path, "unlink", 1), (Path, "unlink", 2), (f._Hashing, "write", 1), (f._Hashing, "write", 5),
-          (f, "write_whole", 1), (f, "_sync_folder", 1)]
+places = [(os, "fsync", 1), (os, "fsync", 2), (os, "fsync", 3), (os, "fsync", 4), (Path, "replace", 1),
+          (Path, "replace", 2), (Path, "unlink", 1), (Path, "unlink", 2), (f._HashingFile, "write", 1),
+          (f._HashingFile, "write", 5), (f, "write_whole", 1)]
 for number, (owner, name, at) in enumerate(places):
     for again in (False, True):
         here = folder / f"{number}{again}"
@@ -172,23 +171,13 @@ def test_a_process_that_dies_anywhere_in_a_save_leaves_the_old_or_the_new_file(t
     assert set(taken) == {4, 6}, "some deaths came before the new file was in place and some after"
 
 
-def test_a_full_disk_is_told_before_anything_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = saved.read_bytes()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(SaveError, match=r"the disk is full: 1\.2 MB are needed and 1\.0 MB are free") as caught:
-        write_checkpoint(CONTENT, saved)
-    assert "free space on that disk" in str(caught.value)
-    assert saved.read_bytes() == before
-    assert verify(saved)
-
-
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if failing == "write":
-        monkeypatch.setattr(checkpoint_file._Hashing, "write", full)
+        monkeypatch.setattr(checkpoint_file._HashingFile, "write", full)
     elif failing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
@@ -206,7 +195,7 @@ def test_a_second_ctrl_c_in_a_save_is_not_taken_for_a_full_disk(saved: Path, mon
     def interrupted(*args: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_file._Hashing, "write", interrupted)
+    monkeypatch.setattr(checkpoint_file._HashingFile, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(CONTENT, saved.with_name("step_0000006.ckpt"))
     assert verify(saved)
