@@ -163,6 +163,22 @@ def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of short texts."""
+    from tests.small_run import once, write_corpus
+
+    return once(tmp_path_factory, "corpus", write_corpus)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A folder with `run`, which `small` has trained, and `printed.txt`. Read only: copy the run to change it."""
+    from tests.small_run import once, train_shared_run
+
+    return once(tmp_path_factory, "trained", lambda folder: train_shared_run(folder, corpus))
+
+
+@pytest.fixture(scope="session")
 def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stand-in for the interpreter's standard library."""
     folder = tmp_path_factory.mktemp("stdlib")

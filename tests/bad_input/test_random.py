@@ -1,21 +1,18 @@
-"""Random bytes and random trees: what reads them ends in its own error, or names what it leaves out."""
+"""Random bytes and random trees: what reads them ends in its own error, or names what it skips."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.instantiate import build, check
 from recyclegpt.data import TextTokenizer
 from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
@@ -23,8 +20,7 @@ from recyclegpt.data.shards import read_meta
 from recyclegpt.errors import ConfigError
 from recyclegpt.reporting.run_folders import read_runs
 from recyclegpt.runs.folder import read_hash
-
-from .place import NEWEST, run_in
+from tests.small_run import NEWEST
 
 PIECES = st.sampled_from(
     [
@@ -36,12 +32,10 @@ BYTES = st.lists(PIECES | st.binary(max_size=6), max_size=14).map(b"".join)
 MANY = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-FEW = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FEW = settings(MANY, max_examples=12)
 TARGETS = st.sampled_from(
     [
-        *("os.system", "torch.load", "builtins.exec", "torch.hub.load", "recyclegpt.commands.main.main", "..", ""),
+        *("os.system", "torch.load", "builtins.exec", "recyclegpt.commands.main.main", "..", ""),
         *("recyclegpt.models.ModelConfig", "recyclegpt.", "torch.optim.SGD", "lightning.pytorch.Trainer"),
     ]
 )
@@ -50,7 +44,6 @@ KEYS = st.sampled_from(["_target_", "_args_", "_partial_", "_convert_", "_recurs
 TREES = st.recursive(
     SCALARS, lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=3), max_leaves=8
 )
-GROUPS = st.sampled_from(["model", "data", "trainer", "callbacks", "logger", "name", "seed", "hydra", "sweep", "new"])
 
 
 @MANY
@@ -59,19 +52,12 @@ def test_every_line_of_a_text_is_read_or_named(tmp_path: Path, content: bytes) -
     file = tmp_path / "x.txt"
     file.write_bytes(content)
     records = list(read_text(file))
-    assert records, "a file without a word about it"
     problems = [record.problem for record in records if record.problem]
+    assert records
     assert all(str(file) in problem for problem in problems)
-    read = "".join(record.text for record in records)
     if not problems:
+        read = "".join(record.text for record in records)
         assert read == content.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
-    elif not any("left out from this line" in p or "not UTF-8; convert" in p or "empty" in p for p in problems):
-        lines = content.split(b"\n")
-        named = {int(problem.removeprefix(f"{file}:").partition(":")[0]) for problem in problems}
-        good = b"\n".join(line for number, line in enumerate(lines, 1) if number not in named)
-        # Which line ends stay beside a line that was left out is of no interest, and a mark may stand in the middle.
-        alike = str.maketrans("", "", "\r\n\ufeff")
-        assert read.translate(alike) == good.decode().translate(alike)
 
 
 @MANY
@@ -91,8 +77,7 @@ def test_random_parquet_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.parquet"
     file.write_bytes(content)
     (record,) = read_parquet(file, "text")
-    assert record.problem is not None
-    assert str(file) in record.problem
+    assert str(file) in (record.problem or "")
 
 
 @MANY
@@ -106,37 +91,16 @@ def test_random_trees_are_refused_or_built(tree: Any) -> None:
     assert not refused
 
 
-@FEW
-@given(st.dictionaries(GROUPS, TREES, max_size=3))
-def test_random_experiments_compose_or_are_explained(tmp_path: Path, tree: dict[str, Any]) -> None:
-    (tmp_path / "experiment").mkdir(exist_ok=True)
-    text = "# @package _global_\n" + yaml.dump(tree, allow_unicode=False)
-    (tmp_path / "experiment/mine.yaml").write_text(text, encoding="utf-8")
-    with contextlib.suppress(ConfigError):
-        compose_or_explain("train", ["experiment=mine"], extra_dir=tmp_path, with_hydra=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment"]
-
-
-@FEW
-@given(BYTES)
-def test_random_bytes_as_an_experiment_are_explained(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "experiment").mkdir(exist_ok=True)
-    (tmp_path / "experiment/mine.yaml").write_bytes(content)
-    with contextlib.suppress(ConfigError):
-        compose_or_explain("train", ["experiment=mine"], extra_dir=tmp_path)
-
-
 def damaged(content: bytes, kind: str, place: int, more: bytes) -> bytes:
-    """A file cut off, with a byte changed, or with others appended."""
+    """A file cut off, with a byte changed, with others appended, or replaced."""
     at = place % max(1, len(content))
     if kind == "cut":
         return content[:at]
     if kind == "flip":
-        return content[:at] + bytes([content[at] ^ (1 + place % 255)]) + content[at + 1 :] if content else more
+        return content[:at] + bytes([content[at] ^ (1 + place % 255)]) + content[at + 1 :]
     return content + more if kind == "append" else more
 
 
-DAMAGE = (st.sampled_from(["cut", "flip", "append", "replace"]), st.integers(0, 1 << 20), BYTES)
 READERS: dict[str, Callable[[Path], object]] = {
     f"run/checkpoints/{NEWEST}": lambda root: load_trained(root / "run"),
     f"run/checkpoints/{NEWEST}.json": lambda root: load_trained(root / "run"),
@@ -145,37 +109,21 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run/result.json": lambda root: read_runs(root / "run"),
     "run/.hydra/config.yaml": lambda root: read_runs(root / "run"),
     "shards/meta.json": lambda root: read_meta(root / "shards"),
-    "jobs.json": read_runs,
 }
 
 
+@pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("name", READERS)
 @FEW
-@given(*DAMAGE)
+@given(st.sampled_from(["cut", "flip", "append", "replace"]), st.integers(0, 1 << 20), BYTES)
 def test_a_damaged_file_is_read_or_refused(
-    base: Path, tmp_path: Path, name: str, kind: str, place: int, more: bytes
+    base: Path, tmp_path: Path, name: str, checksum: bool, kind: str, place: int, more: bytes
 ) -> None:
     for part in ("run", "shards"):
         if not (tmp_path / part).exists():
             shutil.copytree(base / part, tmp_path / part)
-    original = base / name
-    content = original.read_bytes() if original.exists() else json.dumps({"jobs": [{"overrides": []}]}).encode()
-    (tmp_path / name).write_bytes(damaged(content, kind, place, more))
+    if not checksum:
+        (tmp_path / f"run/checkpoints/{NEWEST}.json").unlink(missing_ok=True)
+    (tmp_path / name).write_bytes(damaged((base / name).read_bytes(), kind, place, more))
     with contextlib.suppress(ConfigError):
         READERS[name](tmp_path)
-
-
-@FEW
-@given(*DAMAGE)
-def test_a_damaged_checkpoint_without_a_checksum(
-    base: Path, tmp_path: Path, kind: str, place: int, more: bytes
-) -> None:
-    if not (tmp_path / "run").exists():
-        shutil.copytree(base / "run", tmp_path / "run")
-    path = tmp_path / "run/checkpoints" / NEWEST
-    path.with_name(f"{NEWEST}.json").unlink(missing_ok=True)
-    path.unlink()
-    path.write_bytes(damaged((base / "run/checkpoints" / NEWEST).read_bytes(), kind, place, more))
-    code, text = run_in(tmp_path, ["generate", f"checkpoint={path}", "--prompt", "x", "decoding.max_new_tokens=1"])
-    assert code in (0, 2), text
-    assert "Traceback" not in text

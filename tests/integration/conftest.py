@@ -1,29 +1,14 @@
-"""A small corpus, and the program run in this process."""
+"""The program run in this process, in an empty folder."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recyclegpt.commands.main import main
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty short text files with enough pattern to learn from."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    names = ["alpha", "beta", "gamma", "delta", "omega"]
-    for number in range(40):
-        lines = []
-        for _ in range(60):
-            name, other = draw.choice(names), draw.choice(names)
-            lines.append(f"def {name}({other}, n={draw.randrange(10)}):\n    return {other} + {name}(n)\n")
-        (folder / f"part{number:02}.txt").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+from tests.small_run import small_on
 
 
 @pytest.fixture
@@ -40,4 +25,4 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture
 def small(corpus: Path) -> list[str]:
     """Settings that make any training run take seconds."""
-    return ["debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
+    return small_on(corpus)
