@@ -43,7 +43,6 @@ CASES = [
     Case("a prompt longer than the context", ("generate", "checkpoint=run", "--prompt", "x " * 300), ["64"], ["run"]),
     Case("an unknown strategy", (*GENERATE, "decoding.strategy=magic"), ["decoding.strategy"], ["run"]),
     Case("a negative temperature", (*GENERATE, "decoding.temperature=-1"), ["decoding.temperature"], ["run"]),
-    Case("an unknown dtype", (*GENERATE, "decoding.dtype=float3"), ["dtype", "float3"], ["run"]),
     Case(
         "a prompt file that is not UTF-8",
         ("generate", "checkpoint=run", "--prompt-file", "bad.txt"),
@@ -58,19 +57,11 @@ CASES = [
         ["run"],
         lambda place: place.write("prompts.jsonl", '{"category": "a", "prompt": "def"}\n{"category": "a", \n'),
     ),
-    Case("an unknown task", ("evaluate", "checkpoint=run", "tasks=[no_such_task]"), ["no_such_task"], ["run"]),
-    Case("an unknown export format", ("export", "checkpoint=run", "format=lama", "out=out"), ["format"], ["run"]),
     Case(
         "an export onto a folder of something else",
         ("export", "checkpoint=run", "out=corpus", "overwrite=true"),
         ["corpus"],
         ["run", "corpus"],
-    ),
-    Case(
-        "a draft export without a module",
-        ("export", "checkpoint=pretrained", "format=vllm", "out=out"),
-        ["module"],
-        ["pretrained"],
     ),
     # Pretrained folders
     Case("a pretrained folder that does not exist", (*ADAPT, "model.path=./nowhere"), ["model.path", "./nowhere"]),
@@ -87,9 +78,7 @@ CASES = [
         "../run/a.safetensors",
     ),
     # Reports: the file is named, the rest is written
-    Case("a report on a folder without runs", ("report", "corpus"), ["corpus"], ["corpus"]),
     _report("a result that is not JSON", "result.json", "{"),
-    _report("a result of an unknown status", "result.json", '{"status": "fine"}'),
     _report(
         "a config with a Python object",
         ".hydra/config.yaml",
