@@ -86,36 +86,3 @@ def test_linked_files_are_not_ignored_by_git() -> None:
     if targets:
         run = subprocess.run(["git", "check-ignore", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
         assert run.stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("[a](missing.md)", "no such file"),
-        ("![a](docs/missing.svg)", "no such file"),
-        ('<img src="docs/missing.svg">', "no such file"),
-        ("[![a](docs/gone.svg)](docs/page.md)", "no such file"),
-        ("[a]\n\n[a]: docs/gone.md", "no such file"),
-        ("[a](docs/page.md#nothing)", "no such heading"),
-        ("[a](#nothing)", "no such heading"),
-        ("[a](../)", "outside the repository"),
-    ],
-)
-def test_a_broken_link_is_found(tmp_path: Path, text: str, problem: str) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text("# Page\n")
-    (tmp_path / "README.md").write_text(text)
-    assert [problem in found for found in broken_links(tmp_path)] == [True]
-
-
-def test_good_links_pass(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text(
-        "# Two *words*, `code`\n## Same\n## Same\n[up](../README.md)\n[top](/README.md)"
-    )
-    (tmp_path / "README.md").write_text(
-        "# Top\n[a](docs/page.md#two-words-code) [b](docs/page.md#same-1) [c](#top)\n"
-        "[d](https://example.org/x) [e](docs)\n"
-        "`[not](a-link)`\n```\n[nor](this)\n```\n"
-    )
-    assert broken_links(tmp_path) == []

@@ -1,4 +1,4 @@
-"""What the machine's memory gives, to compare decoding with."""
+"""Memory bandwidth of the machine, the yardstick of decoding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from recyclegpt.hardware.stopwatch import Stopwatch
 
 SIZE_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Many times what a processor's caches hold; a GPU is done with a quarter of it before its clock can tell."""
+"""Many times the size of a processor's caches; on a GPU, enough to take measurably long."""
 
 
 class CopyTimer:
-    """Times large copies, a few now and a few later: on a shared machine the bandwidth changes by the minute."""
+    """Times large copies, spread over a measurement: on a shared machine the bandwidth changes by the minute."""
 
     def __init__(self, device: torch.device, size_bytes: int | None = None) -> None:
         """Allocate and warm up."""
@@ -26,10 +26,10 @@ class CopyTimer:
         self.seconds = []
 
     def measure(self, copies: int) -> None:
-        """Time so many copies more."""
+        """Time more copies."""
         self.seconds += self.stopwatch.seconds(*[lambda: self.target.copy_(self.source)] * copies)
 
     @property
     def bytes_per_s(self) -> float:
-        """What the median copy moves, read and written both counted."""
+        """Bytes per second of the median copy, reads and writes both counted."""
         return 2 * self.size_bytes / statistics.median(self.seconds)

@@ -1,4 +1,4 @@
-"""How busy others keep the processors that we measure on. A speed taken meanwhile is not to be trusted."""
+"""How busy other processes keep the CPUs during a measurement: under load, speeds are unreliable."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from types import TracebackType
 
 CONTENDED = 0.1
-"""Share of the processors in others' use from which a CPU's speeds are called contended."""
+"""Share of the CPUs used by other processes above which speeds are called contended."""
 STAT = Path("/proc/stat")
 BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq, steal (proc_stat(5)); idle and iowait are not busy, guest is part of user."""
 
 
 class ExternalCpuLoad:
-    """Measures, from `with` to its end, what other processes took of the processors this one may run on.
+    """Measures, inside a `with` block, what other processes used of the CPUs this one may run on.
 
     Attributes:
-        share: their processor seconds over the seconds there were, 0 to 1; None before the end, where the system does
-            not say (no `/proc/stat`), and of an instant too short to be counted.
+        share: their CPU seconds over the available ones, 0 to 1; None before the end, without `/proc/stat`, and for
+            blocks too short to be counted.
     """
 
     def __init__(self, stat: Path = STAT) -> None:
@@ -55,5 +55,5 @@ class ExternalCpuLoad:
 
 
 def is_contended(share: float | None) -> bool | None:
-    """Whether others took enough to falsify a speed; None where that is not known."""
+    """Whether others used enough to distort a speed; None where that is unknown."""
     return None if share is None else share > CONTENDED

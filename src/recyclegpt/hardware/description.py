@@ -1,4 +1,4 @@
-"""What a speed was measured on, as every document that holds one says it."""
+"""What a speed was measured on, as every result file states it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from recyclegpt.hardware.device import device_name
 
 
 def name_of(device: torch.device) -> str:
-    """The processor or the GPU, by its maker's name."""
+    """The maker's name of the CPU or GPU."""
     return cpu.name() if device.type == "cpu" else device_name(device)
 
 
 def measured_on(device: torch.device, others_cpu: float | None) -> dict[str, Any]:
-    """The `hardware` of a benchmark; `others_cpu` is the share of the processors that other programs took meanwhile."""
+    """The `hardware` of a benchmark; `others_cpu` is the share of the CPUs that other processes used meanwhile."""
     return {
         "device": name_of(device),
         "threads": torch.get_num_threads(),
@@ -29,9 +29,6 @@ def measured_on(device: torch.device, others_cpu: float | None) -> dict[str, Any
 
 
 def warn_contended(hardware: Mapping[str, Any]) -> None:
-    """Warn below a table whose speeds were disturbed."""
+    """Warn below a table whose speeds are unreliable."""
     if hardware["contended"]:
-        print(
-            f"contended: other programs took {hardware['others_cpu']:.0%} of the processors meanwhile, so these speeds "
-            "are not to be trusted"
-        )
+        print(f"contended: other processes were using {hardware['others_cpu']:.0%} of the CPUs; speeds are unreliable")

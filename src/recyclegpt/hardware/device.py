@@ -1,4 +1,4 @@
-"""What a device is called, and how fast its maker says it is."""
+"""Names of devices and the peak speeds their makers state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PEAK_FLOPS_BF16 = {
 """Dense bf16 operations per second, fp32 accumulation, of the device whose name holds the key (makers' data sheets)."""
 
 OTHER_DEVICES = r"\b(MIG|Laptop|Max-Q)\b"
-"""Names that hold a key of the table and yet are not that device."""
+"""Names that contain a key of the table but are another device."""
 
 
 def device_name(device: torch.device) -> str:
@@ -38,7 +38,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(name: str) -> float:
-    """Dense bf16 peak of a device by name, operations per second; NaN where the table does not know it."""
+    """Dense bf16 peak of a device by name, operations per second; NaN for unknown devices."""
     if re.search(OTHER_DEVICES, name):
         return math.nan
     return next((peak for key, peak in PEAK_FLOPS_BF16.items() if re.search(rf"\b{key}\b", name)), math.nan)

@@ -1,4 +1,4 @@
-"""The most memory that something held at once."""
+"""Peak and physical memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 
 
 class PeakMemory:
-    """`with PeakMemory(device) as peak: ...; peak.bytes`: by tensors on a CUDA device, elsewhere by the whole process.
+    """`with PeakMemory(device) as peak: ...; peak.bytes`: of tensors on a CUDA device, otherwise of the whole process.
 
-    On Linux the process's own peak is set back at the start; elsewhere it is that of the process's whole life. NaN
-    where the system does not tell.
+    On Linux the process's peak is reset at the start; on other systems it is that of its whole life. NaN where unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +23,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         if self.device.type == "cuda":
-            torch.cuda.init()  # before the first tensor there is no peak to set back, which is an error
+            torch.cuda.init()  # before the first tensor there is no peak to reset, which is an error
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
@@ -40,7 +39,7 @@ class PeakMemory:
 
 
 def peak_memory_bytes(device: torch.device) -> float:
-    """Most memory held at once since the peak was last set back; NaN where unknown."""
+    """Peak memory since the last reset; NaN where unknown."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
@@ -58,14 +57,14 @@ def peak_memory_bytes(device: torch.device) -> float:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory of a device; None where the system does not tell."""
+    """Bytes of memory of a device; None where unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return physical_memory()
 
 
 def physical_memory() -> int | None:
-    """Bytes of memory of this machine; None where the system does not tell."""
+    """Bytes of memory of this machine; None where unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

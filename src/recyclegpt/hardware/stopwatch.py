@@ -1,4 +1,4 @@
-"""Seconds of work on a device: by its own events on CUDA, by the host's clock elsewhere."""
+"""Seconds of work on a device: by events on CUDA, by the host's clock otherwise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 Clock = Callable[[], float]
 BUSY_CYCLES = 1_000_000
-"""About half a millisecond of a GPU's clock: longer than the host needs to queue a round."""
+"""About half a millisecond of GPU clock: longer than the host needs to queue a round."""
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read afterwards means something."""
+    """Wait until the device has finished, so that a clock read afterwards means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -22,9 +22,8 @@ def synchronise(device: torch.device) -> None:
 class Stopwatch:
     """Times single calls. On CUDA the calls of a round are queued without a pause and read from events afterwards.
 
-    So neither the host's share of a launch nor the wait for it is in a figure, and each call finds the caches as the
-    call before it left them: what ran alone, again and again, would find its weights in the L2 cache, which no cycle of
-    decoding does.
+    So no figure includes launch overhead, and each call finds the caches as the previous one left them: a call that is
+    repeated alone would find its weights in the L2 cache, which no decoding step does.
     """
 
     def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
@@ -45,7 +44,7 @@ class Stopwatch:
     def _by_events(self, calls: tuple[Callable[[], object], ...]) -> list[float]:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
         synchronise(self.device)
-        torch.cuda._sleep(BUSY_CYCLES)  # while the device is busy with nothing, the host queues all that is timed
+        torch.cuda._sleep(BUSY_CYCLES)  # while the device spins, the host queues everything that is timed
         marks[0].record()
         for call, mark in zip(calls, marks[1:], strict=True):
             call()
