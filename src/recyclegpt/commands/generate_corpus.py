@@ -25,8 +25,8 @@ from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
-from recyclegpt.data.shard_writer import token_dtype
-from recyclegpt.data.sources import SPLITS, Split
+from recyclegpt.data.shards import token_dtype
+from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.decoding import Decoder
 from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
 from recyclegpt.errors import ConfigError, Problems, RunError
