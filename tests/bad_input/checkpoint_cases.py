@@ -110,8 +110,8 @@ CASES = [
     _changed("resumed without the optimizer's state", lambda content: content.pop("optimizer_states"), argv=RESUME),
     _changed(
         "resumed at a batch before the first",
-        lambda content: content["TextDataModule"].update(ranks=[{"batch": -3}]),
-        "TextDataModule",
+        lambda content: content["TextFilesData"].update(ranks=[{"batch": -3}]),
+        "data",
         argv=RESUME,
     ),
     Case(

@@ -34,7 +34,7 @@ def _pickled_weights(place: Place) -> None:
 
 
 def _report(name: str, file: str, content: str) -> Case:
-    argv = ("report", "run", "--output", "report")
+    argv = ("report", "run", "output_dir=report")
     return Case(name, argv, [file], ["run"], lambda place: place.write(f"run/{file}", content), DONE)
 
 
@@ -59,7 +59,7 @@ CASES = [
     ),
     Case(
         "an export onto a folder of something else",
-        ("export", "checkpoint=run", "out=corpus", "overwrite=true"),
+        ("export", "checkpoint=run", "output_dir=corpus", "overwrite=true"),
         ["corpus"],
         ["run", "corpus"],
     ),

@@ -19,8 +19,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, trained: Path, corpus: Path) 
         shutil.copytree(trained / "run", folder / "run")
         tokenizer = ["data.tokenizer.kind=file", "data.tokenizer.path=run/checkpoints"]
         for argv in (
-            ["tokenize", "data=text_files", "data.paths=[corpus]", *tokenizer, "output=shards"],
-            ["export", "checkpoint=run", "format=llama", "out=pretrained"],
+            ["tokenize", "data=text_files", "data.paths=[corpus]", *tokenizer, "output_dir=shards"],
+            ["export", "checkpoint=run", "format=llama", "output_dir=pretrained"],
         ):
             code, text = run_in(folder, argv)
             assert code == 0, text

@@ -19,7 +19,7 @@ from .place import CORPUS, DONE, Case, Payload, Place
 
 GOOD = "def alpha(beta, n=1):\n    return beta + n\n"
 LINE = json.dumps({"text": GOOD * 3}) + "\n"
-TOKENIZE = ("tokenize", "data=text_files", "data.paths=[corpus]", "data.tokenizer.kind=byte", "output=shards")
+TOKENIZE = ("tokenize", "data=text_files", "data.paths=[corpus]", "data.tokenizer.kind=byte", "output_dir=shards")
 TRAIN = ("train", *SMALL, f"data.paths=[{CORPUS}]")
 ON_SHARDS = ("train", "debug=smoke", "data=tokenized", "data.path=shards")
 SHARD, META = "shards/train-00000.npy", "shards/meta.json"

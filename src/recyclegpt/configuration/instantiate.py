@@ -33,10 +33,6 @@ class Allowed(NamedTuple):
 
 
 PARTS_OF_A_RUN = (
-    "recyclegpt.data.hf_stream_data",
-    "recyclegpt.data.python_stdlib_data",
-    "recyclegpt.data.text_files_data",
-    "recyclegpt.data.tokenized_data",
     "recyclegpt.training.adamw",
     "recyclegpt.training.constant",
     "recyclegpt.training.cosine",

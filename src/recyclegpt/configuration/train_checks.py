@@ -191,19 +191,7 @@ def _check_backbone(cfg: DictConfig) -> list[str]:
 
 def _check_lengths(cfg: DictConfig) -> list[str]:
     problems = []
-    row, context = OmegaConf.select(cfg, "data.row_length"), cfg.model.context_length
-    if _positive(row) and _positive(context):
-        if row > context:
-            problems.append(
-                f"data.row_length: rows of {row} do not fit model.context_length={context}; "
-                "lower one or raise the other"
-            )
-        if row < context:
-            problems.append(
-                f"model.context_length: positions {row} to {context} would never be trained, "
-                f"rows have data.row_length={row}; "
-                "set both to the same number"
-            )
+    context = cfg.model.context_length
     monitor = OmegaConf.select(cfg, "callbacks.decoding_monitor")
     if monitor is not None and _positive(context):
         recycled = cfg.decoding.num_recycled

@@ -34,7 +34,7 @@ log = logging.getLogger("recyclegpt")
 LOCK = ".lock"
 ORPHANS_S = 15
 """Seconds to wait for a folder's lock."""
-NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers", TextDataModule.__name__)
+NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
 """What a checkpoint holds besides weights, without which training cannot go on."""
 
 
@@ -176,7 +176,7 @@ def check_resumable(
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
     problems = _malformed(begun.content) + _differences(begun.content, cfg, made)
-    problems += datamodule.problems_with(begun.content[TextDataModule.__name__], world_size)
+    problems += datamodule.problems_with(TextDataModule.state_in(begun.content), world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot go on from {begun.path}", *problems])
 

@@ -22,7 +22,7 @@ from recyclegpt.configuration.train_checks import (
     num_steps,
 )
 from recyclegpt.data import TextDataModule
-from recyclegpt.data.stop_tokens import declare_ends
+from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
@@ -66,6 +66,7 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     plain = to_plain(cfg)
     built = build_all(cfg, ["recycle", "loss", "data", "optimizer", "scheduler"])
     datamodule: TextDataModule = built["data"]
+    datamodule.connect(cfg.model.context_length, num_views=2 + cfg.loss.num_unrolled, seed=cfg.seed)
     datamodule.prepare()
     seed_everything(cfg.seed, workers=True, verbose=False)
     made = make_model(cfg, backbone, built["recycle"], datamodule)
@@ -113,7 +114,7 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     )
     made.tokenizer.save(folder / FOLDER / TOKENIZER)
     if len(made.tokenizer.stop_ids) > 1:
-        declare_ends(folder / FOLDER, made.tokenizer.stop_ids)
+        write_stop_tokens(folder / FOLDER, made.tokenizer.stop_ids)
     announce(cfg, folder, datamodule, model, trainer, optimizer, checkpoint)
     del optimizer
 
