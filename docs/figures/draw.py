@@ -206,7 +206,7 @@ def timeline() -> Figure:
         note(axes, end, y + 0.56, f"{time:.1f}", ha="left", color=INK, weight="bold", fontsize=12)
         if gain:
             note(axes, end + 0.35, y + 0.56, gain.strip(), ha="left", fontsize=10.5)
-            says = "“rug” stays" if passes is ALTERNATING else "“mat”, as the backbone"
+            says = "“rug” stays" if passes is ALTERNATING else "“mat” replaces it"
             note(axes, end, y + 0.09, says, ha="left", fontsize=10)
 
     legend = [(BACKBONE, "backbone pass"), (MODULE, f"module call (here {MODULE_COST} of a pass)")]
