@@ -86,7 +86,7 @@ def layers(axes: Axes, left: float, bottom: float, width: float, height: float, 
 
 
 def architecture() -> Figure:
-    """The recyclable module beside a plain GPT."""
+    """A plain GPT next to RecycleGPT."""
     figure, axes = canvas(10.9, 6.95)
     axes.set_ylim(-0.45, 6.5)
     wide, embed_y, stack_y, stack_height, state_y, head_y = 1.9, 1.15, 1.95, 2.2, 4.4, 5.05
@@ -106,7 +106,7 @@ def architecture() -> Figure:
     layers(axes, left, stack_y, wide, stack_height, 6, "backbone\n$L$ layers", "backbone")
     arrow(axes, (middle, stack_y + stack_height), (middle, head_y))
     note(axes, middle + 0.2, state_y + 0.18, "$h_t$", color=BACKBONE, fontsize=13)
-    box(axes, (left, head_y, wide, tall), "head  $W$", edge=SHARED, face=SHARED_PALE)
+    box(axes, (left, head_y, wide, tall), "LM head  $W$", edge=SHARED, face=SHARED_PALE)
     arrow(axes, (middle, head_y + tall), (middle, 5.87))
     note(axes, middle, 6.05, "$p(x_{t+1})$", color=INK, fontsize=12.5)
     axes.plot((3.1, 3.1), (-0.3, 6.15), color="#d5d9e0", linewidth=1.2)
@@ -134,7 +134,7 @@ def architecture() -> Figure:
     layers(axes, second, module_y, wide, module_height, 3, "recyclable\nmodule, $d$ layers", "module")
     arrow(axes, (module, module_y + module_height), (module, head_y))
     note(axes, module + 0.22, state_y + 0.32, "$r_t$", color=MODULE, fontsize=13)
-    box(axes, (left, head_y, span, tall), "head  $W$, shared", edge=SHARED, face=SHARED_PALE)
+    box(axes, (left, head_y, span, tall), "LM head  $W$, shared", edge=SHARED, face=SHARED_PALE)
     for x, text in ((middle, "$p(x_{t+1})$"), (module, "$p(x_{t+2})$")):
         arrow(axes, (x, head_y + tall), (x, 5.87))
         note(axes, x, 6.05, text, color=INK, fontsize=12.5)
@@ -146,13 +146,13 @@ def architecture() -> Figure:
     note(axes, aside + 0.15, 3.4, "the token that\nthe backbone has\njust written is\nread by the module", ha="left")
     for x, name, num in ((1.5, "plain GPT", "one token"), (6.15, "RecycleGPT", "two tokens")):
         note(axes, x, 0.02, name, weight="bold", color=INK, fontsize=13)
-        note(axes, x, -0.25, f"{num} a backbone pass")
+        note(axes, x, -0.25, f"{num} per backbone pass")
     return figure
 
 
 PASS = tuple[str, str, str]
-"""Who runs (backbone, module), the token it writes, and what it says of the token before: ✓ kept, ✗ rejected."""
-STANDARD: list[PASS] = [("backbone", word, "") for word in ("sat", "on", "the", "mat", "and", "had", "a", "nap")]
+"""Who runs (backbone, module), the token it writes, and what it says of the token before: ✓ accepted, ✗ rejected."""
+AUTOREGRESSIVE: list[PASS] = [("backbone", word, "") for word in ("sat", "on", "the", "mat", "and", "had", "a", "nap")]
 ALTERNATING: list[PASS] = [
     ("backbone" if index % 2 == 0 else "module", word, "")
     for index, word in enumerate(("sat", "on", "the", "rug", "and", "had", "a", "nap"))
@@ -171,16 +171,16 @@ def timeline() -> Figure:
     figure, axes = canvas(11.4, 5.0)
     origin, unit = 2.25, 0.94
     rows = [
-        (3.3, "standard", "the backbone writes\nevery token", STANDARD),
-        (2.05, "alternating", "the module's tokens\nare kept unchecked", ALTERNATING),
-        (0.8, "verified", "the next backbone pass\nchecks them: lossless", VERIFIED),
+        (3.3, "autoregressive", "the backbone writes\nevery token", AUTOREGRESSIVE),
+        (2.05, "alternating", "drafted tokens are kept\nwithout a check", ALTERNATING),
+        (0.8, "verified", "the next backbone pass\nverifies them: lossless", VERIFIED),
     ]
     for x in range(9):
         axes.plot((origin + x * unit,) * 2, (0.42, 4.12), color="#e6e9ee", linewidth=1, zorder=0)
         note(axes, origin + x * unit, 0.27, str(x), fontsize=10)
     note(axes, origin - 0.2, 0.27, "time, in backbone passes", ha="right", fontsize=10)
 
-    slowest = len(STANDARD)
+    slowest = len(AUTOREGRESSIVE)
     for y, name, what, passes in rows:
         note(axes, 0.2, y + 0.56, name, ha="left", color=INK, weight="bold", fontsize=13)
         note(axes, 0.2, y + 0.12, what, ha="left", fontsize=10)
@@ -201,12 +201,12 @@ def timeline() -> Figure:
             else:
                 box(axes, chip, word, edge=colour, face=pale, rounding=0.1, linewidth=1.1)
             time += cost
-        gain = "" if passes is STANDARD else f"   {slowest / time:.2f}x faster"
+        gain = "" if passes is AUTOREGRESSIVE else f"   {slowest / time:.2f}x faster"
         end = origin + time * unit + 0.18
         note(axes, end, y + 0.56, f"{time:.1f}", ha="left", color=INK, weight="bold", fontsize=12)
         if gain:
             note(axes, end + 0.35, y + 0.56, gain.strip(), ha="left", fontsize=10.5)
-            says = "“rug” stays" if passes is ALTERNATING else "“mat”, as in standard"
+            says = "“rug” stays" if passes is ALTERNATING else "“mat” replaces it"
             note(axes, end, y + 0.09, says, ha="left", fontsize=10)
 
     legend = [(BACKBONE, "backbone pass"), (MODULE, f"module call (here {MODULE_COST} of a pass)")]
@@ -218,7 +218,7 @@ def timeline() -> Figure:
     x += 1.35
     box(axes, (x, 4.48, 0.3, 0.26), edge=BACKBONE, face=BACKBONE_PALE, rounding=0.08, linewidth=1.1)
     box(axes, (x + 0.36, 4.48, 0.3, 0.26), edge=MODULE, face=MODULE_PALE, rounding=0.08, linewidth=1.1)
-    note(axes, x + 0.78, 4.61, "token, by who wrote it", ha="left", color=INK)
+    note(axes, x + 0.78, 4.61, "token, in its writer's colour", ha="left", color=INK)
     note(axes, 0.2, 4.61, "The cat ...", ha="left", color=INK, fontsize=13, style="italic")
     return figure
 
