@@ -149,9 +149,9 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
             for problem, jobs in by_problem.items()
         ]
         raise ConfigError(problems) from errors[0]
-    lines = [(str(error).strip().splitlines() or [""])[-1] for error in errors]
     failures = [
-        f"{name}: {type(error).__name__}: {line}" for name, error, line in zip(names, errors, lines, strict=True)
+        f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+        for name, error in zip(names, errors, strict=True)
     ]
     raise JobsFailed(len(results), failures) from errors[0]
 

@@ -95,7 +95,7 @@ def _train(cfg: DictConfig, folder: Path, digest: str, run_log: RunLog) -> float
         said = _as_ours(error)
         if not isinstance(said, ConfigError | RunError | Stopped):
             (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)
+            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400
         write_json(folder / RESULT, make_result("failed", digest, cfg.seed, said))
         if said is error:
             raise

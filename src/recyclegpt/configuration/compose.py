@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from recyclegpt.configuration.composition_errors import explain_composition, value_problems
 from recyclegpt.configuration.schemas import register_schemas
@@ -70,7 +71,7 @@ def compose_or_explain(
     try:
         with initialize_config_dir(str(folder), job_name="recyclegpt", version_base=VERSION_BASE):
             cfg = compose(config_name, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(explain_composition(error)) from error
     if check_values and (problems := value_problems(cfg)):
         raise ConfigError(problems)

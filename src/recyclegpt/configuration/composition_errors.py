@@ -63,7 +63,7 @@ def _unknown_key(key: str, section: DictConfig) -> str:
 
 
 def _dotted_keys(section: DictConfig, path: str = "") -> Iterator[str]:
-    for key in section:
+    for key in map(str, section):
         name = f"{path}{key}"
         yield name
         if OmegaConf.is_missing(section, key) or OmegaConf.is_interpolation(section, key):

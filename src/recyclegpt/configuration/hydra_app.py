@@ -1,4 +1,4 @@
-"""`hydra.main` with our exit codes: a mistake is one `ConfigError`, and nothing is written for a run that is refused."""
+"""`hydra.main` with our exit codes: a mistake is a `ConfigError`, and `sys.argv` stays whole inside the task."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from recyclegpt.configuration.compose import VERSION_BASE, find_conf, register
 from recyclegpt.configuration.composition_errors import explain_composition
@@ -50,7 +51,7 @@ def hydra_run(
     with _swapped(sys, "argv", [sys.argv[0], *argv]), _full_errors(), _logging_kept():
         try:
             hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job.wrapped())()
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             if job.started or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain_composition(error)) from error

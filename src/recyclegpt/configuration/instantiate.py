@@ -58,7 +58,7 @@ def locate(target: Any) -> Callable[..., Any]:
     home = f"{getattr(found, '__module__', '')}."
     if name not in OTHERS and (not _is_in(home, PACKAGES) or not (inspect.isclass(found) or name in FUNCTIONS)):
         raise ConfigError(f"_target_: {name} is not allowed; only classes, and {', '.join(FUNCTIONS)}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def build(node: Any, path: str | None = None, /, **extra: Any) -> Any:
@@ -94,8 +94,15 @@ def build(node: Any, path: str | None = None, /, **extra: Any) -> Any:
     return _build(plain, path, extra)
 
 
-def build_all(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
+def build_all(
+    cfg: DictConfig, keys: Iterable[str], extra: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Build several nodes of a config and report the problems of all of them at once.
+
+    Args:
+        cfg: the config.
+        keys: keys of the nodes.
+        extra: for some of the keys, the arguments that `build` takes as `**extra`.
 
     Raises:
         ConfigError: the problems of all nodes.
@@ -104,7 +111,7 @@ def build_all(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
     problems: list[str] = []
     for key in keys:
         try:
-            built[key] = build(cfg[key], key)
+            built[key] = build(cfg[key], key, **(extra or {}).get(key, {}))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -120,7 +127,9 @@ def _build(plain: dict[Any, Any], path: str, extra: Mapping[str, Any]) -> Any:
         }
     target, is_partial = locate(plain["_target_"]), plain.get("_partial_", False)
     if dataclasses.is_dataclass(target) and isinstance(target, type) and not is_partial:
-        return to_dataclass(target, {key: value for key, value in plain.items() if key != "_target_"} | extra, path)
+        return to_dataclass(
+            target, {key: value for key, value in plain.items() if key != "_target_"} | dict(extra), path
+        )
     try:
         # Hydra would turn dataclasses and tuples among the extra arguments into configs: it builds what is below.
         made = instantiate(plain, _partial_=True, _convert_="all")

@@ -67,11 +67,8 @@ class Checkpointing:
     max_failed: int = 3
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{key}: {getattr(self, key)} is not positive"
-            for key in ("every_n_steps", "keep")
-            if getattr(self, key) < 1
-        ]
+        counts = {"every_n_steps": self.every_n_steps, "keep": self.keep}
+        problems = [f"{key}: {value} is not positive" for key, value in counts.items() if value < 1]
         if self.max_failed < 0:
             problems.append(f"max_failed: {self.max_failed} is negative")
         if problems:
@@ -229,10 +226,10 @@ def _expressible(hint: Any) -> Any:
         kinds = {type(argument) for argument in arguments}
         return kinds.pop() if len(kinds) == 1 else Any
     if origin in (Union, types.UnionType):
-        kinds = [_expressible(argument) for argument in arguments]
-        others = [kind for kind in kinds if kind is not type(None)]
+        members = [_expressible(argument) for argument in arguments]
+        others = [kind for kind in members if kind is not type(None)]
         simple = len(others) == 1 or all(kind in _PRIMITIVES for kind in others)
-        return Union[tuple(kinds)] if simple and Any not in kinds else Any  # noqa: UP007 - made at run time
+        return Union[tuple(members)] if simple and Any not in members else Any  # noqa: UP007 - made at run time
     if origin in (list, tuple) and all(argument in _PRIMITIVES for argument in arguments):
         return hint
     return Any

@@ -24,8 +24,9 @@ log = logging.getLogger("recyclegpt")
 
 
 def build_parts(cfg: DictConfig) -> dict[str, Any]:
-    """`model` (a shape, its vocabulary not yet known, or a pretrained backbone), recycle, loss, data, optimizer, scheduler.
+    """What a run is made of, by group: model, recycle, loss, data, optimizer, scheduler.
 
+    The model is a shape whose vocabulary is not yet known, or a pretrained backbone.
     With a pretrained backbone `cfg.data.tokenizer` becomes that of the checkpoint. Nothing is read or written but the
     config of a checkpoint.
 
@@ -85,7 +86,7 @@ def _memory_problems(model: ModelConfig | PretrainedBackbone, recycle: RecycleCo
 def _try_optimizer(cfg: DictConfig, parts: Mapping[str, Any]) -> list[str]:
     """Optimizer and schedule look at their settings only when they are given something to optimise."""
     weight = torch.nn.Parameter(torch.zeros(1, 1))
-    tries = {
+    tries: dict[str, dict[str, Any]] = {
         "optimizer": {"named_parameters": [("weight", weight)]},
         "scheduler": {"optimizer": torch.optim.SGD([weight], lr=1.0), "num_steps": num_steps(cfg)},
     }
