@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -18,6 +18,10 @@ def explain_composition(error: BaseException) -> str:
         near = difflib.get_close_matches(choice, error.options, n=1)
         hint = f"did you mean {group}={near[0]}? " if near else ""
         return f"{group}={choice}: no such choice; {hint}choose from: {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        reason = str(error.message).splitlines()[0]
+        return f"{error.override}: cannot be read ({reason}); a text is quoted twice: \"{key}='{value}'\""
     cause = next((found for found in _chain(error) if isinstance(found, OmegaConfBaseException)), None)
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         return _unknown_key(str(cause.full_key), cause.parent_node)

@@ -48,7 +48,9 @@ def hydra_run(
     register()
     folder = (conf_dir or find_conf()).resolve()
     job = _Job(task)
-    with _swapped(sys, "argv", [sys.argv[0], *argv]), _full_errors(), _logging_kept():
+    # Hydra's parser takes overrides in one row.
+    arguments = sorted(argv, key=lambda argument: argument not in ("-m", "--multirun"))
+    with _swapped(sys, "argv", [sys.argv[0], *arguments]), _full_errors(), _logging_kept():
         try:
             hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job.wrapped())()
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:

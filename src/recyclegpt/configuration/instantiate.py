@@ -6,6 +6,7 @@ A config may come out of somebody else's checkpoint, and Hydra's own block-list 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -134,8 +135,7 @@ def _build(plain: dict[Any, Any], path: str, extra: Mapping[str, Any]) -> Any:
     try:
         # Hydra would turn dataclasses and tuples among the extra arguments into configs: it builds what is below.
         made = instantiate(plain, _partial_=True, _convert_="all")
-        made.keywords.update(extra)
-        return made if is_partial else made()
+        return functools.partial(made, **extra) if is_partial else made(**extra)
     except ConfigError as error:
         raise ConfigError([_under(path, problem) for problem in error.problems]) from error
     except InstantiationException as error:

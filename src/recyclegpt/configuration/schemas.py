@@ -190,7 +190,8 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
             problems.append(f"{path}.{key}: unknown key; choose from: {names}")
         except OmegaConfBaseException as error:
             problems.append(f"{path}.{key}: {str(error).splitlines()[0]}")
-    problems += [f"{path}.{key}: has no value; set {path}.{key}=..." for key in sorted(OmegaConf.missing_keys(typed))]
+    missing = [key for key in sorted(OmegaConf.missing_keys(typed)) if plain.get(key, MISSING) == MISSING]
+    problems += [f"{path}.{key}: has no value; set {path}.{key}=..." for key in missing]
     if problems:
         raise ConfigError(problems)
     values: Any = OmegaConf.to_container(typed)
