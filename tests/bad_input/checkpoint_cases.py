@@ -247,19 +247,22 @@ _resumed("resumed with loops of a text", lambda c: c.update(loops="x"), "loops")
 _resumed("resumed with a step that is a text", lambda c: c.update(global_step="x"), "global_step")
 _resumed(
     "resumed with a position in the data of another format",
-    lambda c: c["TextDataModule"].update(format=3),
+    lambda c: c["TextFilesData"].update(format=3),
     "data state has format 3",
 )
 _resumed(
-    "resumed without a position in the data", lambda c: c["TextDataModule"].pop("ranks"), "TextDataModule", "ranks"
+    "resumed without a position in the data",
+    lambda c: c["TextFilesData"].pop("ranks"),
+    "data state is damaged",
+    "ranks",
 )
 _resumed(
     "resumed at a batch before the first",
-    lambda c: c["TextDataModule"].update(ranks=[{"batch": -3}]),
-    "TextDataModule",
+    lambda c: c["TextFilesData"].update(ranks=[{"batch": -3}]),
+    "data state is damaged",
     "batch",
 )
-_resumed("resumed with settings of a list", lambda c: c["TextDataModule"].update(settings=[1]), "TextDataModule")
+_resumed("resumed with settings of a list", lambda c: c["TextFilesData"].update(settings=[1]), "data state is damaged")
 
 
 @CASES.refused("a file of the corpus changed since the checkpoint", "data: its files have changed", "trained with")

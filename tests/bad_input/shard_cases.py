@@ -109,7 +109,7 @@ _shards(
 _shards(
     "a shard shorter than one row",
     lambda place: replace_shard(place, tokens_of(place)[:20]),
-    "data.row_length: 20 training tokens do not fill one row",
+    "data: 20 training tokens do not fill one row",
 )
 
 _shards("no description of the shards", lambda place: (place.root / META).unlink(), "holds no meta.json")

@@ -26,6 +26,7 @@ OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
     if path.parent.name not in ("hydra", "paths", "experiment", "sweep", "debug")
+    and (path.parent.name, path.stem) != ("data", "default")  # what the others share
 )
 NEEDED = {
     "data=text_files": ["data.paths=[a.txt]"],

@@ -141,7 +141,7 @@ def test_killed_at_every_kind_of_moment_one_after_the_other(
     assert restarts == [(0, 0), (0, 4), (0, 4), (0, 4), (1, 2), (1, 2)]
     assert_same_weights("parts", "whole")
     whole, parts = (read_checkpoint(list_checkpoints(Path(name, "checkpoints"))[0]) for name in ("whole", "parts"))
-    for part in ("optimizer_states", "lr_schedulers", "TextDataModule", "callbacks", "skipped_steps"):
+    for part in ("optimizer_states", "lr_schedulers", "TextFilesData", "callbacks", "skipped_steps"):
         same_state(parts[part], whole[part], part)
     results = [json.loads(Path(name, "result.json").read_text()) for name in ("parts", "whole")]
     assert results[0]["train"]["tokens"] == results[1]["train"]["tokens"]

@@ -42,7 +42,7 @@ def test_in_adapted_evaluated_out_and_in_again(
         return found
 
     before = evaluated("run")
-    elsewhere = ["data=text_files", f"data.paths=[{corpus}]", "data.row_length=64", "data.batch_size=2"]
+    elsewhere = ["data=text_files", f"data.paths=[{corpus}]", "data.batch_size=2"]
     elsewhere += ["data.num_val_batches=2"]
 
     # All of it, through both doors of one folder.

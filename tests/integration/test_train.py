@@ -248,9 +248,7 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.row_length=128"], ["data.row_length: rows of 128 do not fit model.context_length=64"]),
         (["decoding.num_recycled=7"], ["new_tokens: 8 are written by the prompt's pass already"]),
-        (["data.row_length=32"], ["positions 32 to 64 would never be trained"]),
         (["callbacks.decoding_monitor.new_tokens=99"], ["prompt_tokens + new_tokens = 107 exceed"]),
         (["data.paths=[missing.txt]"], ["missing.txt"]),
         (["resume=nowhere"], ["resume: nowhere does not exist"]),

@@ -73,7 +73,7 @@ class Runs:
         mine, other = (list_checkpoints(self.here / each / "checkpoints")[0] for each in (name, reference))
         assert mine.name == other.name
         left, right = read_checkpoint(mine), read_checkpoint(other)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "TextDataModule", "skipped_steps"):
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "TextFilesData", "skipped_steps"):
             assert_same(left[part], right[part], part)
         weights = zip(load_trained(mine).model.parameters(), load_trained(other).model.parameters(), strict=True)
         assert all(torch.equal(weight, wanted) for weight, wanted in weights)

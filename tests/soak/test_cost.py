@@ -122,7 +122,8 @@ def steps(
         mine.acquire()
 
     turns.wait = wait
-    data = TextDataModule(TextFiles([str(text)]), TokenizerConfig("byte"), 128, 4, cache_dir=folder / "cache")
+    data = TextDataModule(TextFiles([str(text)]), TokenizerConfig("byte"), 4, cache_dir=folder / "cache")
+    data.connect(row_length=128)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

@@ -229,7 +229,7 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = checkpoint.get(TextDataModule.__name__)
+    data = TextDataModule.state_in(checkpoint)
     settings = data.get("settings") if isinstance(data, dict) else None
     expected = settings.get("tokenizer") if isinstance(settings, dict) else None
     if not isinstance(expected, str):  # weights that were written without their place in the data

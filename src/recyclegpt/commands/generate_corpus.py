@@ -23,8 +23,8 @@ from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
-from recyclegpt.data.shard_writer import token_dtype
-from recyclegpt.data.sources import SPLITS, Split
+from recyclegpt.data.shards import token_dtype
+from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.decoding import Decoder, SamplingConfig, Strategy
 from recyclegpt.decoding.corpus_writer import ENDS, BulkConfig, BulkWriter, batches
 from recyclegpt.errors import ConfigError, RunError

@@ -22,15 +22,15 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
         ConfigError: it cannot be read, or its tokens are not the model's.
     """
     if "data" in cfg:
-        cfg.model.context_length = _row_length(trained)
         settings = to_plain(cfg)["data"]
         # The model knows only its own tokens, whatever tokenizer the group would build.
         own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
-        if "tokenizer" in settings:
+        if settings.get("tokenizer") is not None:
             settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
     else:
         settings = trained.config.get("data")
     datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
+    datamodule.connect(_row_length(trained), 2 + _num_unrolled(trained))
     datamodule.prepare()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         if "data" not in cfg:
@@ -78,7 +78,15 @@ def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
 
 def _row_length(trained: LoadedModel) -> int:
     """Length of the rows it was trained on: a pretrained backbone's context may be much longer."""
-    data = trained.config.get("data")
-    length = data.get("row_length") if isinstance(data, dict) else None
-    context = trained.model.config.context_length
-    return min(length, context) if isinstance(length, int) and length > 0 else context
+    return _number(trained, "model", "context_length") or trained.model.config.context_length
+
+
+def _num_unrolled(trained: LoadedModel) -> int:
+    return _number(trained, "loss", "num_unrolled") or 1
+
+
+def _number(trained: LoadedModel, group: str, name: str) -> int | None:
+    """A positive number in the config of the run that trained it; None of a model that no run of ours trained."""
+    settings = trained.config.get(group)
+    value = settings.get(name) if isinstance(settings, dict) else None
+    return value if type(value) is int and value > 0 else None

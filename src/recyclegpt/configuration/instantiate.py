@@ -31,7 +31,6 @@ PACKAGES = (
 )
 """Packages whose classes may be built."""
 FUNCTIONS = (
-    *(f"recyclegpt.data.{name}_data" for name in ("python_stdlib", "text_files", "hf_stream", "tokenized")),
     "recyclegpt.training.adamw",
     "recyclegpt.training.constant",
     "recyclegpt.training.cosine",

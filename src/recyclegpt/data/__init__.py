@@ -3,36 +3,32 @@
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import tokenize_corpus
 from recyclegpt.data.datamodule import TextDataModule
-from recyclegpt.data.groups import (
-    hf_stream_data,
-    python_stdlib_data,
-    text_files_data,
-    tokenized_data,
-)
 from recyclegpt.data.hf_stream import HFStream
+from recyclegpt.data.modules import HFStreamData, PythonStdlibData, TextFilesData, TokenizedData
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.sources import Record, Source
+from recyclegpt.data.shards import Tokenized
+from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
-from recyclegpt.data.tokenized import Tokenized
-from recyclegpt.data.tokenizer import TextStream, TextTokenizer, TokenizerConfig
+from recyclegpt.data.text_stream import TextStream
+from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 
 __all__ = [
     "Batch",
     "HFStream",
+    "HFStreamData",
     "Packing",
     "PythonStdlib",
+    "PythonStdlibData",
     "Record",
     "Source",
     "TextDataModule",
     "TextFiles",
+    "TextFilesData",
     "TextStream",
     "TextTokenizer",
     "Tokenized",
+    "TokenizedData",
     "TokenizerConfig",
-    "hf_stream_data",
-    "python_stdlib_data",
-    "text_files_data",
     "tokenize_corpus",
-    "tokenized_data",
 ]

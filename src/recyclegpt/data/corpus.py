@@ -1,33 +1,94 @@
-"""Finite corpora become token shards once: tokenizer and shards are cached under the content they were made from."""
+"""From a source to what training reads. Finite corpora become token shards once, cached under their content."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from recyclegpt.data.shard_writer import TOKENS_PER_SHARD, write_shards
-from recyclegpt.data.shards import open_shards, read_meta
+from recyclegpt.data.hf_stream import HFStream
+from recyclegpt.data.packed_rows import TokenArray, Tokens
+from recyclegpt.data.shards import (
+    TOKENS_PER_SHARD,
+    Tokenized,
+    TokenPiece,
+    TokenShards,
+    open_shards,
+    read_meta,
+    token_dtype,
+    write_shards,
+)
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import SPLITS, Source, documents
-from recyclegpt.data.tokenized import Tokenized
+from recyclegpt.data.source import SPLITS, Record, Source, Split, documents, is_readable
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig, load_tokenizer
 from recyclegpt.errors import ConfigError
 
 MAX_TRAINING_CHARS = 20_000_000
 """Text a BPE is trained on; more changes a small vocabulary little."""
+_SAMPLE_TOKENS = 1_000_000
+_PIECE_CHARS = 1 << 20
+"""Longer documents are cut at line ends: one is encoded by one core, and takes fifty times its text's memory."""
+_BATCH_CHARS = 1 << 22
+"""Text tokenized at once: enough that many cores seldom wait for the longest piece."""
 _log = logging.getLogger(__name__)
 
 
+@dataclass
+class Corpus:
+    """A corpus ready to be read."""
+
+    tokenizer: TextTokenizer
+    fingerprint: str
+    """Of the text and its division into splits; the tokenizer has its own."""
+    train: TokenShards | HFStream
+    val: Tokens
+
+    def sample(self) -> Tokens:
+        """Training tokens to count: all of them, or the first million of a stream."""
+        if isinstance(self.train, TokenShards):
+            return self.train
+        return _read_stream(self.train, "train", self.tokenizer, Skipped(_SAMPLE_TOKENS), _SAMPLE_TOKENS)
+
+
+def open_corpus(
+    source: Source | HFStream | Tokenized, tokenizer: TokenizerConfig | None, cache_dir: Path, max_skipped: int
+) -> Corpus:
+    """Build or find tokenizer and tokens of `source`.
+
+    Raises:
+        ConfigError: naming what cannot be read.
+    """
+    if isinstance(source, Tokenized):
+        built, train, val, digest = source.open(max_skipped)
+        return Corpus(built, digest, train, val)
+    assert tokenizer is not None  # TextDataModule refuses text without one
+    fingerprint = source.fingerprint()
+    built = build_tokenizer(source, tokenizer, cache_dir, max_skipped, fingerprint)
+    if isinstance(source, HFStream):
+        skipped = Skipped(max_skipped, source.name)
+        tokens = _read_stream(source, "val", built, skipped)
+        skipped.report()
+        return Corpus(built, fingerprint, source, tokens)
+    folder = build_shards(source, fingerprint, built, cache_dir, max_skipped)
+    # Their checksums have just been compared or written.
+    train, _ = open_shards(folder, "train", Skipped(0), verify=False)
+    val, _ = open_shards(folder, "val", Skipped(0), verify=False)
+    return Corpus(built, fingerprint, train, val)
+
+
 def tokenize_corpus(
-    source: Source | Tokenized,
-    tokenizer: TokenizerConfig | None,
+    source: Source,
+    tokenizer: TokenizerConfig,
     folder: str | Path,
     *,
     max_skipped: int = 100,
@@ -37,11 +98,9 @@ def tokenize_corpus(
     """Write a corpus as token shards for `data=tokenized` and return their meta.
 
     Raises:
-        ConfigError: if `folder` exists already, the source or tokenizer cannot be read, or too many documents are bad.
+        ConfigError: `folder` exists already, the source or tokenizer cannot be read, or too many documents are bad.
     """
     folder = Path(folder).expanduser()
-    if tokenizer is None or isinstance(source, Tokenized):
-        raise ConfigError("data: this corpus is tokenized already; choose python_stdlib, text_files or hf_stream")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder: {folder} exists already; choose another one or remove it")
     built = build_tokenizer(source, tokenizer, None, max_skipped)
@@ -90,11 +149,11 @@ def build_shards(
         if not folder.exists():
             _write(source, fingerprint, tokenizer, folder, max_skipped, TOKENS_PER_SHARD, progress)
         else:
-            _tell_again(folder, source.kind, max_skipped)
+            _report_again(folder, source.kind, max_skipped)
     return folder
 
 
-def _tell_again(folder: Path, corpus: str, max_skipped: int) -> None:
+def _report_again(folder: Path, corpus: str, max_skipped: int) -> None:
     """Name what was left out when the cached tokens were written, and hold it against today's limit.
 
     Raises:
@@ -107,7 +166,7 @@ def _tell_again(folder: Path, corpus: str, max_skipped: int) -> None:
         skipped.add(problem)
     for where in left_out.get("empty", []):
         skipped.add_empty(where)
-    skipped.num_empty = meta.get("empty", 0)  # of many, the first are named
+    skipped.num_empty = meta.get("empty", 0)  # only the first ones are named
     skipped.report()
 
 
@@ -124,16 +183,76 @@ def _write(
         folder.rmdir()  # an empty one the user made
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
-        lambda split: documents(source, split, skipped),
+        lambda split: token_pieces(split, documents(source, split, skipped), tokenizer, progress),
         tokenizer,
         folder,
-        skipped=skipped,
-        facts={"source": source.kind, "source_fingerprint": fingerprint},
-        tokens_per_shard=tokens_per_shard,
-        progress=progress,
+        {"source": source.kind, "source_fingerprint": fingerprint},
+        tokens_per_shard,
+        skipped,
     )
     skipped.report()
     return meta
+
+
+def token_pieces(
+    split: Split, records: Iterable[Record], tokenizer: TextTokenizer, progress: bool = False
+) -> Iterator[TokenPiece]:
+    """Tokens of documents, each between the tokens that begin and end one, encoded in batches on all cores."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    begins = True
+    with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=not progress) as bar:
+        for pieces, ends in _batches(records):
+            for piece, end, ids in zip(pieces, ends, tokenizer.encode_batch(pieces), strict=True):
+                ids = [*(tokenizer.start_ids if begins else []), *ids, *([tokenizer.eos_id] if end else [])]
+                begins = end
+                num_bytes = len(piece.encode())
+                bar.update(num_bytes)
+                yield TokenPiece(np.asarray(ids, dtype), int(end), num_bytes)
+
+
+def _batches(records: Iterable[Record]) -> Iterator[tuple[list[str], list[bool]]]:
+    """Pieces of documents, about `_BATCH_CHARS` characters together, and whether each ends its document."""
+    pieces: list[str] = []
+    ends: list[bool] = []
+    num_chars = 0
+    for record in records:
+        parts = list(_cut(record.text))
+        for number, part in enumerate(parts, start=1):
+            pieces.append(part)
+            ends.append(record.ends and number == len(parts))
+            num_chars += len(part)
+            if num_chars >= _BATCH_CHARS:
+                yield pieces, ends
+                pieces, ends, num_chars = [], [], 0
+    if pieces:
+        yield pieces, ends
+
+
+def _cut(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        newline = text.rfind("\n", start, start + _PIECE_CHARS)
+        stop = newline + 1 if newline >= start else start + _PIECE_CHARS
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _read_stream(
+    source: HFStream, split: Split, tokenizer: TextTokenizer, skipped: Skipped, limit: int | None = None
+) -> TokenArray:
+    """The tokens of a split of a stream in memory, documents joined by the end token; at most `limit` of them."""
+    pieces: list[NDArray[np.int64]] = []
+    length = 0
+    for record in source.records(split):
+        if is_readable(record, skipped):
+            pieces.append(np.array(tokenizer.encode_document(record.text), np.int64))
+            length += len(pieces[-1])
+        if limit is not None and length >= limit:
+            break
+    if not pieces:
+        raise ConfigError([f"data.name: {source.name} has no readable {split} document", *skipped.problems])
+    return TokenArray(np.concatenate(pieces)[:limit])
 
 
 def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from recyclegpt.data.sources import EMPTY, Record, Split
+from recyclegpt.data.source import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
 
 _TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")

@@ -1,4 +1,4 @@
-"""What Lightning iterates over: a training loader that goes on from epoch to epoch, and fixed validation batches."""
+"""What Lightning iterates over: a training loader that continues from epoch to epoch, and fixed validation batches."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from recyclegpt.data.packed_rows import State, Tokens, TrainStream, read_windows
 from recyclegpt.data.packing import Packing
 from recyclegpt.errors import ConfigError
 
-STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What may be sent to all processes of a run at once to end it."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Sent to all processes of a run at once to end it."""
 SAVING_S = 300
-"""How long the process that trains may take to finish its step and save when all are told to stop."""
+"""Seconds that the process that trains may take to finish its step and save after such a signal."""
 
 
-def workers_that_suit(order_depends: bool) -> int:
-    """Processes that read ahead where nobody says how many: two beside a GPU, which must not wait, else none.
+def default_num_workers(order_depends: bool) -> int:
+    """Processes that read ahead by default: two where there is a GPU, which must not wait, else none.
 
-    None, too, of a stream whose order depends on their number: it should not depend on the machine.
+    None for a stream either: its order depends on their number, and should not depend on the machine.
     """
     return 2 if torch.cuda.is_available() and not order_depends else 0
 
 
 class TrainLoader:
-    """One running iterator over an endless stream; each epoch takes up where the last one stopped.
+    """One running iterator over an endless stream; each epoch continues where the last one stopped.
 
     Workers therefore start once, and keep reading ahead during validation. The position is saved by the data module,
-    which knows the batch last trained on; the loader would save that of the batches read ahead.
+    which knows the batch last trained on, not by the loader, which knows the batches read ahead.
     """
 
     def __init__(self, stream: TrainStream, num_workers: int, seed: int, state: State | None) -> None:
@@ -45,24 +45,24 @@ class TrainLoader:
         self._given: State | None = None
         self._trained_batch: State | None = None
         self.state = state
-        """Where the rank stands after the batch last trained on; None before the first."""
+        """The rank's position after the batch last trained on; None before the first."""
 
     def trained_on(self, batch_state: State) -> None:
-        """Note that the batch with this state has been trained on."""
+        """Record that the batch with this state has been trained on."""
         self.state = self._stream.merge(self.state, batch_state)
         self._trained_batch = batch_state
 
     def restart(self, state: State | None) -> None:
-        """Go on from `state` at the next iteration."""
+        """Resume from `state` at the next iteration."""
         self.close()
         self.state = state
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty. Lightning warns at every resume that a loader without one cannot be resumed."""
+        """Empty: without one, Lightning warns at every resume that the loader cannot be resumed."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: see `state_dict`."""
+        """Does nothing, see `state_dict`."""
 
     def close(self) -> None:
         """Stop the workers. The next iteration starts after the batch last trained on."""
@@ -72,7 +72,7 @@ class TrainLoader:
         interrupted = self._trained_batch is not None and _name(self._trained_batch) != _name(self._given)
         if self._running is None or interrupted:  # a batch was given out and not trained on
             self.close()
-            with _signals_held():
+            with _signals_blocked():
                 self._running = iter(self._start())
         while True:
             batch = next(self._running)
@@ -84,19 +84,19 @@ class TrainLoader:
     def _start(self) -> DataLoader[Batch | ConfigError]:
         self._stream.resume(self.state)
         return DataLoader(
-            _Telling(self._stream),
+            _ErrorsAsItems(self._stream),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=self._num_workers,
-            worker_init_fn=_outlive_a_stop if self._num_workers else None,
+            worker_init_fn=_ignore_stop_signals if self._num_workers else None,
             pin_memory=torch.cuda.is_available(),
-            # Its own generator: otherwise starting an iterator draws from the global one.
+            # Otherwise starting an iterator draws from the global generator.
             generator=torch.Generator().manual_seed(self._seed),
         )
 
 
-class _Telling(IterableDataset[Batch | ConfigError]):
-    """Hands a mistake over as an item: raised in a worker, it would arrive as a traceback inside a message."""
+class _ErrorsAsItems(IterableDataset[Batch | ConfigError]):
+    """Yields an error as an item: raised in a worker, it would arrive as a traceback inside a message."""
 
     def __init__(self, stream: TrainStream) -> None:
         super().__init__()
@@ -115,10 +115,10 @@ class ValBatches:
     Every rank gets the same number of batches, and all ranks together the rows that one process would read.
 
     Args:
-        num_batches: wanted number for each rank; fewer where the split is small.
+        num_batches: of each rank; fewer if the split is small.
 
     Raises:
-        ConfigError: if the split does not fill one batch on every rank.
+        ConfigError: the split does not fill one batch on every rank.
     """
 
     def __init__(
@@ -149,32 +149,29 @@ class ValBatches:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold signals back while workers start: they inherit that, and no signal meets one before `_outlive_a_stop` ran.
-
-    Here one is answered when all have started, or at once where another thread of this process takes it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+def _signals_blocked() -> Iterator[None]:
+    """Block signals while workers start: they inherit that, so none reaches them before `_ignore_stop_signals` ran."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outlive_a_stop(_worker: int) -> None:
-    """Leave a signal that was sent to all processes of a run to the one that trains: it stops the workers once it has
-    saved, and a worker that died before would take it along in the middle of a step.
+def _ignore_stop_signals(_worker: int) -> None:
+    """Leave a signal to all processes of a run to the one that trains. It ends the workers once it has saved; a worker
+    that died before would end it in the middle of a step.
 
-    SIGTERM is also how a worker that does not answer is ended, so it works after a while.
+    SIGTERM is also how a worker that does not answer is ended, so it takes effect after `SAVING_S`.
     """
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_S))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 

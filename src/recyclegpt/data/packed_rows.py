@@ -17,7 +17,7 @@ State = dict[str, Any]
 
 
 class Tokens(Protocol):
-    """Anything that is read like one long array of token ids."""
+    """Anything that can be read like one long array of token ids."""
 
     @property
     def num_tokens(self) -> int:
@@ -27,8 +27,24 @@ class Tokens(Protocol):
         """Tokens start up to stop."""
 
 
+class TokenArray:
+    """Tokens in memory, read like shards."""
+
+    def __init__(self, tokens: NDArray[np.int64]) -> None:
+        self._tokens = tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Its length."""
+        return len(self._tokens)
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens start up to stop."""
+        return self._tokens[start:stop]
+
+
 class TrainStream(Protocol):
-    """Endless batches of one rank, in the same order whenever they are started from the same state."""
+    """Endless batches of one rank, in the same order whenever they start from the same state."""
 
     def resume(self, state: State | None) -> None:
         """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
@@ -42,12 +58,12 @@ class TrainStream(Protocol):
 class PackedRows(IterableDataset[Batch]):
     """Rows in a seeded random order, a new one each pass over the corpus.
 
-    The rows of all passes form one endless sequence. Batch j of rank r out of W takes rows (j*W + r)*B up to + B of it,
-    and worker w out of n makes batches w, w + n, ...: every row is used once a pass, and the order is the same for
-    every number of workers. Resuming costs nothing, since the state is the number of the next batch.
+    The rows of all passes form one endless sequence. Batch j of rank r out of W takes its rows (j*W + r)*B up to
+    (j*W + r + 1)*B, and worker w out of n makes batches w, w + n, ...: every row is used once a pass, and the order is
+    the same for any number of workers. Resuming costs O(1), since the state is the number of the next batch.
 
     Raises:
-        ConfigError: if the tokens do not fill one row.
+        ConfigError: the tokens do not fill one row.
     """
 
     def __init__(
@@ -65,8 +81,8 @@ class PackedRows(IterableDataset[Batch]):
         self._num_rows = packing.num_rows(tokens.num_tokens)
         if self._num_rows == 0:
             raise ConfigError(
-                f"data.row_length: {tokens.num_tokens} training tokens do not fill one row of {packing.window}; "
-                "give more text or shorten the row"
+                f"data: {tokens.num_tokens} training tokens do not fill one row of {packing.window}; "
+                "give more text or shorten the row (model.context_length)"
             )
 
     def resume(self, state: State | None) -> None:
@@ -99,7 +115,7 @@ class PackedRows(IterableDataset[Batch]):
 
     def _order(self, turn: int) -> NDArray[np.int64]:
         if turn not in self._orders:
-            # A batch touches two passes at most where the corpus is larger than a batch.
+            # A batch spans at most two passes if the corpus is larger than a batch.
             self._orders = {old: order for old, order in self._orders.items() if old == turn - 1}
             self._orders[turn] = np.random.default_rng((self._seed, turn)).permutation(self._num_rows)
         return self._orders[turn]

@@ -17,9 +17,9 @@ from recyclegpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Packing:
-    """How tokens become rows: row i is tokens i*T up to i*T + T + N - 1, so each token is the backbone's target once.
+    """How tokens become rows: row i reads tokens i*T up to i*T + T + N - 1.
 
-    The last tokens that do not fill a row are dropped.
+    So each token is the backbone's target once. The last tokens, which do not fill a row, are dropped.
 
     Raises:
         ConfigError: naming every field that cannot work.
@@ -30,16 +30,16 @@ class Packing:
     num_views: int
     """N: view 0 is the input, view 1 the backbone's target, view 1 + k the target of the module's unrolled step k."""
     mask_documents: bool = False
-    """Number the documents of each row, so that attention can be kept inside them."""
+    """Number the documents of each row, so that attention can stay inside them."""
     eos_id: int = 0
     """The token that ends a document."""
 
     def __post_init__(self) -> None:
         problems = []
         if self.row_length < 1:
-            problems.append(f"data.row_length: {self.row_length} is not a positive number")
+            problems.append(f"row_length: {self.row_length} is not a positive number")
         if self.num_views < 2:
-            problems.append(f"data.num_unrolled: {self.num_views - 2} is negative")
+            problems.append(f"num_views: {self.num_views} is below 2, input and target")
         if problems:
             raise ConfigError(problems)
 
@@ -53,7 +53,7 @@ class Packing:
         return max(0, (num_tokens - self.num_views + 1) // self.row_length)
 
     def num_dropped(self, num_tokens: int) -> int:
-        """Tokens after the last full row, which are a target of nothing."""
+        """Tokens after the last full row, which are nobody's target."""
         rows = self.num_rows(num_tokens)
         return num_tokens - (rows * self.row_length + self.num_views - 1) if rows else num_tokens
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.data.sources import EMPTY, Record
+from recyclegpt.data.source import EMPTY, Record
 
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import Split
+from recyclegpt.data.source import SPLITS, Split, sha256_of
+from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
 FORMAT = 1
-_CHUNK_BYTES = 1 << 22
-_CHUNK_TOKENS = 1 << 22
-_log = logging.getLogger(__name__)
+TOKENS_PER_SHARD = 1 << 27
+_REMEDY = "write it with `recyclegpt tokenize`"
 
 
 class TokenShards:
     """The tokens of one split, read as one long array.
 
-    Files are opened at the first read and again in every worker, so the object can be pickled.
+    Files are opened at the first read, in every worker again, so the object can be pickled.
 
     Args:
-        files: `.npy` files of one dimension.
-        num_tokens: length of each.
-        vocab_size: ids are below; None: not known, so that nothing is compared.
+        files: `.npy` files of one dimension, each with its length.
+        vocab_size: V, ids are below it.
     """
 
-    def __init__(self, files: list[Path], num_tokens: list[int], vocab_size: int | None = None) -> None:
-        self._files = files
+    def __init__(self, files: list[tuple[Path, int]], vocab_size: int) -> None:
+        self._files = [file for file, _ in files]
+        self._starts = np.cumsum([0, *(num_tokens for _, num_tokens in files)], dtype=np.int64)
         self._vocab_size = vocab_size
-        self._starts = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int64)
         self._maps: list[NDArray[Any] | None] = [None] * len(files)
 
     @property
@@ -44,11 +45,11 @@ class TokenShards:
         return int(self._starts[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens start up to stop, int64, across shard borders.
+        """Tokens start up to stop, across shard borders.
 
         Raises:
-            IndexError: if the range leaves the split.
-            ConfigError: an id is not in the vocabulary. An embedding on a GPU would fail later, and without a name.
+            IndexError: the range leaves the split.
+            ConfigError: an id is not in the vocabulary; an embedding on a GPU would fail without naming it.
         """
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start} to {stop} of a split of {self.num_tokens}")
@@ -58,12 +59,11 @@ class TokenShards:
         while at < stop:
             upto = min(stop, int(self._starts[shard + 1]))
             offset = int(self._starts[shard])
-            tokens[at - start : upto - start] = self._map(shard)[at - offset : upto - offset]
+            piece = self._map(shard)[at - offset : upto - offset]
+            if (largest := int(piece.max(initial=0))) >= self._vocab_size:
+                raise ConfigError(f"{self._files[shard]}: {_beyond(largest, self._vocab_size)}")
+            tokens[at - start : upto - start] = piece
             at, shard = upto, shard + 1
-        if self._vocab_size is not None and len(tokens) and tokens.max() >= self._vocab_size:
-            first = int(np.argmax(tokens >= self._vocab_size))
-            place = int(np.searchsorted(self._starts, start + first, side="right")) - 1
-            raise ConfigError(f"{self._files[place]}: {_beyond(int(tokens[first]), self._vocab_size)}")
         return tokens
 
     def _map(self, shard: int) -> NDArray[Any]:
@@ -76,53 +76,85 @@ class TokenShards:
         return {**self.__dict__, "_maps": [None] * len(self._files)}
 
 
+class Tokenized:
+    """A folder of token shards as a corpus. It brings its own tokenizer.
+
+    Args:
+        path: the folder; `~` is expanded.
+        verify: compare every shard with its checksum when it is opened. A shard that fails is left out and counted.
+
+    Raises:
+        ConfigError: the folder does not hold token shards.
+    """
+
+    kind = "tokenized"
+
+    def __init__(self, path: str | Path, verify: bool = True) -> None:
+        self.folder = Path(path).expanduser()
+        self.verify = verify
+        read_meta(self.folder)
+
+    def open(self, max_skipped: int) -> tuple[TextTokenizer, TokenShards, TokenShards, str]:
+        """Tokenizer, training tokens, validation tokens and a fingerprint of the tokens that are used.
+
+        Raises:
+            ConfigError: more than `max_skipped` shards are missing or damaged, or the tokenizer has changed.
+        """
+        meta = read_meta(self.folder)
+        tokenizer = TextTokenizer.from_file(self.folder, meta["eos_token"])
+        if tokenizer.fingerprint != meta["tokenizer"]:
+            raise ConfigError(
+                f"data.path: {self.folder / 'tokenizer.json'} is not the tokenizer that wrote the shards; "
+                "put the original back or run `recyclegpt tokenize` again"
+            )
+        skipped = Skipped(max_skipped, str(self.folder))
+        train, train_digest = open_shards(self.folder, "train", skipped, self.verify)
+        val, val_digest = open_shards(self.folder, "val", skipped, self.verify)
+        skipped.report()
+        return tokenizer, train, val, f"{train_digest[:32]}{val_digest[:32]}"
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """The checked content of `meta.json`.
 
     Raises:
-        ConfigError: if the folder is not one of token shards, or of another format.
+        ConfigError: the folder holds no token shards, or shards of another format.
     """
     file = folder / "meta.json"
-    remedy = "write it with `recyclegpt tokenize`"
     if not file.is_file():
-        raise ConfigError(f"data.path: {folder} holds no meta.json; {remedy}")
+        raise ConfigError(f"data.path: {folder} holds no meta.json; {_REMEDY}")
     try:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found = meta["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {remedy}") from error
+        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY}") from error
     if found != FORMAT:
-        raise ConfigError(f"data.path: {file} has format {found}, this version reads format {FORMAT}; {remedy} again")
+        raise ConfigError(f"data.path: {file} has format {found}, this version reads format {FORMAT}; {_REMEDY} again")
     if problems := _meta_problems(meta):
-        raise ConfigError([f"data.path: {file}: {problem}; {remedy} again" for problem in problems])
+        raise ConfigError([f"data.path: {file}: {problem}; {_REMEDY} again" for problem in problems])
     return meta
 
 
 def _meta_problems(meta: dict[str, Any]) -> list[str]:
-    """What is missing from a description of shards, or is not what `recyclegpt tokenize` writes."""
-    kinds: dict[str, type] = {"tokenizer": str, "eos_token": str, "vocab_size": int, "splits": dict}
-    problems = [
-        f"{name} is {meta[name]!r:.60}, not {kind.__name__}" if name in meta else f"{name} is missing"
-        for name, kind in kinds.items()
-        if not isinstance(meta.get(name), kind)
-    ]
-    splits = meta.get("splits")
-    for split, facts in splits.items() if isinstance(splits, dict) else ():
+    kinds = {"tokenizer": str, "eos_token": str, "vocab_size": int, "splits": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
+    if wrong:
+        return [f"{name} is {meta.get(name)!r:.60}, not {kinds[name].__name__}" for name in wrong]
+    problems = []
+    for split, facts in meta["splits"].items():
         shards = facts.get("shards") if isinstance(facts, dict) else None
         if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
             problems.append(f"splits.{split} holds no list of shards")
             continue
         for number, shard in enumerate(shards):
-            where = f"splits.{split}.shards[{number}]"
             name, num_tokens = shard.get("file"), shard.get("num_tokens")
-            if not isinstance(name, str) or name != Path(name).name or not name.endswith(".npy"):
-                problems.append(f"{where}.file is {name!r:.80}, not the name of a .npy file in this folder")
-            elif any(name == other.get("file") for other in shards[:number]):
-                problems.append(f"{where}.file: {name} is named twice")
-            if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 0:
-                problems.append(f"{where}.num_tokens is {num_tokens!r:.60}, not a number of tokens")
-            if not isinstance(shard.get("sha256"), str):
-                problems.append(f"{where}.sha256 is {shard.get('sha256')!r:.60}, not a checksum")
+            valid = {
+                "file": isinstance(name, str) and name == Path(name).name and name.endswith(".npy"),
+                "num_tokens": type(num_tokens) is int and num_tokens >= 0,
+                "sha256": isinstance(shard.get("sha256"), str),
+            }
+            wrong = [key for key, is_valid in valid.items() if not is_valid]
+            problems += [f"splits.{split}.shards[{number}].{key} cannot be {shard.get(key)!r:.80}" for key in wrong]
     return problems
 
 
@@ -132,35 +164,24 @@ def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = Tru
     A missing, short or altered shard is counted in `skipped` and left out. `verify=False` trusts the checksums.
 
     Raises:
-        ConfigError: if too many shards are bad or none is left.
+        ConfigError: too many shards are bad, or none is left.
     """
-    files, lengths, digest = [], [], hashlib.sha256()
+    good, digest = [], hashlib.sha256()
     meta = read_meta(folder)
-    for shard in meta["splits"].get(split, {}).get("shards", []):
+    for shard in meta["splits"].get(split, {"shards": []})["shards"]:
         file = folder / shard["file"]
-        problem = _fault(file, shard, verify, meta["vocab_size"])
-        if problem:
+        if problem := _fault(file, shard, verify, meta["vocab_size"]):
             skipped.add(f"{file}: {problem}")
-            continue
-        files.append(file)
-        lengths.append(shard["num_tokens"])
-        digest.update(shard["sha256"].encode())
-    if not files:
+        else:
+            good.append((file, shard["num_tokens"]))
+            digest.update(shard["sha256"].encode())
+    if not good:
         raise ConfigError([f"data.path: {folder} has no readable shard of the {split} split", *skipped.problems])
-    return TokenShards(files, lengths, meta["vocab_size"]), digest.hexdigest()
-
-
-def sha256_of(file: Path) -> str:
-    """Checksum of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    return TokenShards(good, meta["vocab_size"]), digest.hexdigest()
 
 
 def _fault(file: Path, shard: dict[str, Any], verify: bool, vocab_size: int) -> str | None:
-    if file.exists() and not file.is_file():  # opening a pipe would wait for ever
+    if file.exists() and not file.is_file():  # opening a pipe would block for ever
         return "is no regular file"
     try:
         tokens = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -170,18 +191,111 @@ def _fault(file: Path, shard: dict[str, Any], verify: bool, vocab_size: int) -> 
         return f"holds {getattr(tokens, 'dtype', 'no array')}, not token ids (unsigned whole numbers)"
     if tokens.shape != (shard["num_tokens"],):
         return f"holds {tokens.shape} tokens, meta.json says {shard['num_tokens']}"
-    if not verify:
-        return None  # what is read is compared with the vocabulary then
-    if sha256_of(file) != shard["sha256"]:
+    if verify and sha256_of(file) != shard["sha256"]:
         return "its checksum differs from meta.json's: it was altered or damaged"
-    largest = max(
-        (int(tokens[at : at + _CHUNK_TOKENS].max()) for at in range(0, len(tokens), _CHUNK_TOKENS)), default=0
-    )
+    largest = int(tokens.max(initial=0)) if verify else 0  # else ids are checked when they are read
     return _beyond(largest, vocab_size) if largest >= vocab_size else None
 
 
 def _beyond(token: int, vocab_size: int) -> str:
     return (
         f"holds the token id {token:,}, and its tokenizer has {vocab_size:,}; "
-        "put the tokenizer back that wrote it, or run `recyclegpt tokenize` again"
+        "restore the tokenizer that wrote it, or run `recyclegpt tokenize` again"
     )
+
+
+class TokenPiece(NamedTuple):
+    """Consecutive tokens of a split."""
+
+    tokens: NDArray[Any]
+    num_documents: int  # that end in it
+    num_bytes: int  # of UTF-8 text that the tokens stand for
+
+
+def write_shards(
+    pieces: Callable[[Split], Iterable[TokenPiece]],
+    tokenizer: TextTokenizer,
+    folder: Path,
+    facts: Mapping[str, Any],
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+    skipped: Skipped | None = None,
+) -> dict[str, Any]:
+    """Write the tokens of both splits into `folder` and return its meta.
+
+    The folder is complete or not there, and what another process wrote first stays.
+
+    Args:
+        pieces: gives the tokens of a split, end tokens included.
+        tokenizer: whose ids they are; they are stored as uint16 where they fit, else uint32.
+        facts: more entries for the meta.
+        tokens_per_shard: a file ends with the piece that reaches it.
+        skipped: what was left out while `pieces` was read; recorded in the meta.
+
+    Raises:
+        ConfigError: a split holds no document.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        dtype = token_dtype(tokenizer.vocab_size)
+        splits = {split: _write_split(split, pieces(split), partial, dtype, tokens_per_shard) for split in SPLITS}
+        left_out = Skipped(0) if skipped is None else skipped
+        meta = {
+            "format": FORMAT,
+            "tokenizer": tokenizer.fingerprint,
+            "eos_id": tokenizer.eos_id,
+            "eos_token": tokenizer.eos_token,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": dtype.name,
+            "splits": splits,
+            "skipped": len(left_out),
+            "empty": left_out.num_empty,
+            "left_out": left_out.names(),
+            **facts,
+        }
+        tokenizer.save(partial / "tokenizer.json")
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():  # otherwise another process was first
+                raise
+        return meta
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds token ids below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _write_split(
+    split: Split, pieces: Iterable[TokenPiece], folder: Path, dtype: np.dtype[Any], tokens_per_shard: int
+) -> dict[str, Any]:
+    shards: list[dict[str, Any]] = []
+    num_documents = num_bytes = num_buffered = 0
+    buffered: list[NDArray[Any]] = []
+
+    def flush() -> None:
+        file = folder / f"{split}-{len(shards):05d}.npy"
+        np.save(file, np.concatenate(buffered), allow_pickle=False)
+        shards.append({"file": file.name, "num_tokens": num_buffered, "sha256": sha256_of(file)})
+        buffered.clear()
+
+    for piece in pieces:
+        buffered.append(piece.tokens.astype(dtype, copy=False))
+        num_documents += piece.num_documents
+        num_bytes += piece.num_bytes
+        num_buffered += len(piece.tokens)
+        if num_buffered >= tokens_per_shard:
+            flush()
+            num_buffered = 0
+    if num_buffered:
+        flush()
+    if not num_documents:
+        remedy = "give more text, or for validation data.val_paths or a larger data.val_fraction"
+        raise ConfigError(f"data: the {split} split holds no document; {remedy}")
+    num_tokens = sum(shard["num_tokens"] for shard in shards)
+    return {"shards": shards, "num_tokens": num_tokens, "num_documents": num_documents, "num_bytes": num_bytes}

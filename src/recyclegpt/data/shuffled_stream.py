@@ -14,7 +14,7 @@ from recyclegpt.data.hf_stream import DocumentReader, HFStream
 from recyclegpt.data.packed_rows import State
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import take
+from recyclegpt.data.source import is_readable
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -155,7 +155,7 @@ class _Rows:
             reader = DocumentReader(stream._source, "train", self._part, self._num_parts, self._position)
             for record, position in reader:
                 self._position = position
-                if not take(record, skipped, ""):
+                if not is_readable(record, skipped):
                     continue
                 found = True
                 yield np.array(tokenizer.encode_document(record.text), np.int32)

@@ -9,7 +9,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from recyclegpt.data.sources import Record, Split
+from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
 
 # Tests are left out because Debian does not ship them: results should not depend on who packaged Python.

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recyclegpt.data.readers import read_jsonl, read_parquet, read_text, tail_start
-from recyclegpt.data.shards import sha256_of
-from recyclegpt.data.sources import Record, Split
+from recyclegpt.data.source import Record, Split, sha256_of
 from recyclegpt.errors import ConfigError
 
 _JSONL = {".jsonl", ".ndjson"}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from recyclegpt.data.stop_tokens import declared_ends
+from recyclegpt.data.text_stream import TextStream
+from recyclegpt.data.token_bytes import BYTE_PIECE, byte_symbols, count_bytes
 from recyclegpt.errors import ConfigError
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
@@ -25,8 +25,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 END_TOKEN = "<|endoftext|>"
 KNOWN_END_TOKENS = (END_TOKEN, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[EOS]")
 LARGEST_VOCABULARY = 1 << 24
-"""Sixty times the largest in use."""
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""About sixty times the largest in use."""
+_STOP_FILES = ("generation_config.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class TextTokenizer:
     Args:
         tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
         end_token: the token that ends a document; None looks for the usual names.
-        stop_tokens: others at which a model ends its texts.
+        stop_tokens: more tokens that end a text the model writes.
 
     Raises:
-        ConfigError: if the end token is not in the vocabulary.
+        ConfigError: the end token is not in the vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_token: str | None = None, stop_tokens: Sequence[str] = ()) -> None:
@@ -84,12 +84,12 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._content = json.loads(tokenizer.to_str())
         self.start_ids = _start_ids(tokenizer)
-        """What the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often nothing."""
+        """Ids that the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often none."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
         others = (tokenizer.token_to_id(token) for token in stop_tokens)
         self.stop_ids = list(dict.fromkeys([self.eos_id, *(token for token in others if token is not None)]))
-        """The end token, and what else ends a text that the model writes."""
+        """The end token first, then the other tokens that end a text the model writes."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096, end_token: str = END_TOKEN) -> TextTokenizer:
@@ -109,7 +109,7 @@ class TextTokenizer:
     @classmethod
     def bytes(cls, end_token: str = END_TOKEN) -> TextTokenizer:
         """One id per byte, id b is byte b, and the end token last: 257 ids."""
-        tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in _byte_symbols().items()}, merges=[]))
+        tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in byte_symbols().items()}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
@@ -117,13 +117,13 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, end_token: str | None = None) -> TextTokenizer:
-        """Read a `tokenizer.json`, or the one in a folder. A model's folder also tells which tokens end a text.
+        """Read a `tokenizer.json`, or the one in a folder. A model's folder also declares which tokens end a text.
 
         Raises:
-            ConfigError: if there is none or it cannot be parsed.
+            ConfigError: there is none, or it cannot be parsed.
         """
         tokenizer, file = _read(path)
-        declared = declared_ends(file.parent, tokenizer)
+        declared = read_stop_tokens(file.parent, tokenizer)
         try:
             return cls(tokenizer, end_token or next(iter(declared), None), declared)
         except ConfigError as error:
@@ -131,13 +131,13 @@ class TextTokenizer:
 
     @classmethod
     def from_file_with(cls, path: str | Path, fingerprint: str) -> TextTokenizer | None:
-        """The tokenizer of this fingerprint, whichever of the file's tokens ends a document; None: it is another one.
+        """The file's tokenizer with the end token that gives this fingerprint; None if no token does.
 
         Raises:
-            ConfigError: if there is none or it cannot be parsed.
+            ConfigError: there is no file, or it cannot be parsed.
         """
         tokenizer, file = _read(path)
-        declared = declared_ends(file.parent, tokenizer)
+        declared = read_stop_tokens(file.parent, tokenizer)
         added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
         for name in dict.fromkeys([*declared, *KNOWN_END_TOKENS, *added]):
             if tokenizer.token_to_id(name) is not None:
@@ -164,7 +164,7 @@ class TextTokenizer:
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text that is to be continued: begun as documents are; an end token where that leaves nothing."""
+        """Ids of a text to continue: it begins as documents do; an empty one becomes an end token."""
         return [*self.start_ids, *self.encode(text)] or [self.eos_id]
 
     def encode_document(self, text: str) -> list[int]:
@@ -182,7 +182,7 @@ class TextTokenizer:
 
     def decode_stream(self, skip_special_tokens: bool = False) -> TextStream:
         """A decoder that takes ids one at a time and never gives half a character."""
-        return TextStream(self, skip_special_tokens)
+        return TextStream(partial(self.decode, skip_special_tokens=skip_special_tokens), self.byte_ids)
 
     def token_num_bytes(self) -> NDArray[np.int64]:
         """Bytes of UTF-8 text each id stands for, (V,); special tokens and unused ids stand for none.
@@ -190,13 +190,13 @@ class TextTokenizer:
         Exact for byte-level vocabularies. Sentencepiece-like ones strip a space at the start of a text, which is
         counted here.
         """
-        return _count_bytes(self._content, self.vocab_size)
+        return count_bytes(self._content, self.vocab_size)
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Ids that stand for a single byte where a character has no id of its own (`<0xE4>`)."""
         vocab = self._tokenizer.get_vocab(with_added_tokens=False)
-        return frozenset(token_id for piece, token_id in vocab.items() if _BYTE_PIECE.fullmatch(piece))
+        return frozenset(token_id for piece, token_id in vocab.items() if BYTE_PIECE.fullmatch(piece))
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` that any `tokenizers` user can read."""
@@ -210,58 +210,18 @@ class TextTokenizer:
         self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stop_tokens"])  # type: ignore[misc]
 
 
-class TextStream:
-    """Turns ids into text as they come; what has been given and what still waits are together what `decode` gives.
-
-    Bytes of an unfinished character wait for the next id, and so does a run of ids that stand for single bytes: one bad
-    byte in it changes what the others become.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer, skip_special_tokens: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._recent: list[int] = []
-        """Ids last given, which decide about a space before what follows, and those that wait."""
-        self._num_given = 0
-
-    def step(self, token_id: int) -> str:
-        """Text that became certain with this id; often one word, sometimes empty."""
-        self._recent.append(token_id)
-        if token_id in self._tokenizer.byte_ids:
-            return ""
-        text = self._waiting()
-        return "" if text.endswith("\ufffd") else self._give(text)
-
-    def finish(self) -> str:
-        """What still waited when the last id had come (an unfinished character shows as U+FFFD)."""
-        return self._give(self._waiting())
-
-    def _waiting(self) -> str:
-        before = self._decode(self._recent[: self._num_given])
-        return self._decode(self._recent)[len(before) :]
-
-    def _give(self, text: str) -> str:
-        if text:
-            self._recent = self._recent[self._num_given :]
-            self._num_given = len(self._recent)
-        return text
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, self._skip_special_tokens)
-
-
 def load_tokenizer(config: TokenizerConfig, texts: Iterator[str] | None = None) -> TextTokenizer:
     """The tokenizer that `config` describes; `texts` is read only where one has to be trained.
 
     Raises:
-        ConfigError: if the file is missing or broken, or there is nothing to train on.
+        ConfigError: the file is missing or broken, or there is nothing to train on.
     """
     if config.kind == "file":
         return TextTokenizer.from_file(config.path or "", config.end_token)
     if config.kind == "byte":
         return TextTokenizer.bytes(config.end_token or END_TOKEN)
     if texts is None:
-        raise ConfigError("tokenizer.kind: bpe has to be trained, and there is no text to train it on")
+        raise ConfigError("tokenizer.kind: a bpe has to be trained, and there is no text to train it on")
     return TextTokenizer.train(texts, config.vocab_size, config.end_token or END_TOKEN)
 
 
@@ -273,7 +233,7 @@ def _read(path: str | Path) -> tuple[Tokenizer, Path]:
         raise ConfigError(f"tokenizer.path: {file} {why}; give a tokenizer.json or its folder")
     try:
         tokenizer = Tokenizer.from_file(str(file))
-        # Looked at before it is written out, which takes a step for every number up to the largest id.
+        # Checked before `to_str`, which takes a step for every number up to the largest id.
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     except Exception as error:  # the Rust extension raises bare Exception
         raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
@@ -307,36 +267,28 @@ def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]
         raise ConfigError(f"tokenizer.end_token: {wanted!r} is not in the vocabulary")
     raise ConfigError(
         f"tokenizer.end_token: none of {', '.join(KNOWN_END_TOKENS)} is in the vocabulary; "
-        "name the one that ends a document"
+        "name the token that ends a document"
     )
 
 
-def _byte_symbols() -> dict[int, str]:
-    """The printable character that byte-level tokenizers write for each byte (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    symbols = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in symbols:
-            symbols[byte] = chr(256 + len(symbols) - len(printable))
-    return symbols
+def read_stop_tokens(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """The tokens that end a text, by name, as the configs in a model's folder declare them (`eos_token_id`).
+
+    A chat model declares several, and the first need not be the one that its vocabulary suggests.
+    """
+    for name in _STOP_FILES:
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # a model that needs the file reports it
+            continue
+        declared = values.get("eos_token_id") if isinstance(values, dict) else None
+        ids = declared if isinstance(declared, list) else [declared]
+        known = [one for one in ids if type(one) is int and 0 <= one < 1 << 32]
+        if found := [token for one in known if (token := tokenizer.id_to_token(one)) is not None]:
+            return list(dict.fromkeys(found))
+    return []
 
 
-def _count_bytes(content: dict[str, Any], vocab_size: int) -> NDArray[np.int64]:
-    byte_level = '"type": "ByteLevel"' in json.dumps(content.get("decoder"))
-    vocab = content["model"]["vocab"]
-    pieces = vocab.items() if isinstance(vocab, dict) else ((piece[0], i) for i, piece in enumerate(vocab))
-    num_bytes = np.zeros(vocab_size, np.int64)
-    symbols = set(_byte_symbols().values())
-    for piece, token_id in pieces:
-        if byte_level and symbols.issuperset(piece):
-            num_bytes[token_id] = len(piece)
-        elif _BYTE_PIECE.fullmatch(piece):
-            num_bytes[token_id] = 1
-        else:
-            num_bytes[token_id] = len(piece.replace("▁", " ").encode())
-    unknown = content["model"].get("unk_token")
-    if isinstance(vocab, dict) and unknown in vocab:
-        num_bytes[vocab[unknown]] = 0
-    for added in content["added_tokens"]:
-        num_bytes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
-    return num_bytes
+def write_stop_tokens(folder: Path, ids: Sequence[int]) -> None:
+    """Declare them next to a `tokenizer.json`, where `read_stop_tokens` finds them again."""
+    (folder / _STOP_FILES[0]).write_text(json.dumps({"eos_token_id": list(ids)}) + "\n", encoding="utf-8")

@@ -43,7 +43,7 @@ def announce(
         batch=datamodule.batch_size,
         row_length=datamodule.row_length,
         precision=str(trainer.precision),
-        num_unrolled=datamodule.num_unrolled,
+        num_unrolled=cfg.loss.num_unrolled,
         recompute_every=int(cfg.training.activation_checkpointing),
         masked=datamodule.mask_documents,
         chunk_size=cfg.loss.chunk_size,

@@ -24,7 +24,7 @@ from recyclegpt.runs.model import BuiltModel
 from recyclegpt.runs.provenance import read_provenance
 
 log = logging.getLogger("recyclegpt")
-NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers", TextDataModule.__name__)
+NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
 """What a checkpoint holds besides weights, without which training cannot resume."""
 
 
@@ -133,7 +133,7 @@ def check_resumable(
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
     problems = _malformed(point.content) + _differences(point.content, cfg, made)
-    problems += datamodule.problems_with(point.content[TextDataModule.__name__], world_size)
+    problems += datamodule.problems_with(TextDataModule.state_in(point.content), world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot resume from {point.path}", *problems])
 

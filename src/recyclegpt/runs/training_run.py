@@ -20,7 +20,7 @@ from recyclegpt.configuration.hydra_app import write_hydra_folder
 from recyclegpt.configuration.multirun import shares_machine
 from recyclegpt.configuration.train_checks import build_parts, num_steps
 from recyclegpt.data import TextDataModule
-from recyclegpt.data.stop_tokens import declare_ends
+from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
@@ -80,6 +80,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     parts = build_parts(cfg)
     plain = to_plain(cfg)
     datamodule: TextDataModule = parts["data"]
+    datamodule.connect(cfg.model.context_length, num_views=2 + cfg.loss.num_unrolled, seed=cfg.seed)
     datamodule.prepare()
     seed_everything(cfg.seed, workers=True, verbose=False)
     built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
@@ -124,7 +125,7 @@ def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str, ru
     )
     run.built.tokenizer.save(folder / FOLDER / TOKENIZER)
     if len(run.built.tokenizer.stop_ids) > 1:
-        declare_ends(folder / FOLDER, run.built.tokenizer.stop_ids)
+        write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
     announce(cfg, folder, run.datamodule, run.built.model, run.trainer, run.optimizer, run.checkpoint)
 
 

@@ -14,13 +14,10 @@ from recyclegpt.data import (
     HFStream,
     TextDataModule,
     TextFiles,
-    Tokenized,
+    TextFilesData,
+    TokenizedData,
     TokenizerConfig,
-    hf_stream_data,
-    python_stdlib_data,
-    text_files_data,
     tokenize_corpus,
-    tokenized_data,
 )
 from recyclegpt.errors import ConfigError
 
@@ -34,8 +31,11 @@ def text(tmp_path: Path) -> Path:
 
 def make(text: Path, **settings: Any) -> TextDataModule:
     source = settings.pop("source", None) or TextFiles([str(text)], val_fraction=0.2)
-    defaults = {"tokenizer": TokenizerConfig("byte"), "row_length": 16, "batch_size": 4, "num_val_batches": 3}
-    return TextDataModule(source, **{**defaults, "cache_dir": text.parent / "cache", **settings})
+    rows = {key: settings.pop(key) for key in ("row_length", "num_views", "seed") if key in settings}
+    defaults = {"tokenizer": TokenizerConfig("byte"), "batch_size": 4, "num_val_batches": 3}
+    data = TextDataModule(source, **{**defaults, "cache_dir": text.parent / "cache", **settings})
+    data.connect(**{"row_length": 16, **rows})
+    return data
 
 
 class Recorder(LightningModule):
@@ -131,7 +131,7 @@ def test_state_of_another_run_is_refused_with_every_difference(text: Path) -> No
     with pytest.raises(ConfigError) as caught:
         make(text, row_length=8, seed=2).load_state_dict(state)
     assert len(caught.value.problems) == 2
-    assert "data.row_length: the checkpoint was trained with 16, this run has 8" in caught.value.problems[0]
+    assert "model.context_length: the checkpoint was trained with 16, this run has 8" in caught.value.problems[0]
     with pytest.raises(ConfigError, match="format 99"):
         make(text).load_state_dict({"format": 99})
     with pytest.raises(ConfigError, match=r"written by 2 process\(es\), this run has 1"):
@@ -149,7 +149,7 @@ def test_streams_refuse_another_number_of_workers(text: Path) -> None:
 
 
 def test_what_the_rest_of_the_house_asks_for(text: Path) -> None:
-    data = make(text, num_unrolled=2)
+    data = make(text, num_views=4)
     batch = next(iter(data.train_dataloader()))
     assert batch.views_NBT.shape == (4, 4, 16)
     assert batch.documents_NBT is None
@@ -161,13 +161,7 @@ def test_what_the_rest_of_the_house_asks_for(text: Path) -> None:
     assert data.val_tokens(10).tolist() == data.val_tokens()[:10].tolist()
     assert data.tokenizer.decode(data.val_tokens(30).tolist()).startswith("line 2")
     assert len(data.fingerprint) == 64
-    assert data.fingerprint == make(text, num_unrolled=2).fingerprint != make(text).fingerprint
-
-
-def test_validation_has_three_views_even_without_a_module(text: Path) -> None:
-    data = make(text, num_unrolled=0)
-    assert next(iter(data.train_dataloader())).views_NBT.shape[0] == 2
-    assert next(iter(data.val_dataloader())).views_NBT.shape[0] == 3
+    assert data.fingerprint == make(text, num_views=4).fingerprint != make(text).fingerprint
 
 
 def test_documents_are_numbered_on_request(text: Path, tmp_path: Path) -> None:
@@ -217,43 +211,27 @@ def test_stream_is_one_corpus_like_the_others(text: Path) -> None:
 
 def test_bad_settings_are_all_named(text: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        make(text, row_length=0, batch_size=-1, num_workers=-2, tokenizer=None)
+        make(text, batch_size=-1, num_workers=-2, tokenizer=None)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "data.row_length",
         "data.batch_size",
         "data.num_workers",
         "data.tokenizer",
     ]
+    with pytest.raises(ConfigError, match=r"row_length: 0.*num_views: 1"):
+        make(text, row_length=0, num_views=1)
+    data = TextDataModule(TextFiles([str(text)]), TokenizerConfig("byte"), 4, cache_dir=text.parent)
+    with pytest.raises(RuntimeError, match="connect"):
+        data.train_dataloader()
 
 
-def test_groups_take_the_settings_of_both(text: Path, tmp_path: Path) -> None:
-    shared = {"row_length": 8, "batch_size": 2, "cache_dir": tmp_path / "cache"}
-    config = TokenizerConfig("byte")
-    files = text_files_data(paths=[str(text)], val_fraction=0.3, tokenizer=config, **shared)
-    assert isinstance(files.source, TextFiles)
-    assert files.source.val_fraction == 0.3
-    assert files.row_length == 8
-    assert python_stdlib_data(tokenizer=config, **shared).source.kind == "python_stdlib"
-    assert hf_stream_data(name="x", tokenizer=config, **shared).source.kind == "hf_stream"
-    tokenize_corpus(files.source, config, tmp_path / "out", progress=False)
-    data = tokenized_data(path=str(tmp_path / "out"), **shared)
-    assert isinstance(data.source, Tokenized)
-    assert data.train_num_tokens == files.train_num_tokens
-    assert torch.equal(next(iter(data.train_dataloader())).views_NBT, next(iter(files.train_dataloader())).views_NBT)
-    with pytest.raises(TypeError, match="pathes"):
-        text_files_data(pathes=[str(text)], tokenizer=config, **shared)
-
-
-def test_groups_show_their_settings_and_types() -> None:
-    import inspect
-    import typing
-
-    parameters = inspect.signature(text_files_data).parameters
-    hints = typing.get_type_hints(text_files_data)
-    assert hints["paths"] == list[str]
-    assert hints["batch_size"] is int
-    assert hints["return"] is TextDataModule
-    assert parameters["paths"].default is inspect.Parameter.empty
-    assert parameters["num_workers"].default == 0
-    assert "tokenizer" not in inspect.signature(tokenized_data).parameters
-    assert "source" not in parameters
+def test_tokenized_data_gives_the_rows_of_its_text(text: Path, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"batch_size": 2, "cache_dir": tmp_path / "cache"}
+    files = TextFilesData([str(text)], val_fraction=0.3, tokenizer=TokenizerConfig("byte"), **shared)
+    tokenize_corpus(TextFiles([str(text)], val_fraction=0.3), TokenizerConfig("byte"), tmp_path / "out", progress=False)
+    shards = TokenizedData(str(tmp_path / "out"), **shared)
+    rows = []
+    for data in (files, shards):
+        data.connect(row_length=8)
+        assert TextDataModule.state_in({type(data).__name__: data.state_dict()}) == data.state_dict()
+        rows.append(next(iter(data.train_dataloader())).views_NBT)
+    assert torch.equal(*rows)

@@ -15,7 +15,7 @@ from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, is_transient
 from recyclegpt.data.loaders import TrainLoader
 from recyclegpt.data.shuffled_stream import StreamRows
-from recyclegpt.data.sources import EMPTY
+from recyclegpt.data.source import EMPTY
 from recyclegpt.errors import ConfigError
 
 TOKENIZER = TextTokenizer.bytes()

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from recyclegpt.data.batch import Batch
-from recyclegpt.data.loaders import TrainLoader, workers_that_suit
-from recyclegpt.data.open_corpus import TokenArray
-from recyclegpt.data.packed_rows import PackedRows
+from recyclegpt.data.loaders import TrainLoader, default_num_workers
+from recyclegpt.data.packed_rows import PackedRows, TokenArray
 from recyclegpt.data.packing import Packing
 
 STREAM = PackedRows(TokenArray(np.arange(200)), Packing(row_length=4, num_views=3), 3, 0, 0, 1)
@@ -108,5 +107,5 @@ def test_memory_is_pinned_and_read_ahead_where_there_is_a_gpu(monkeypatch: pytes
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         next(iter(TrainLoader(STREAM, num_workers=0, seed=0, state=None)))
         assert settings.pop()["pin_memory"] == there
-        assert workers_that_suit(order_depends=False) == (2 if there else 0)
-        assert workers_that_suit(order_depends=True) == 0
+        assert default_num_workers(order_depends=False) == (2 if there else 0)
+        assert default_num_workers(order_depends=True) == 0

@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader
 
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.loaders import TrainLoader, ValBatches
-from recyclegpt.data.open_corpus import TokenArray
-from recyclegpt.data.packed_rows import PackedRows
+from recyclegpt.data.packed_rows import PackedRows, TokenArray
 from recyclegpt.data.packing import Packing
 from recyclegpt.errors import ConfigError
 
@@ -124,7 +123,7 @@ def test_validation_takes_what_there_is_and_says_when_it_is_too_little() -> None
 
 
 def test_too_little_text_for_a_row() -> None:
-    with pytest.raises(ConfigError, match="row_length"):
+    with pytest.raises(ConfigError, match="do not fill one row"):
         PackedRows(TokenArray(np.arange(5)), PACKING, 1, 1)
 
 

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recyclegpt.data.open_corpus import TokenArray
-from recyclegpt.data.packed_rows import read_windows
+from recyclegpt.data.packed_rows import TokenArray, read_windows
 from recyclegpt.data.packing import Packing
-from recyclegpt.errors import ConfigError
 
 lengths = st.integers(1, 12)
 view_counts = st.integers(2, 5)
@@ -65,8 +62,3 @@ def test_documents_are_absent_unless_asked_for() -> None:
     assert documents is None
     assert views.dtype == torch.int64
     assert views.tolist() == [[[1, 2]], [[2, 3]]]
-
-
-def test_bad_sizes_are_named_together() -> None:
-    with pytest.raises(ConfigError, match=r"row_length.*num_unrolled"):
-        Packing(0, 1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recyclegpt.data import prompts
-from recyclegpt.data.open_corpus import TokenArray
+from recyclegpt.data.packed_rows import TokenArray
 from recyclegpt.data.prompts import draw_prompts
 from recyclegpt.errors import ConfigError
 

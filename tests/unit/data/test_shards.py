@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, shard_writer, tokenize_corpus
-from recyclegpt.data.corpus import build_shards, build_tokenizer
-from recyclegpt.data.shard_writer import _PIECE_CHARS, _cut, write_shards
-from recyclegpt.data.shards import TokenShards, open_shards
+from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
+from recyclegpt.data import corpus as tokenizing
+from recyclegpt.data.corpus import build_shards, build_tokenizer, token_pieces
+from recyclegpt.data.shards import TokenShards, open_shards, write_shards
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import Record, Split
+from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
 
 
@@ -41,6 +41,7 @@ class Lines:
             yield Record("", f"lines:{number}: broken")
 
 
+PIECE_CHARS = 1 << 20  # longer documents are cut
 CORPUS = Lines([f"document {i} with some words\n" for i in range(50)], ["held out\n"] * 5)
 
 
@@ -51,7 +52,7 @@ def test_every_document_begins_and_ends_once_also_one_cut_in_pieces(tmp_path: Pa
     start = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    texts = ["short", "long line\n" * (_PIECE_CHARS // 4), "", "last"]
+    texts = ["short", "long line\n" * (PIECE_CHARS // 4), "", "last"]
     config = TokenizerConfig("file", path=str(tmp_path))
     tokenize_corpus(Lines(texts, ["held out"]), config, tmp_path / "out", progress=False)
     own, shards, _, _ = Tokenized(str(tmp_path / "out")).open(1)
@@ -63,13 +64,13 @@ def test_every_document_begins_and_ends_once_also_one_cut_in_pieces(tmp_path: Pa
 
 def test_how_much_is_tokenized_at_once_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"document {number} " + "with a long line\n" * (number * 7) for number in range(40)]
-    corpus = Lines([*texts, "word\n" * (_PIECE_CHARS // 4)], ["held out"])
+    corpus = Lines([*texts, "word\n" * (PIECE_CHARS // 4)], ["held out"])
     tokenizer = TextTokenizer.train(texts, 300)
     contents = []
-    for batch in (1, 1000, shard_writer._BATCH_CHARS):
-        monkeypatch.setattr(shard_writer, "_BATCH_CHARS", batch)
+    for batch in (1, 1000, 1 << 22):
+        monkeypatch.setattr(tokenizing, "_BATCH_CHARS", batch)
         folder = tmp_path / f"batch{batch}"
-        write_shards(corpus.records, tokenizer, folder, tokens_per_shard=5000, progress=False)
+        write_shards(lambda split: token_pieces(split, corpus.records(split), tokenizer), tokenizer, folder, {}, 5000)
         contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert len(contents[0]) > 5
     assert contents[0] == contents[1] == contents[2]
@@ -84,7 +85,7 @@ def test_reading_across_shards(
     files = [folder / f"{i}.npy" for i in range(len(lengths))]
     for file, piece in zip(files, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
         np.save(file, piece)
-    shards = pickle.loads(pickle.dumps(TokenShards(files, lengths)))
+    shards = pickle.loads(pickle.dumps(TokenShards(list(zip(files, lengths, strict=True)), 99)))
     start = data.draw(st.integers(0, len(tokens)))
     stop = data.draw(st.integers(start, len(tokens)))
     np.testing.assert_array_equal(shards.read(start, stop), tokens[start:stop])
@@ -111,12 +112,6 @@ def test_writing_never_replaces_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path, progress=False)
     assert (tmp_path / "mine").read_text() == "precious"
-
-
-def test_tokens_are_not_tokenized_again(tmp_path: Path) -> None:
-    tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path / "out", progress=False)
-    with pytest.raises(ConfigError, match="tokenized already"):
-        tokenize_corpus(Tokenized(str(tmp_path / "out")), None, tmp_path / "again")
 
 
 def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -170,12 +165,10 @@ def test_two_builders_at_once_write_one_cache(tmp_path: Path) -> None:
 
 
 def test_without_the_lock_the_first_folder_stays(tmp_path: Path) -> None:
-    def records(text: str) -> Callable[[Split], list[Record]]:
-        return lambda _: [Record(text)]
-
     tokenizer = TextTokenizer.bytes()
-    write_shards(records("first"), tokenizer, tmp_path / "out", progress=False)
-    write_shards(records("second"), tokenizer, tmp_path / "out", progress=False)
+    for text in ("first", "second"):
+        records = [Record(text)]
+        write_shards(lambda split: token_pieces(split, records, tokenizer), tokenizer, tmp_path / "out", {})  # noqa: B023
     train, _ = open_shards(tmp_path / "out", "train", Skipped(0))
     assert bytes(train.read(0, 5).tolist()) == b"first"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
@@ -227,12 +220,3 @@ def test_large_vocabularies_get_four_bytes(tmp_path: Path) -> None:
     folder = build_shards(CORPUS, "x", Large(TextTokenizer.bytes()._tokenizer), tmp_path, 0, progress=False)
     assert np.load(folder / "train-00000.npy").dtype == np.uint32
     assert open_shards(folder, "train", Skipped(0))[0].num_tokens
-
-
-def test_long_documents_are_cut_at_line_ends_and_nothing_is_lost() -> None:
-    text = "".join(f"line {i}\n" for i in range(300_000))
-    pieces = list(_cut(text))
-    assert "".join(pieces) == text
-    assert all(piece.endswith("\n") and len(piece) <= _PIECE_CHARS for piece in pieces)
-    assert len(pieces) > 1
-    assert "".join(_cut("x" * (_PIECE_CHARS + 5))) == "x" * (_PIECE_CHARS + 5)

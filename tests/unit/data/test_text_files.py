@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recyclegpt.data import Record, TextFiles, readers
+from recyclegpt.data import TextFiles, readers
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.sources import EMPTY, documents
+from recyclegpt.data.source import EMPTY, documents
 from recyclegpt.errors import ConfigError
 
 
@@ -214,7 +214,3 @@ def test_fingerprint_follows_the_content(tmp_path: Path, change: Callable[[Path]
     assert TextFiles([str(tmp_path)], val_fraction=0.2).fingerprint() != before
     change(file)
     assert TextFiles([str(tmp_path)]).fingerprint() != before
-
-
-def test_record_defaults() -> None:
-    assert Record("x") == Record("x", None, True)

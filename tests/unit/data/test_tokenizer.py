@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from recyclegpt.data import TextTokenizer, TokenizerConfig
-from recyclegpt.data.stop_tokens import declare_ends
-from recyclegpt.data.tokenizer import load_tokenizer
+from recyclegpt.data.tokenizer import load_tokenizer, write_stop_tokens
 from recyclegpt.errors import ConfigError
 
 CORPUS = ["def add(a, b):\n    return a + b\n" * 20, "Grüße an die Welt, 世界! 🙂 " * 20]
@@ -138,7 +137,7 @@ def test_a_models_folder_tells_which_tokens_end_a_text(tmp_path: Path) -> None:
     for content in ("[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [true, -1]}'):
         (tmp_path / "generation_config.json").write_text(content)
         assert TextTokenizer.from_file(tmp_path).eos_token == "<|turn|>"
-    declare_ends(tmp_path, [stop])
+    write_stop_tokens(tmp_path, [stop])
     found = TextTokenizer.from_file_with(tmp_path, TextTokenizer.from_file(tmp_path).fingerprint)
     assert found is not None
     assert found.stop_ids == [stop]

@@ -20,7 +20,7 @@ FACTS = CardFacts(
     num_parameters=5_288_064,
     num_parameters_recycle=959_424,
     num_recycled=1,
-    data={"_target_": "recyclegpt.data.text_files_data", "paths": ["books"], "batch_size": 4},
+    data={"_target_": "recyclegpt.data.TextFilesData", "paths": ["books"], "batch_size": 4},
     usage="model = ...",
 )
 RESULT: dict[str, Any] = {
@@ -59,7 +59,7 @@ def test_numbers_stand_with_their_ceiling_command_and_place(tmp_path: Path) -> N
         "Measured with batch 1, 1 recycled a pass, AMD EPYC, bfloat16, 2 threads.",
         "`recyclegpt train 'name=a b'`",
         "819,200 tokens in 200 steps, 379 s",
-        'text_files_data (paths ["books"])',
+        'TextFilesData (paths ["books"])',
         "- seed: 3, one run",
         "Alternating decoding is not exact",
         "One seed",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from recyclegpt.data.skipped import Skipped
@@ -10,19 +12,18 @@ from recyclegpt.data.skipped import Skipped
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 
-
 EMPTY = "empty: "
-"""How the problem of a document without text begins."""
+"""Prefix of `Record.problem` for a document without text."""
 
 
 class Record(NamedTuple):
-    """One document or a piece of it, or the reason why there is none."""
+    """One document or a piece of it, or the reason why it cannot be read."""
 
     text: str
     problem: str | None = None
-    """Where the document stands (file:line) and why it cannot be read, or `EMPTY` and where; None for a good one."""
+    """Where the document is (file:line) and why it cannot be read, or `EMPTY` and where; None for a good one."""
     ends: bool = True
-    """False for a piece that another piece of the same document follows."""
+    """False for a piece that is followed by another piece of the same document."""
 
 
 class Source(Protocol):
@@ -30,7 +31,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """How messages and cache folders call it."""
+        """Its name in messages and cache folders."""
 
     def fingerprint(self) -> str:
         """Changes whenever the text or its division into splits does."""
@@ -42,23 +43,19 @@ class Source(Protocol):
 def documents(source: Source, split: Split, skipped: Skipped) -> Iterator[Record]:
     """The readable, non-empty documents of a split; the others are counted in `skipped`.
 
-    They pass through `datasets`, as every source does; its own file readers cannot name the line of a bad record, so
-    that the reading itself is ours.
+    Raises:
+        ConfigError: more documents are unreadable than `skipped` allows.
     """
-    import datasets
-
-    stream = datasets.IterableDataset.from_generator(_rows, gen_kwargs={"source": source, "split": split})
-    for number, row in enumerate(stream, start=1):
-        record = Record(**row)
-        if take(record, skipped, f"{source.kind}, {split} document {number}"):
+    for number, record in enumerate(source.records(split), start=1):
+        if is_readable(record, skipped, f"{source.kind}, {split} document {number}"):
             yield record
 
 
-def take(record: Record, skipped: Skipped, where: str) -> bool:
-    """Whether a record holds text; if not, it is counted, by `where` if it does not say itself where it stands.
+def is_readable(record: Record, skipped: Skipped, where: str = "") -> bool:
+    """Whether a record holds text. If not, it is counted in `skipped`; `where` names it if the record does not.
 
     Raises:
-        ConfigError: if too many cannot be read.
+        ConfigError: more documents are unreadable than `skipped` allows.
     """
     if record.problem is not None and record.problem.startswith(EMPTY):
         skipped.add_empty(record.problem.removeprefix(EMPTY))
@@ -71,6 +68,7 @@ def take(record: Record, skipped: Skipped, where: str) -> bool:
     return False
 
 
-def _rows(source: Source, split: Split) -> Iterator[dict[str, object]]:
-    for record in source.records(split):
-        yield record._asdict()
+def sha256_of(file: Path) -> str:
+    """Checksum of a file's content, read in pieces."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

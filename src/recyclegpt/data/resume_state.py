@@ -1,0 +1,104 @@
+"""What a checkpoint holds of the data: every rank's position, and the settings that decide which rows come when."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recyclegpt.data.packed_rows import State
+
+STATE_FORMAT = 2
+_SETTING_KEYS = {
+    "data": "data: its files have changed",
+    "tokenizer": "data.tokenizer: it is another one",
+    "row_length": "model.context_length",
+    "num_unrolled": "loss.num_unrolled",
+    "seed": "seed",
+}
+"""How a problem with a setting begins; default: `data.NAME`."""
+
+
+def fingerprint_of(settings: Mapping[str, Any]) -> str:
+    """sha256 of the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def make_state(state: State | None, settings: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """The positions of all ranks. Collective: where processes train together, all of them have to call it."""
+    state = _map_arrays(state, np.ndarray, torch.from_numpy)  # torch.load(weights_only=True) refuses numpy
+    ranks: list[State | None] = [state]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = [None] * world_size
+        torch.distributed.all_gather_object(ranks, state)
+    return {
+        "format": STATE_FORMAT,
+        "world_size": world_size,
+        "fingerprint": fingerprint_of(settings),
+        "settings": settings,
+        "ranks": ranks,
+    }
+
+
+def position_of(state_dict: Mapping[str, Any], rank: int) -> State | None:
+    """The position of one rank in a state without problems; None: before the first batch."""
+    position: State | None = _map_arrays(state_dict["ranks"][rank], Tensor, lambda tensor: tensor.cpu().numpy())
+    return position
+
+
+def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int) -> list[str]:
+    """Why a run of `world_size` processes with these settings cannot resume exactly from a state; empty if it can."""
+    found = state_dict.get("format") if isinstance(state_dict, dict) else None
+    if found != STATE_FORMAT:
+        return [
+            f"data: the checkpoint's data state has format {found}, this version reads {STATE_FORMAT}; resume with "
+            "the version that wrote it, or start a new run from its weights"
+        ]
+    kinds = {"world_size": int, "fingerprint": str, "settings": dict, "ranks": list}
+    broken = [name for name, kind in kinds.items() if not isinstance(state_dict.get(name), kind)]
+    if not broken and state_dict["world_size"] == world_size != len(state_dict["ranks"]):
+        broken = ["ranks"]
+    if not broken and not all(map(_is_position, state_dict["ranks"])):
+        broken = ["batch"]
+    if broken:
+        remedy = "use another checkpoint, or start a new run from its weights"
+        return [f"data: the checkpoint's data state is damaged ({', '.join(broken)}); {remedy}"]
+    problems = []
+    if (saved_size := state_dict["world_size"]) != world_size:
+        problems.append(
+            f"data: the checkpoint was written by {saved_size} process(es), this run has {world_size}; resume with "
+            f"{saved_size}, so that no row is repeated or left out"
+        )
+    saved = state_dict["settings"]
+    if state_dict["fingerprint"] != fingerprint_of(settings):
+        problems += [
+            f"{_SETTING_KEYS.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
+            f"this run has {value}; resume with the checkpoint's, or start a new run from its weights"
+            for name, value in settings.items()
+            if saved.get(name) != value
+        ]
+    return problems
+
+
+def _is_position(state: Any) -> bool:
+    """Whether this is the state of a rank: of a stream the workers' states, else the number of the next batch."""
+    if not isinstance(state, dict):
+        return state is None
+    batch = state.get("batch")
+    return isinstance(state.get("workers"), dict) or (isinstance(batch, int) and batch >= 0)
+
+
+def _map_arrays(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """`value` with every array of a kind inside its dicts and lists converted."""
+    if isinstance(value, kind):
+        return convert(value)
+    if isinstance(value, dict):
+        return {key: _map_arrays(inner, kind, convert) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_map_arrays(inner, kind, convert) for inner in value]
+    return value
