@@ -21,12 +21,12 @@ part() { # part NAME COMMAND...: run it, keep its log; a failure is reported and
 part doctor recyclegpt doctor --json
 part tests python -m pytest -m gpu -q
 part decode recyclegpt bench model=gpt_125m recycle.num_layers=1 'bench.num_recycled=[1,2,4]' device=cuda \
-    "bench.output=$out/decode"
+    "output_dir=$out/decode"
 part decode_1b3 recyclegpt bench model=paper_1b3 recycle=paper bench.num_prompts=1 'bench.baselines=[transformers]' \
-    device=cuda "bench.output=$out/decode_1b3"
-part training recyclegpt bench training=true model=gpt_350m device=cuda "bench.output=$out/training"
+    device=cuda "output_dir=$out/decode_1b3"
+part training recyclegpt bench-training model=gpt_350m device=cuda "output_dir=$out/training"
 part train recyclegpt train experiment=gpt_125m_python resume=auto "hydra.run.dir=$out/train"
-part trained recyclegpt bench "checkpoint=$out/train" 'bench.num_recycled=[1,2,4]' device=cuda "bench.output=$out/trained"
+part trained recyclegpt bench "checkpoint=$out/train" 'bench.num_recycled=[1,2,4]' device=cuda "output_dir=$out/trained"
 part report recyclegpt report "$out/train"
 
 # The last line of each benchmark is one JSON document: collect them.

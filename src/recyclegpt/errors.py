@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -52,3 +53,34 @@ class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures; each job's 
         count = f"{len(self.failures)} of {num_jobs} jobs failed"
         remedy = "The same command runs them again; jobs that are complete are skipped."
         super().__init__("\n".join([count, *(f"  - {failure}" for failure in self.failures), remedy]))
+
+
+class Problems:
+    """Collects the problems of several checks, so that a user sees all of them at once.
+
+    >>> problems = Problems()
+    >>> with problems.under("decoding."):
+    ...     raise ConfigError("seed: -1 is negative")
+    >>> problems.found
+    ['decoding.seed: -1 is negative']
+    """
+
+    def __init__(self, found: Iterable[str] = ()) -> None:
+        self.found = list(found)
+
+    @contextmanager
+    def under(self, prefix: str = "") -> Iterator[None]:
+        """Note what a check raises, each problem with this prefix, and continue after the block."""
+        try:
+            yield
+        except ConfigError as error:
+            self.found += [prefix + problem for problem in error.problems]
+
+    def raise_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ConfigError: naming each problem once.
+        """
+        if self.found:
+            raise ConfigError(list(dict.fromkeys(self.found)))

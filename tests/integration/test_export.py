@@ -42,7 +42,7 @@ def model(trained: Path) -> LoadedModel:
 def test_the_whole_model_for_both_libraries(
     run: Run, trained: Path, model: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    assert run("export", f"checkpoint={trained}", "output_dir=whole") == 0
     printed = capsys.readouterr().out
     prompt = model.tokenizer.encode(TEXT)
     tokens_BT = torch.tensor([prompt])
@@ -60,7 +60,7 @@ def test_the_whole_model_for_both_libraries(
 
 
 def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: LoadedModel) -> None:
-    assert run("export", f"checkpoint={trained}", "format=llama", "out=alone", "max_shard_size=20KB") == 0
+    assert run("export", f"checkpoint={trained}", "format=llama", "output_dir=alone", "max_shard_size=20KB") == 0
     assert Path("alone/model.safetensors.index.json").exists()
     theirs = transformers.AutoModelForCausalLM.from_pretrained("alone")
     tokenizer = transformers.AutoTokenizer.from_pretrained("alone")
@@ -78,7 +78,7 @@ def test_the_backbone_for_transformers_alone(run: Run, trained: Path, model: Loa
 def test_the_module_as_a_draft_and_the_command_that_serves_it(
     run: Run, trained: Path, model: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "format=vllm", "out=draft", "dtype=bfloat16") == 0
+    assert run("export", f"checkpoint={trained}", "format=vllm", "output_dir=draft", "dtype=bfloat16") == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert run(*commands[0][1:]) == 0, "the first command exports the target"
     assert commands[1][:3] == ["vllm", "serve", "TARGET"]
@@ -96,19 +96,19 @@ def test_the_module_as_a_draft_and_the_command_that_serves_it(
 def test_eagle_is_a_preset_of_the_module(
     run: Run, trained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "format=eagle", "out=no") == 2
+    assert run("export", f"checkpoint={trained}", "format=eagle", "output_dir=no") == 2
     assert "use format=vllm" in capsys.readouterr().err
     assert not Path("no").exists()
     folder = train(tmp_path / "eagle", corpus, "recycle=eagle")
-    assert run("export", f"checkpoint={folder}", "format=vllm", "out=no") == 2
+    assert run("export", f"checkpoint={folder}", "format=vllm", "output_dir=no") == 2
     assert "use format=eagle" in capsys.readouterr().err
-    assert run("export", f"checkpoint={folder}", "format=eagle", "out=draft", "target=org/model") == 0
+    assert run("export", f"checkpoint={folder}", "format=eagle", "output_dir=draft", "target=org/model") == 0
     assert "vllm serve org/model --speculative-config" in capsys.readouterr().out
     assert json.loads(Path("draft/config.json").read_text())["architectures"] == ["EagleLlamaForCausalLM"]
 
 
 def test_the_card_tells_what_the_run_measured(run: Run, trained: Path) -> None:
-    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    assert run("export", f"checkpoint={trained}", "output_dir=whole") == 0
     card = Path("whole/README.md").read_text()
     metrics = json.loads((trained / "result.json").read_text())["metrics"]
     assert f"| perplexity of the backbone | {metrics['val/ppl_backbone']:.4g} |" in card
@@ -117,7 +117,7 @@ def test_the_card_tells_what_the_run_measured(run: Run, trained: Path) -> None:
 
 
 def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ("export", f"checkpoint={trained}", "out=folder")
+    argv = ("export", f"checkpoint={trained}", "output_dir=folder")
     assert run(*argv) == 0
     assert run(*argv, "format=llama") == 2
     assert "overwrite=true" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys:
 def test_another_checkpoint_of_the_same_names_is_never_replaced(
     run: Run, trained: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    argv = ("export", f"checkpoint={trained}", "out=folder", f"format={kind}", "overwrite=true")
+    argv = ("export", f"checkpoint={trained}", "output_dir=folder", f"format={kind}", "overwrite=true")
     assert run(*argv) == 0
     assert run(*argv) == 0, "its own"
     save_file(load_file("folder/model.safetensors"), "folder/model.safetensors", metadata={"format": "pt"})
@@ -146,29 +146,33 @@ def test_another_checkpoint_of_the_same_names_is_never_replaced(
 def test_what_the_checkpoint_is_made_of_is_never_replaced(
     run: Run, trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "format=llama", "out=backbone") == 0
+    assert run("export", f"checkpoint={trained}", "format=llama", "output_dir=backbone") == 0
     adapt = ("adapt", "model.path=backbone", "debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]")
     assert run(*adapt, "callbacks=no_monitor", "hydra.run.dir=run") == 0
     Path("link").symlink_to("backbone")
     capsys.readouterr()
     for checkpoint, kind in (("run", "recyclegpt"), ("run", "vllm"), ("backbone", "llama")):
         for out, told in (("backbone", "holds the weights that"), ("link", "is a link")):
-            assert run("export", f"checkpoint={checkpoint}", f"format={kind}", f"out={out}", "overwrite=true") == 2
-            assert f"out: {out} {told}" in capsys.readouterr().err
-    assert run("export", "checkpoint=run", "format=vllm", "out=draft") == 0
-    assert run("export", "checkpoint=run", "format=vllm", "out=draft", "overwrite=true") == 0, "an export it is not of"
+            assert (
+                run("export", f"checkpoint={checkpoint}", f"format={kind}", f"output_dir={out}", "overwrite=true") == 2
+            )
+            assert f"output_dir: {out} {told}" in capsys.readouterr().err
+    assert run("export", "checkpoint=run", "format=vllm", "output_dir=draft") == 0
+    assert run("export", "checkpoint=run", "format=vllm", "output_dir=draft", "overwrite=true") == 0, (
+        "an export it is not of"
+    )
 
 
 def test_an_export_is_exported_again(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is printed next runs, and a model without a module is told how it gets one."""
-    assert run("export", f"checkpoint={trained}", "out=whole") == 0
+    assert run("export", f"checkpoint={trained}", "output_dir=whole") == 0
     capsys.readouterr()
-    assert run("export", "checkpoint=whole", "format=vllm", "out=draft") == 0
+    assert run("export", "checkpoint=whole", "format=vllm", "output_dir=draft") == 0
     command = shlex.split(capsys.readouterr().out.partition("next:\n")[2].splitlines()[0])
     assert "checkpoint=whole" in command
     assert run(*command[1:]) == 0
     capsys.readouterr()
-    assert run("export", "checkpoint=TARGET", "format=vllm", "out=other") == 2
+    assert run("export", "checkpoint=TARGET", "format=vllm", "output_dir=other") == 2
     assert "recyclegpt adapt" in capsys.readouterr().err
     Path("p.jsonl").write_text('{"category": "a", "prompt": "def"}\n', encoding="utf-8")
     assert run("bench", "checkpoint=TARGET", "prompts=p.jsonl") == 2
@@ -178,11 +182,11 @@ def test_an_export_is_exported_again(run: Run, trained: Path, capsys: pytest.Cap
 def test_a_pretrained_model_of_a_short_context_is_measured(
     run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "format=llama", "out=alone") == 0
-    sizes = ["bench.prompt_tokens=8", "bench.repetitions=1", "bench.output=out", "bench.dtype=float32"]
-    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=8") == 0
+    assert run("export", f"checkpoint={trained}", "format=llama", "output_dir=alone") == 0
+    sizes = ["bench.prompt_tokens=[8]", "bench.repetitions=1", "output_dir=out", "bench.dtype=[float32]"]
+    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=[8]") == 0
     capsys.readouterr()
-    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=9999") == 2
+    assert run("bench", "model=hf", "model.path=alone", *sizes, "bench.new_tokens=[9999]") == 2
     told = capsys.readouterr().err
     assert "exceed the context" in told
     assert "model.context_length" not in told
@@ -198,7 +202,7 @@ def test_pushing_uploads_what_was_written(
         return f"https://hub.test/{name}"
 
     monkeypatch.setattr("recyclegpt.commands.export.push_folder", push)
-    argv = ("export", f"checkpoint={trained}", "format=vllm", "out=draft", "push=me/draft", "target=me/target")
+    argv = ("export", f"checkpoint={trained}", "format=vllm", "output_dir=draft", "push=me/draft", "target=me/target")
     assert run(*argv) == 0
     assert pushed == [(["README.md", "config.json", "model.safetensors"], "me/draft", True)]
     card = Path("draft/README.md").read_text()
@@ -211,23 +215,22 @@ def test_every_mistake_is_named_before_anything_is_read(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recyclegpt.commands.export.load_trained", lambda _: pytest.fail("read"))
-    assert run("export", "format=transformers", "dtype=int4", "push=nobody", "out=/proc/version") == 2
+    assert run("export", "format=transformers", "dtype=int4", "push=nobody", "output_dir=/proc/version") == 2
     told = capsys.readouterr().err
     for word in ("format: 'transformers' is unknown; use recyclegpt", "dtype: 'int4'", "push: 'nobody'", "is a file"):
         assert word in told
-    assert run("export", "format=[a]", "overwrite=perhaps", "out=x") == 2
+    assert run("export", "overwrite=perhaps", "output_dir=x") == 2
     told = capsys.readouterr().err
-    assert "format" in told
     assert "overwrite" in told
     assert run("export") == 2
-    assert "out: has no value" in capsys.readouterr().err
+    assert "output_dir: has no value" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_and_a_size_that_is_none(
     run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"checkpoint={trained}", "out=/proc/x") == 1
+    assert run("export", f"checkpoint={trained}", "output_dir=/proc/x") == 1
     assert "/proc/x cannot be written" in capsys.readouterr().err
-    assert run("export", f"checkpoint={trained}", "format=llama", "out=x", "max_shard_size=large") == 2
+    assert run("export", f"checkpoint={trained}", "format=llama", "output_dir=x", "max_shard_size=large") == 2
     assert "max_shard_size: 'large'" in capsys.readouterr().err
     assert not Path("x").exists()

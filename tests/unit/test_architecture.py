@@ -30,8 +30,7 @@ ARROWS: dict[str, str] = {
     "callbacks": "evaluation benchmark training decoding checkpoints reporting hardware",
     "configuration": "checkpoints training decoding models data",
     "runs": "configuration callbacks training checkpoints hardware",
-    "doctor": "runs kernels",
-    "commands": "runs doctor export",
+    "commands": "runs export",
 }
 """Room: the rooms it may import. What those may import, it may import too."""
 FOR_EVERYONE = {"errors", "files", "console"}
@@ -118,7 +117,7 @@ def imports_against_the_arrows(sources: list[Source]) -> list[str]:
             found.append(f"{source.place}: the room {source.room} has no entry in ARROWS")
             continue
         allowed = rooms_above(source.room) | {source.room} | FOR_EVERYONE
-        if source.room in {"commands", "doctor"}:
+        if source.room == "commands":
             allowed.add("__version__")
         for line, name in source.imports():
             package, _, rest = name.partition(".")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from recyclegpt.benchmark.grid import BenchConfig
 from recyclegpt.benchmark.prompt_set import bench_prompts, fit_prompts, read_prompts
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.bench_decoding import compiles
+from recyclegpt.commands.bench_grid import bench_config, read_grid
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
@@ -20,7 +20,6 @@ from recyclegpt.hardware.description import measured_on, warn_contended
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
-FILE_NAME = "prompts.json"
 COLUMNS = {
     "category": "category",
     "strategy": "strategy",
@@ -31,40 +30,34 @@ COLUMNS = {
     "speedup": "speedup",
     "speedup_spread": "from-to",
     "tokens_per_pass": "tokens/pass",
-    "acceptance": "kept",
+    "acceptance": "acceptance",
     "agreement": "agreement",
     "equal": "equal",
     "common_prefix": "common prefix",
 }
-_ONE_EACH = ("batch", "new_tokens", "dtype", "compile")
-_OF_RANDOM_PROMPTS = ("recycle_num_layers", "acceptance", "baselines")
 
 
-def setting_problems(cfg: DictConfig) -> list[str]:
-    """What of a bench's settings does not go with a set of prompts."""
-    problems = []
+def read_one(cfg: DictConfig) -> tuple[torch.device, BenchConfig, bool]:
+    """Device, what to measure, and whether to compile: prompts of a set are decoded one at a time, in one format.
+
+    Raises:
+        ConfigError: naming all that cannot be measured.
+    """
+    grid = read_grid(cfg)
+    problems = [
+        f"bench.{name}: {values} are several, and a set of prompts is decoded with one"
+        for name in ("new_tokens", "dtype", "compile")
+        if len(values := getattr(grid.settings, name)) > 1
+    ]
     if cfg.checkpoint is None:
         problems.append("prompts: text means nothing to random weights; set checkpoint=...")
-    if cfg.runs is not None:
-        problems.append("prompts: are decoded by one checkpoint; leave runs out")
-    problems += [
-        f"bench.{key}: {list(cfg.bench[key])} are several; a set of prompts is decoded with one"
-        for key in _ONE_EACH
-        if not isinstance(cfg.bench[key], (str, int, bool)) and len(cfg.bench[key]) > 1
-    ]
-    if not problems and _one(cfg.bench.batch) != 1:
-        problems.append("bench.batch: prompts of a set are decoded one at a time; leave it at 1")
-    problems += [f"bench.{key}: does not go with prompts; leave it out" for key in _OF_RANDOM_PROMPTS if cfg.bench[key]]
-    return problems
+    if problems:
+        raise ConfigError(problems)
+    return grid.device, bench_config(grid, grid.dtypes[0], cfg.seed, None), grid.compiles[0]
 
 
-def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) -> dict[str, Any]:
+def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig, compiled: bool) -> dict[str, Any]:
     """Measure, and print the table.
-
-    Args:
-        cfg: checked already.
-        device: where the model lies.
-        config: strategies, lengths and repetitions, as a bench reads them from `cfg`.
 
     Returns:
         The document that `prompts.json` holds.
@@ -87,12 +80,12 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
         by_category[prompt.category].append(row)
     facts = model_facts(model)
     dtype = named_dtype(config.dtype_name, device, decoding=True)
-    decoder = Decoder.optimised(model, dtype, compiles(cfg, device)[0], cfg.bench.kernels, release=True)
+    decoder = Decoder.optimised(model, dtype, compiled, cfg.bench.kernels, release=True)
     strategies = [
         make_strategy(name, m) for m in config.num_recycled for name in config.strategies if name != "autoregressive"
     ]
     with ExternalCpuLoad() as load:
-        found = bench_prompts(decoder, by_category, strategies, new_tokens, config.repetitions, config.seed)
+        measured = bench_prompts(decoder, by_category, strategies, new_tokens, config.repetitions, config.seed)
     document = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
@@ -102,30 +95,24 @@ def measure_prompts(cfg: DictConfig, device: torch.device, config: BenchConfig) 
         "compile": decoder.compiled,
         "new_tokens": new_tokens,
         "repetitions": config.repetitions,
-        "rows": found,
+        "rows": measured,
     }
     _print(document)
     return document
 
 
 def _print(document: dict[str, Any]) -> None:
-    rows, hardware = document["rows"], document["hardware"]
-    cells = [row | {key: _range(row[key]) for key in ("spread", "speedup_spread")} for row in rows]
+    hardware = document["hardware"]
+    cells = [
+        row | {key: "{:.3g}-{:.3g}".format(*row[key]) for key in ("spread", "speedup_spread")}
+        for row in document["rows"]
+    ]
     print_table([tuple(row[key] for key in COLUMNS) for row in cells], header=list(COLUMNS.values()))
     print(
         f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
         f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
         f"{document['repetitions']} interleaved repetitions after a warm-up\n"
-        "tokens/pass: mean tokens a backbone pass; equal: share of texts that are the autoregressive one token for "
-        "token; common prefix: tokens, on average, before the first that differs"
+        "equal: share of texts that are the autoregressive one token for token; common prefix: tokens, on average, "
+        "before the first that differs"
     )
     warn_contended(hardware)
-
-
-def _range(least_and_most: list[float]) -> str:
-    least, most = least_and_most
-    return f"{least:.3g}-{most:.3g}"
-
-
-def _one(value: Any) -> Any:
-    return value if isinstance(value, (str, int, bool)) else value[0]

@@ -1,13 +1,15 @@
-"""`recyclegpt bench training=true`: the speed of training steps, with the recyclable module and without it."""
+"""`recyclegpt bench-training`: the speed of training steps, with the recyclable module and without it."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -15,24 +17,30 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
-from recyclegpt.configuration.device import choose_device
+from recyclegpt.commands.bench_output import output_folder
+from recyclegpt.commands.settings import not_positive, read_settings
+from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.configuration.instantiate import build_all
 from recyclegpt.configuration.pretrained import is_pretrained
-from recyclegpt.configuration.schemas import STEP, type_problems
 from recyclegpt.console import print_table
-from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.errors import ConfigError, Problems, RunError
+from recyclegpt.files import finite, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.description import measured_on, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig, MuonAdamW, adamw
 
 FILE_NAME = "training.json"
+EXAMPLES = (
+    ("a shape with its default module", "model=gpt_125m"),
+    ("a deeper module, unrolled twice", "model=gpt_125m recycle.num_layers=6 num_unrolled=2"),
+    ("on a GPU, less memory for activations", "model=gpt_350m device=cuda batch_size=32 activation_checkpointing=true"),
+)
 OPTIMIZERS: Mapping[str, Callable[[Iterable[tuple[str, Parameter]]], Optimizer]] = {
     "adamw": functools.partial(adamw, lr=1e-4),
     "muon": functools.partial(MuonAdamW, lr=1e-4),
 }
-SHARED = ("bench.output", "bench.vocab_size")
-"""Settings of decoding's benchmark that this one reads too."""
 NO_MEMORY = ("DefaultCPUAllocator", "Storage size calculation overflowed")
 """What a RuntimeError says on a CPU, where torch has no error of its own for it."""
 COLUMNS = {
@@ -47,103 +55,104 @@ COLUMNS = {
 }
 
 
-class Asked(NamedTuple):
-    """What a config asks to be measured."""
+@dataclass
+class TrainingSettings:
+    """The settings; conf/bench_training.yaml says what each means.
 
-    device: torch.device
-    shape: ModelConfig
-    recycle: RecycleConfig
-    config: StepConfig
+    Raises:
+        ConfigError: naming every value that cannot be measured.
+    """
+
+    seed: int
+    batch_size: int
+    row_length: int | None
+    accumulate: int
+    num_unrolled: int
+    optimizer: str
+    compile: bool | str
+    activation_checkpointing: bool | int
+    vocab_size: int
+    repetitions: int
+    profile: bool
+
+    def __post_init__(self) -> None:
+        names = ("batch_size", "accumulate", "num_unrolled", "vocab_size", "repetitions")
+        problems = not_positive(self, *names, *(["row_length"] * (self.row_length is not None)))
+        if self.optimizer not in OPTIMIZERS:
+            problems.append(f"optimizer: {self.optimizer!r} is unknown; choose from {', '.join(OPTIMIZERS)}")
+        if self.compile not in (True, False, "auto"):
+            problems.append(f"compile: {self.compile!r} is neither true, false nor auto")
+        if self.activation_checkpointing < 0:
+            problems.append(
+                f"activation_checkpointing: {self.activation_checkpointing} is neither true nor false; "
+                "a whole number n stands for every n-th layer"
+            )
+        if problems:
+            raise ConfigError(problems)
 
 
-def misplaced(cfg: DictConfig, argv: Sequence[str]) -> list[str]:
-    """Settings of the one benchmark given to the other, where they would mean nothing."""
-    if not isinstance(cfg.training, bool):
-        return [f"training: {cfg.training!r} is neither true nor false"]
-    keys = [argument.lstrip("+~").partition("=")[0] for argument in argv]
-    if not cfg.training:
-        return [
-            f"{key}: is about training steps; add training=true, or leave it out"
-            for key in keys
-            if key.startswith("step.")
-        ]
-    problems = [
-        f"{key}: is about decoding and training=true is not; leave one of the two out (training steps have step.*)"
-        for key in keys
-        if key.startswith("bench.") and key not in SHARED
-    ]
-    return problems + [
-        f"{key}: training=true times random weights of model and recycle; leave {key} out"
-        for key in ("checkpoint", "runs", "prompts")
-        if cfg[key] is not None
-    ]
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    cfg = compose_or_explain("bench_training", list(argv))
+    device, shape, recycle, config = read_step(cfg)
+    with output_folder(cfg.output_dir) as folder:
+        document = measure_training(cfg, device, shape, recycle, config, folder)
+        write_json(folder / FILE_NAME, document)
+    print(json.dumps(finite(document)))
+    return 0
 
 
-def read_settings(cfg: DictConfig) -> Asked:
-    """Everything that is looked at before the first step.
+def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig, StepConfig]:
+    """Device, shape, module and what is timed.
 
     Raises:
         ConfigError: naming all that cannot be measured.
     """
-    given = cfg.step
-    wrong = type_problems(given, STEP, "step.") + type_problems(cfg, {"device": str, "seed": int})
-    if wrong := wrong + type_problems(cfg.bench, {"output": str | None, "vocab_size": int}, "bench."):
-        raise ConfigError(wrong)
-    vocabulary = cfg.bench.vocab_size
-    counts = {f"step.{key}": given[key] for key in ("batch", "row_length", "accumulate", "repetitions", "num_unrolled")}
-    problems = [
-        f"{key}: {value} is not a positive whole number"
-        for key, value in {**counts, "bench.vocab_size": vocabulary}.items()
-        if value is not None and value < 1
-    ]
-    if given.optimizer not in OPTIMIZERS:
-        problems.append(f"step.optimizer: {given.optimizer!r} is unknown; choose from {', '.join(OPTIMIZERS)}")
-    if not isinstance(given.compile, bool) and given.compile != "auto":
-        problems.append(f"step.compile: {given.compile!r} is neither true, false nor auto")
-    if given.activation_checkpointing < 0:
-        problems.append(
-            f"step.activation_checkpointing: {given.activation_checkpointing} is neither true nor false; "
-            "a whole number n stands for every n-th layer"
-        )
-    device, dtype = choose_device(cfg.device, given.dtype, problems, "step.dtype")
+    problems = Problems()
+    device, dtype, given = torch.device("cpu"), torch.float32, None
+    with problems.under():
+        device, dtype = device_and_dtype(cfg.device, cfg.dtype)
     if dtype not in (torch.float32, torch.bfloat16):
-        problems.append(f"step.dtype: {given.dtype}, but training knows bfloat16 and float32 alone")
+        problems.found.append(f"dtype: {cfg.dtype}, but training takes place in bfloat16 or float32")
+    with problems.under():
+        given = read_settings(TrainingSettings, cfg)
     if is_pretrained(cfg.model):
-        problems.append("model: training=true times random weights of a shape; choose model=gpt_125m or another shape")
-    if problems:
-        raise ConfigError(problems)
-    built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": vocabulary}})
-    shape: ModelConfig = built["model"]
+        problems.found.append(
+            "model: training steps are timed on random weights; choose a shape such as model=gpt_125m"
+        )
+    problems.raise_any()
+    assert given is not None
+    built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": given.vocab_size}})
+    shape, recycle = built["model"], built["recycle"]
     row_length = shape.context_length if given.row_length is None else given.row_length
     if row_length > shape.context_length:
-        problems.append(
-            f"step.row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
+        problems.found.append(
+            f"row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
             "lower one or raise the other"
         )
-    if given.num_unrolled > 1 and not built["recycle"].num_layers:
-        problems.append(f"step.num_unrolled: {given.num_unrolled} steps of no module; recycle.num_layers is 0")
-    try:
+    if given.num_unrolled > 1 and not recycle.num_layers:
+        problems.found.append(f"num_unrolled: {given.num_unrolled} steps without a module; recycle.num_layers is 0")
+    with problems.under():
         loss = LossConfig(num_unrolled=given.num_unrolled)
-    except ConfigError as error:
-        problems += [f"step.{problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
+    problems.raise_any()
     config = StepConfig(
-        batch=given.batch,
+        batch=given.batch_size,
         row_length=row_length,
         optimizer=OPTIMIZERS[given.optimizer],
         loss=loss,
         dtype=dtype,
-        compile=device.type == "cuda" if given.compile == "auto" else given.compile,
+        compile=device.type == "cuda" if given.compile == "auto" else bool(given.compile),
         activation_checkpointing=int(given.activation_checkpointing),
         accumulate=given.accumulate,
         repetitions=given.repetitions,
-        seed=cfg.seed,
+        seed=given.seed,
     )
-    return Asked(device, shape, built["recycle"], config)
+    return device, shape, recycle, config
 
 
-def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, Any]:
+def measure_training(
+    cfg: DictConfig, device: torch.device, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, folder: Path
+) -> dict[str, Any]:
     """Measure both models, print the table, and write profiles into the folder if asked.
 
     Returns:
@@ -152,7 +161,6 @@ def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, A
     Raises:
         RunError: the device's memory does not suffice.
     """
-    device, shape, recycle, config = asked
     precision = torch.get_float32_matmul_precision()
     if device.type == "cuda" and config.dtype != torch.float32:
         torch.set_float32_matmul_precision("high")  # as training does
@@ -160,7 +168,7 @@ def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, A
     try:
         with ExternalCpuLoad() as load:
             for name, module in variants(recycle):
-                speeds[name], table = measure_steps(shape, module, config, device, cfg.step.profile)
+                speeds[name], table = measure_steps(shape, module, config, device, cfg.profile)
                 print(f"{name}: {speeds[name].row()['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
                 if table:
                     (folder / f"profile_{name}.txt").write_text(table, encoding="utf-8")
@@ -170,12 +178,12 @@ def measure_training(cfg: DictConfig, asked: Asked, folder: Path) -> dict[str, A
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         raise RunError(
-            f"the memory of {device} does not suffice for step.batch={config.batch} rows of {config.row_length}; "
-            "lower step.batch (step.accumulate=... makes up for it), or set step.activation_checkpointing=true"
+            f"the memory of {device} does not suffice for batch_size={config.batch} rows of {config.row_length}; "
+            "lower batch_size (accumulate=... makes up for it), or set activation_checkpointing=true"
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
-    rows = [{"variant": name, "optimizer": cfg.step.optimizer, **speed.row()} for name, speed in speeds.items()]
+    rows = [{"variant": name, "optimizer": cfg.optimizer, **speed.row()} for name, speed in speeds.items()]
     document = {
         "hardware": {**measured_on(device, load.share), "peak_flops": speeds["none"].peak_flops},
         "rows": rows,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.commands.settings import read_settings
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import type_problems
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
@@ -20,65 +21,76 @@ from recyclegpt.hardware.dtypes import DTYPES
 from recyclegpt.models.huggingface.shards import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 
-HELP = """usage: recyclegpt export checkpoint=RUN format=FORMAT out=FOLDER [KEY=VALUE ...]
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+EXAMPLES = (
+    ("everything, for this package and for transformers", "checkpoint=outputs/train output_dir=exported"),
+    ("the backbone alone, for any tool that reads Llama checkpoints", "format=llama output_dir=backbone"),
+    ("the module as a draft model for vLLM, uploaded", "format=vllm output_dir=draft target=me/backbone push=me/draft"),
+)
 
-Writes a trained model for other tools, with a model card. Formats:
-  recyclegpt  all of it: RecycleGPT.from_pretrained, and transformers with trust_remote_code (default)
-  llama       the backbone alone, in the layout of its Hugging Face family
-  vllm        the module as a draft model for vLLM (EagleMistralForCausalLM)
-  eagle       a module trained with recycle=eagle as an EAGLE-1 draft model (EagleLlamaForCausalLM)
-Settings: checkpoint (a run folder or .ckpt file; default: the newest under outputs/train), dtype (own, float32,
-bfloat16, float16), max_shard_size, overwrite=true, target (the draft's target, for the command that is printed),
-push=OWNER/NAME (upload to the Hugging Face hub), private=false."""
 
-EXPORT_DTYPES = ("own", "float32", "bfloat16", "float16")
+@dataclass
+class ExportSettings:
+    """The settings; conf/export.yaml says what each means.
+
+    Raises:
+        ConfigError: naming every value that is unknown.
+    """
+
+    checkpoint: str
+    format: str
+    output_dir: str
+    dtype: str
+    max_shard_size: int | str
+    overwrite: bool
+    target: str | None
+    push: str | None
+    private: bool
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.format not in FORMATS:
+            # What is exported for transformers is the same folder.
+            near = difflib.get_close_matches(self.format, FORMATS, n=1)
+            near = ["recyclegpt"] if self.format == "transformers" else near
+            hint = f"use {near[0]}" if near else f"choose from {', '.join(FORMATS)}"
+            problems.append(f"format: {self.format!r} is unknown; {hint}")
+        if self.dtype not in DTYPE_NAMES:
+            problems.append(f"dtype: {self.dtype!r} is unknown; choose from {', '.join(DTYPE_NAMES)}")
+        if self.push is not None:
+            problems += repository_problems(self.push)
+        if why := occupied(Path(self.output_dir).expanduser(), self.overwrite):
+            problems.append(f"output_dir: {why}")
+        if problems:
+            raise ConfigError(problems)
 
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(HELP)
-        return 0
-    cfg = compose_or_explain("export", list(argv))
-    texts = {"checkpoint": str, "format": str, "out": str, "dtype": str, "target": str | None, "push": str | None}
-    sizes = {"max_shard_size": str | int, "overwrite": bool, "private": bool}
-    if problems := type_problems(cfg, texts | sizes):
-        raise ConfigError(problems)
-    if cfg.format not in FORMATS:
-        near = difflib.get_close_matches(cfg.format, FORMATS, n=1)
-        # What is exported for transformers is the same folder.
-        near = ["recyclegpt"] if cfg.format == "transformers" else near
-        hint = f"use {near[0]}" if near else f"choose from {', '.join(FORMATS)}"
-        problems.append(f"format: {cfg.format!r} is unknown; {hint}")
-    if cfg.dtype not in EXPORT_DTYPES:
-        problems.append(f"dtype: {cfg.dtype!r} is unknown; choose from {', '.join(EXPORT_DTYPES)}")
-    if cfg.push is not None:
-        problems += repository_problems(cfg.push)
-    out = Path(cfg.out).expanduser()
-    if why := occupied(out, cfg.overwrite):
-        problems.append(f"out: {why}")
-    if problems:
-        raise ConfigError(problems)
-    trained = load_trained(cfg.checkpoint)
+    settings = read_settings(ExportSettings, compose_or_explain("export", list(argv)))
+    out = Path(settings.output_dir).expanduser()
+    trained = load_trained(settings.checkpoint)
     if trained.backbone is not None and out.is_dir() and out.samefile(trained.backbone):
-        raise ConfigError(f"out: {out} holds the weights that {trained.path} is made of; give another folder")
-    dtype = own_dtype(trained, cfg.format) if cfg.dtype == "own" else DTYPES[cfg.dtype]
-    export = Export(trained, cfg.format, dtype, cfg.max_shard_size, cfg.target)
+        raise ConfigError(f"output_dir: {out} holds the weights that {trained.path} is made of; give another folder")
+    dtype = lossless_dtype(trained, settings.format) if settings.dtype == "auto" else DTYPES[settings.dtype]
+    export = Export(trained, settings.format, dtype, settings.max_shard_size, settings.target)
     try:
         with replaced(out) as folder:
             write_export(export, folder)
-            (folder / "README.md").write_text(_card(trained, export, out, cfg.push), encoding="utf-8")
+            (folder / "README.md").write_text(_card(trained, export, out, settings.push), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"out: {out} cannot be written ({error.strerror or error}); nothing was changed") from error
-    print(f"written to {out}: format {cfg.format}, {str(dtype).removeprefix('torch.')}, from {trained.path}")
-    if cfg.push is not None:
-        print(f"uploaded to {push_folder(out, cfg.push, cfg.private)}")
+        raise RunError(
+            f"output_dir: {out} cannot be written ({error.strerror or error}); nothing was changed"
+        ) from error
+    print(f"written to {out}: format {settings.format}, {str(dtype).removeprefix('torch.')}, from {trained.path}")
+    if settings.push is not None:
+        print(f"uploaded to {push_folder(out, settings.push, settings.private)}")
     print(f"\nnext:\n{next_step(export, out)}")
     return 0
 
 
-def own_dtype(trained: LoadedModel, kind: str) -> torch.dtype:
-    """The format that loses nothing: a backbone alone leaves as it came; a module was trained in fp32."""
+def lossless_dtype(trained: LoadedModel, kind: str) -> torch.dtype:
+    """The dtype in which nothing is lost: a backbone alone leaves as it came; a module was trained in fp32."""
     if kind == "llama" and trained.backbone is not None:
         return stored_dtype(trained.backbone) or trained.model.dtype
     return trained.model.dtype

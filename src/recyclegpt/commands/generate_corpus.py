@@ -1,4 +1,4 @@
-"""`recyclegpt generate bulk.out=FOLDER`: a corpus in the backbone's own words, as token shards."""
+"""`recyclegpt generate-corpus output_dir=FOLDER`: many documents of the backbone's own text, as token shards."""
 
 from __future__ import annotations
 
@@ -6,68 +6,98 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.settings import DecodingSettings, not_positive, read_settings
+from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
-from recyclegpt.decoding import Decoder, SamplingConfig, Strategy
-from recyclegpt.decoding.corpus_writer import ENDS, BulkConfig, BulkWriter, batches
-from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.decoding import Decoder
+from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
+from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.hardware.description import name_of
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
 
 
-def generate_corpus(
-    cfg: DictConfig,
-    bulk: BulkConfig,
-    strategy: Strategy,
-    sampling: SamplingConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> int:
-    """Write the corpus that checked settings describe, or what is left of it to write, and say what it holds.
+EXAMPLES = (
+    ("the newest run's own text, drawn from its distribution", "output_dir=corpus decoding.temperature=1"),
+    ("longer documents in larger batches", "output_dir=corpus decoding.temperature=1 decoding.max_new_tokens=1000 "
+     "batch_size=64"),
+    ("continuing other texts", "output_dir=corpus decoding.temperature=1 data=text_files data.paths=[notes]"),
+)  # fmt: skip
+
+
+@dataclass
+class CorpusSettings:
+    """How many documents; conf/generate_corpus.yaml says what each means.
 
     Raises:
-        ConfigError: the settings do not fit the checkpoint, its corpus, or what the folder holds.
-        RunError: the disk refuses a piece.
+        ConfigError: naming every value out of range.
     """
+
+    num_documents: int
+    num_val_documents: int
+    prompt_tokens: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if problems := not_positive(self, *vars(self)):
+            raise ConfigError(problems)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command: writes the corpus, or what is left of it to write, and prints what it holds."""
+    cfg = compose_or_explain("generate_corpus", list(argv))
+    problems = Problems()
+    with problems.under():
+        settings = read_settings(CorpusSettings, cfg)
+    with problems.under("decoding."):
+        decoding = read_settings(DecodingSettings, cfg.decoding)
+        problems.found += [f"decoding.{problem}" for problem in text_problems(decoding.make_strategy())]
+        if decoding.stop:
+            problems.found.append("decoding.stop: documents end with the end token; leave it out")
+    with problems.under():
+        device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
+    problems.raise_any()
     trained = load_trained(cfg.checkpoint, device)
-    problems = bulk.problems_with(trained.model.config.context_length)
+    strategy, sampling = decoding.make_strategy(), decoding.sampling()
+    context = trained.model.config.context_length
+    if settings.prompt_tokens + decoding.max_new_tokens > context:
+        problems.found.append(
+            f"decoding.max_new_tokens: {decoding.max_new_tokens} after prompt_tokens={settings.prompt_tokens} exceed "
+            f"the context of {context}; take {max(0, context - settings.prompt_tokens)} or fewer"
+        )
     if strategy.num_recycled and trained.model.recyclable is None:
-        problems.append(
+        problems.found.append(
             f"decoding.strategy: {strategy.name} needs a recyclable module and the model of {trained.path} has none; "
             "use decoding.strategy=autoregressive"
         )
-    if problems:
-        raise ConfigError(problems)
+    problems.raise_any()
     source = corpus_for(cfg, trained)
     identity = {
         "checkpoint": weights_digest(trained.model, with_module=strategy.num_recycled > 0),
         "data": f"{source.corpus.fingerprint} {source.tokenizer.fingerprint}",
-        **{f"bulk.{name}": value for name, value in asdict(bulk).items()},
-        **{f"decoding.{name}": getattr(strategy, name) for name in ("num_recycled", "confidence")},
-        "decoding.strategy": strategy.name,
-        **{f"decoding.{name}": value for name, value in asdict(sampling).items()},
-        "decoding.seed": cfg.decoding.seed,
+        **asdict(settings),
+        **{f"decoding.{name}": value for name, value in asdict(decoding).items() if name != "stop"},
+        "decoding.num_recycled": strategy.num_recycled,
         "decoding.dtype": str(dtype).removeprefix("torch."),
-        "decoding.compile": cfg.decoding.compile,
         "device": device.type,
     }
     made_with = {
@@ -77,7 +107,7 @@ def generate_corpus(
         "processor": name_of(device),
         "threads": torch.get_num_threads(),
     }
-    corpus = GeneratedCorpus(Path(cfg.bulk.out).expanduser(), identity, made_with)
+    corpus = GeneratedCorpus(Path(str(cfg.output_dir)).expanduser(), identity, made_with)
     meta, speed = corpus.finished(), None
     if meta is not None:
         corpus.clear()  # left over where a process was killed between its last two steps
@@ -85,28 +115,30 @@ def generate_corpus(
     else:
         if sampling.greedy:
             _log.warning(
-                "decoding.temperature=0 writes what is likeliest, where small models run in circles; "
+                "decoding.temperature=0 writes the most likely text, in which small models repeat themselves; "
                 "decoding.temperature=1 draws from the backbone's distribution"
             )
-        stop_ids, vocab_size = trained.tokenizer.stop_ids, source.vocab_size
-        prompts = _draw(source, bulk, cfg.decoding.seed)
-        decoder = Decoder.optimised(trained.model, dtype, cfg.decoding.compile, release=True)
-        writer = BulkWriter(decoder, strategy, sampling, cfg.decoding.seed, bulk.new_tokens, stop_ids, vocab_size)
+        prompts = _draw(source, settings, decoding.seed)
+        decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
+        writer = BulkWriter(
+            decoder, strategy, sampling, decoding.seed, decoding.max_new_tokens, trained.tokenizer.stop_ids,
+            source.vocab_size,
+        )  # fmt: skip
         with corpus.writing():
-            meta = corpus.finished()  # where another process was faster than this one's first look
+            meta = corpus.finished()  # another process may have been faster
             if meta is not None:
                 corpus.clear()
             else:
                 try:
-                    speed = _write(corpus, writer, prompts, bulk.batch)
-                    num_pieces = {split: len(batches(len(prompts[split]), bulk.batch)) for split in SPLITS}
+                    speed = _write(corpus, writer, prompts, settings.batch_size)
+                    num_pieces = {split: len(batches(len(prompts[split]), settings.batch_size)) for split in SPLITS}
                     meta = corpus.finish(num_pieces, source.tokenizer, ENDS)
                 except OSError as error:
                     raise RunError(
-                        f"{corpus.folder} cannot be written ({error}); make room, and the same command goes on"
+                        f"{corpus.folder} cannot be written ({error}); make room, and the same command resumes"
                     ) from error
         print(f"written to {corpus.folder}; train on it with data=tokenized data.path={corpus.folder}")
-    _tell(corpus.folder, meta, speed)
+    _print(corpus.folder, meta, speed)
     return 0
 
 
@@ -124,19 +156,19 @@ def weights_digest(model: RecycleGPT, with_module: bool) -> str:
     return digest.hexdigest()
 
 
-def _draw(source: TextDataModule, bulk: BulkConfig, seed: int) -> dict[Split, NDArray[np.int64]]:
+def _draw(source: TextDataModule, settings: CorpusSettings, seed: int) -> dict[Split, NDArray[np.int64]]:
     """Prompts of both splits from the corpus's own, (num, prompt_tokens) each: no text crosses over."""
-    eos_id, length = source.tokenizer.eos_id, bulk.prompt_tokens
+    eos_id, length = source.tokenizer.eos_id, settings.prompt_tokens
     return {
-        "train": draw_prompts(source.corpus.sample(), eos_id, bulk.num_documents, length, seed),
-        "val": draw_prompts(source.corpus.val, eos_id, bulk.num_val_documents, length, seed),
+        "train": draw_prompts(source.corpus.sample(), eos_id, settings.num_documents, length, seed),
+        "val": draw_prompts(source.corpus.val, eos_id, settings.num_val_documents, length, seed),
     }
 
 
 def _write(
     corpus: GeneratedCorpus, writer: BulkWriter, prompts: Mapping[Split, NDArray[np.int64]], batch: int
 ) -> float | None:
-    """Write the pieces that are not there; how many tokens a second the model wrote, None if it wrote none."""
+    """Write the pieces that are not there; tokens per second, None if the model wrote none."""
     work = [
         (split, number, first, stop)
         for split in SPLITS
@@ -146,7 +178,7 @@ def _write(
     total = sum(map(len, prompts.values()))
     present = total - sum(stop - first for _, _, first, stop in work)
     if present:
-        _log.warning("going on with %s: %d of %d documents are there", corpus.folder, present, total)
+        _log.warning("resuming %s: %d of %d documents are there", corpus.folder, present, total)
     dtype = token_dtype(writer.vocab_size)
     num_tokens, begin = 0, time.perf_counter()
     with tqdm(desc="generating", unit=" documents", total=total, initial=present, mininterval=1) as bar:
@@ -164,17 +196,17 @@ def _write(
     return num_tokens / (time.perf_counter() - begin) if num_tokens else None
 
 
-def _tell(folder: Path, meta: dict[str, Any], speed: float | None) -> None:
-    """A line for a reader, and the last one for a program."""
+def _print(folder: Path, meta: dict[str, Any], speed: float | None) -> None:
+    """A line for a reader, then one JSON document."""
     totals = meta[FACTS]["totals"]
     splits = {split: {**_counts(meta["splits"][split]), **totals[split]} for split in SPLITS}
     num_documents = sum(facts["num_documents"] for facts in splits.values())
     num_tokens = sum(facts["num_tokens"] for facts in splits.values())
     ended = sum(facts["num_stop"] for facts in splits.values()) / num_documents
     rate = "" if speed is None else f", {speed:,.0f} tokens/s"
-    print(f"{num_documents:,} documents, {num_tokens:,} tokens, {ended:.0%} ended by themselves{rate}")
+    print(f"{num_documents:,} documents, {num_tokens:,} tokens, {ended:.0%} with an end token of their own{rate}")
     if unknown := sum(facts["num_unknown"] for facts in splits.values()):
-        print(f"{unknown:,} ended before a token id that the tokenizer does not know: the model has learnt little yet")
+        print(f"{unknown:,} were cut at a token id unknown to the tokenizer: the model has learnt little yet")
     document = {
         "folder": str(folder),
         "documents": num_documents,

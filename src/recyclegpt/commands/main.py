@@ -16,22 +16,23 @@ from recyclegpt import __version__
 from recyclegpt.console import format_table
 from recyclegpt.errors import ConfigError, JobsFailed, RunError, Stopped
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "train": ("recyclegpt.commands.train", "train a model and watch it decode; -m or sweep=NAME for many"),
-    "adapt": ("recyclegpt.commands.adapt", "train a recyclable module for a pretrained backbone, which stays as it is"),
-    "generate": ("recyclegpt.commands.generate", "continue a prompt from a checkpoint, with any decoder"),
-    "evaluate": ("recyclegpt.commands.evaluate", "held-out perplexities, bits per byte and agreement of a checkpoint"),
-    "bench": ("recyclegpt.commands.bench", "speed of the decoders beside its ceilings, from a shape or a checkpoint"),
-    "export": (
-        "recyclegpt.commands.export",
-        "write a trained model for transformers, vLLM or the hub, with a model card",
-    ),
-    "report": ("recyclegpt.commands.report", "tables, figures and pages from run folders"),
-    "tokenize": ("recyclegpt.commands.tokenize", "write a corpus to disk as token shards"),
-    "doctor": ("recyclegpt.commands.doctor", "check installation, machine, disk and runs, and say what to do"),
+COMMANDS: Mapping[str, str] = {
+    "train": "train a model and watch it decode; -m or sweep=NAME for many",
+    "adapt": "train a recyclable module for a pretrained backbone, which stays frozen",
+    "generate": "continue a prompt from a checkpoint, with any decoder",
+    "generate-corpus": "write many documents of the backbone's own text as token shards",
+    "evaluate": "held-out perplexities and agreement of a checkpoint, or lm-eval tasks",
+    "bench": "speed of the decoders compared with their ceilings",
+    "bench-runs": "the same for every finished run of a sweep",
+    "bench-training": "speed of training steps, with the module and without it",
+    "report": "tables, figures and pages from run folders",
+    "export": "write a trained model for transformers, vLLM or the hub, with a model card",
+    "tokenize": "write a corpus to disk as token shards",
+    "doctor": "check versions, device, compiler, disk and the newest run, and say what to do",
 }
-"""Name: (module with `run(argv) -> int`, one line of help)."""
+"""Name and one line of help. `bench-runs` is `run(argv) -> int` of `recyclegpt.commands.bench_runs`, and so on."""
 
+PACKAGE = "recyclegpt.commands"
 MISTAKE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: command and its arguments; default: those this process was started with.
+        argv: command and its arguments; default: `sys.argv`.
 
     Returns:
         The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143 and 138 stopped
@@ -65,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE
     try:
         with _program_arguments(arguments):
-            return int(importlib.import_module(COMMANDS[name][0]).run(rest))
+            module = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}")
+            if {"-h", "--help"} & {*rest}:
+                from recyclegpt.commands.help import help_text
+
+                print(help_text(name, module, COMMANDS[name]))
+                return 0
+            return int(module.run(rest))
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)
         return MISTAKE
@@ -91,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """What `recyclegpt --help` prints."""
-    commands = format_table([(f"  {name}", help_line) for name, (_, help_line) in COMMANDS.items()])
+    commands = format_table([(f"  {name}", line) for name, line in COMMANDS.items()])
     return (
         "usage: recyclegpt COMMAND [key=value ...]\n\n"
         f"commands:\n{commands}\n\n"
-        "recyclegpt COMMAND --help shows the settings of one; --version shows the version."
+        "recyclegpt COMMAND --help shows its settings and examples; --version shows the version."
     )
 
 

@@ -1,4 +1,4 @@
-"""`recyclegpt report FOLDER`: what a sweep came to, as tables, figures and pages."""
+"""`recyclegpt report FOLDER...`: the results of runs and sweeps as tables, figures and pages."""
 
 from __future__ import annotations
 
@@ -10,46 +10,58 @@ from pathlib import Path
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError
 from recyclegpt.reporting import write_report
-from recyclegpt.reporting.pages import WrittenFiles
 from recyclegpt.reporting.tables import summary_cells
+
+SETTINGS = ("output_dir", "title")
+EXAMPLES = (
+    ("a sweep, written into its own folder", "outputs/sweeps/recycle_depth"),
+    ("every run that was ever made, somewhere else", "outputs output_dir=report"),
+    ("two sweeps in one report", "outputs/sweeps/a outputs/sweeps/b output_dir=report title='Depth and weight'"),
+)
 
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="recyclegpt report",
-        description="Read run folders and write results.csv, summary.csv, figures/*.png, report.md and report.html.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a sweep, a run, or a folder above them")
-    parser.add_argument("--output", help="where to write; default: the first FOLDER itself")
-    parser.add_argument("--title", help="heading of the report")
-    arguments = parser.parse_args(list(argv))
-    output = Path(arguments.output or arguments.folders[0]).expanduser()
+    given = parser().parse_args(list(argv)).given
+    settings = dict(text.split("=", 1) for text in given if text.partition("=")[0] in SETTINGS)
+    folders = [text for text in given if text.partition("=")[0] not in SETTINGS]
+    if not folders:
+        raise ConfigError("FOLDER: none is given; name a sweep, a run, or a folder above them")
+    output = Path(settings.get("output_dir") or folders[0]).expanduser()
     try:
-        written = _report_on_runs(arguments.folders, output, arguments.title)
+        report = write_report(folders, output, settings.get("title") or None)
     except OSError as error:
-        raise ConfigError(f"--output: {output} cannot be written ({error})") from error
-    for path in written.files:
-        print(path)
-    if written.not_drawn:
-        names = " and ".join(dict.fromkeys(written.not_drawn))
-        print(f"{names} not installed, so figures are missing: pip install 'recyclegpt[report]'", file=sys.stderr)
-    return 0
-
-
-def _report_on_runs(folders: Sequence[str], output: Path, title: str | None) -> WrittenFiles:
-    report = write_report(folders, output, title)
+        raise ConfigError(f"output_dir: {output} cannot be written ({error})") from error
     header, rows = summary_cells(report.settings)
     if rows:
         print_table(rows, header)
         print()
-    left = {
+    left_out = {
         "failed": len(report.runs.of_status("failed")),
         "unfinished": len(report.runs.of_status("unfinished")),
         "missing": len(report.runs.missing),
         "unreadable files": len(report.runs.problems),
     }
-    if any(left.values()):
-        print("; ".join(f"{count} {name}" for name, count in left.items() if count) + ": listed in the report")
-    return report
+    if any(left_out.values()):
+        print("; ".join(f"{count} {name}" for name, count in left_out.items() if count) + ": listed in the report")
+    for path in report.files:
+        print(path)
+    if report.not_drawn:
+        names = " and ".join(dict.fromkeys(report.not_drawn))
+        print(f"{names} not installed, so figures are missing: pip install 'recyclegpt[report]'", file=sys.stderr)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    own = argparse.ArgumentParser(
+        prog="recyclegpt report",
+        usage="recyclegpt report FOLDER ... [output_dir=FOLDER] [title=TEXT]",
+        description="Reads run folders and writes results.csv, summary.csv, figures/*.png, report.md and report.html.",
+        epilog="settings:\n  output_dir: where to write; default: the first FOLDER\n  title: heading of the report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    own.add_argument("given", nargs="*", metavar="FOLDER", help="a sweep, a run, or a folder above them")
+    return own

@@ -6,31 +6,26 @@ from collections.abc import Sequence
 
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_of
-from recyclegpt.configuration.schemas import type_problems
 from recyclegpt.console import print_table
 from recyclegpt.data import Tokenized, tokenize_corpus
 from recyclegpt.errors import ConfigError
 
-HELP = """usage: recyclegpt tokenize output=FOLDER [data=GROUP] [data.KEY=VALUE ...]
-
-Writes a corpus as token shards, for training with data=tokenized data.path=FOLDER. Data groups:
-python_stdlib (default), text_files (data.paths=[...]), hf_stream (data.name=...).
-The tokenizer is data.tokenizer.kind=bpe|byte|file."""
+EXAMPLES = (
+    ("the standard library's source", "output_dir=shards"),
+    ("your own files, with a vocabulary of 8,192", "data=text_files data.paths=[corpus] data.tokenizer.vocab_size=8192 "
+     "output_dir=shards"),
+    ("a dataset of the Hugging Face hub", "data=hf_stream data.name=roneneldan/TinyStories output_dir=shards"),
+)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(HELP)
-        return 0
     cfg = compose_or_explain("tokenize", list(argv))
-    if problems := type_problems(cfg, {"output": str}):
-        raise ConfigError(problems)
     datamodule = corpus_of(cfg.data)
     source, tokenizer = datamodule.source, datamodule.tokenizer_config
     if isinstance(source, Tokenized) or tokenizer is None:
         raise ConfigError("data: data=tokenized is tokenized already; choose python_stdlib, text_files or hf_stream")
-    meta = tokenize_corpus(source, tokenizer, cfg.output, max_skipped=datamodule.max_skipped)
+    meta = tokenize_corpus(source, tokenizer, str(cfg.output_dir), max_skipped=datamodule.max_skipped)
     print_table(
         [
             (split, facts["num_documents"], facts["num_tokens"], facts["num_bytes"])
@@ -38,5 +33,5 @@ def run(argv: Sequence[str]) -> int:
         ],
         header=("split", "documents", "tokens", "bytes"),
     )
-    print(f"\nwritten to {cfg.output}; train on it with data=tokenized data.path={cfg.output}")
+    print(f"\nwritten to {cfg.output_dir}; train on it with data=tokenized data.path={cfg.output_dir}")
     return 0

@@ -6,34 +6,53 @@ from typing import Any
 
 import torch
 
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import named_dtype
 
 
-def choose_device(
-    device: str, dtype: str, problems: list[str], key: str, decoding: bool = False
+def choose_device(name: str) -> torch.device:
+    """The device of this name, made the current one where it is a GPU.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    remedy = "use cpu, cuda or cuda:N"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is unknown; {remedy}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name} is not supported; {remedy}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device: {name}, but torch sees {count or 'no'} CUDA devices here; use cpu")
+        torch.cuda.set_device(device)  # streams, graphs and kernels go where the tensors are
+    return device
+
+
+def device_and_dtype(
+    device: str, dtype: str, section: str = "", decoding: bool = False
 ) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a command; what cannot be had is added to `problems`. `decoding` allows int8 weights."""
+    """Device and dtype of a command.
+
+    Args:
+        device: its name.
+        dtype: name of the dtype, or auto.
+        section: what the key `dtype` stands in: `"decoding."`.
+        decoding: allow int8 weights.
+
+    Raises:
+        ConfigError: naming what this machine does not have.
+    """
+    problems = Problems()
     chosen = torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        problems.append(f"device: {device!r} is unknown; use cpu, cuda or cuda:N")
-    if chosen.type not in ("cpu", "cuda"):
-        problems.append(f"device: {device} is not supported; use cpu, cuda or cuda:N")
-        chosen = torch.device("cpu")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        problems.append(
-            f"device: {device}, but torch sees {torch.cuda.device_count() or 'no'} CUDA devices here; use cpu"
-        )
-        chosen = torch.device("cpu")
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # streams, graphs and kernels go where the tensors are
-    try:
-        return chosen, named_dtype(dtype, chosen, decoding)
-    except ConfigError as error:
-        problems += [f"{key.removesuffix('dtype')}{problem}" for problem in error.problems]
-    return chosen, torch.float32
+    with problems.under():
+        chosen = choose_device(device)
+    with problems.under(section):
+        found = named_dtype(dtype, chosen, decoding)
+    problems.raise_any()
+    return chosen, found
 
 
 def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> torch.dtype:

@@ -128,7 +128,7 @@ def _use_draft(export: Export, out: Path) -> str:
     serve = f"vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(speculative))}"
     if export.target:
         return serve
-    return f"recyclegpt export checkpoint={checkpoint} format=llama out={target}\n{serve}"
+    return f"recyclegpt export checkpoint={checkpoint} format=llama output_dir={target}\n{serve}"
 
 
 def _num_unrolled(config: Mapping[str, Any]) -> int:

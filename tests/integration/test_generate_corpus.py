@@ -1,4 +1,4 @@
-"""`generate bulk.out=FOLDER` on a run trained here: interrupted, repeated, refused, and trained on."""
+"""`generate-corpus` on a run trained here: interrupted, repeated, refused, and trained on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recyclegpt.data import Tokenized
 from recyclegpt.data.generated import GeneratedCorpus
 
 Run = Callable[..., int]
-BULK = ["bulk.num_documents=10", "bulk.num_val_documents=4", "bulk.prompt_tokens=8", "bulk.batch=4"]
-BULK += ["decoding.max_new_tokens=40", "decoding.temperature=1.0"]
+SIZES = ["num_documents=10", "num_val_documents=4", "prompt_tokens=8", "batch_size=4"]
+SIZES += ["decoding.max_new_tokens=40", "decoding.temperature=1.0"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus written without an interruption."""
     folder = tmp_path_factory.mktemp("generated") / "whole"
-    assert main(["generate", f"checkpoint={trained}", f"bulk.out={folder}", *BULK]) == 0
+    assert main(["generate-corpus", f"checkpoint={trained}", f"output_dir={folder}", *SIZES]) == 0
     return folder
 
 
@@ -84,7 +84,7 @@ def test_interrupted_and_begun_again_it_is_the_same(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    command = ("generate", f"checkpoint={trained}", "bulk.out=out", *BULK)
+    command = ("generate-corpus", f"checkpoint={trained}", "output_dir=out", *SIZES)
     with monkeypatch.context() as patch:
         patch.setattr(GeneratedCorpus, stopped, stop_later)
         assert run(*command) == 130
@@ -104,7 +104,7 @@ def test_what_is_complete_is_not_written_again(
         "recyclegpt.commands.generate_corpus.Decoder.optimised", lambda *_, **__: pytest.fail("decodes")
     )
     # The same weights elsewhere are the same model.
-    assert run("generate", f"checkpoint={trained.parent}", f"bulk.out={whole}", *BULK) == 0
+    assert run("generate-corpus", f"checkpoint={trained.parent}", f"output_dir={whole}", *SIZES) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "is complete already" in lines[0]
     document = json.loads(lines[-1])
@@ -123,11 +123,11 @@ def test_another_corpus_in_the_same_folder_is_refused(
 ) -> None:
     before = content(whole)
     other = ["decoding.seed=1", "decoding.strategy=autoregressive"]
-    assert run("generate", f"checkpoint={trained}", f"bulk.out={whole}", *BULK, *other) == 2
+    assert run("generate-corpus", f"checkpoint={trained}", f"output_dir={whole}", *SIZES, *other) == 2
     message = capsys.readouterr().err
-    for words in ("decoding.seed: ", "has 0, this command 1", "decoding.strategy: ", "bulk.out: "):
+    for words in ("decoding.seed: ", "has 0, this command 1", "decoding.strategy: ", "output_dir: "):
         assert words in message
-    assert "bulk.batch" not in message
+    assert "batch_size" not in message
     assert content(whole) == before
 
 
@@ -137,8 +137,8 @@ def test_another_corpus_gives_the_prompts(
     text = tmp_path / "other.txt"
     text.write_text("Something else entirely, said in English.\n" * 400, encoding="utf-8")
     data = ["data=text_files", f"data.paths=[{text}]", "data.val_fraction=0.5"]
-    small = [*BULK, "bulk.num_documents=3", "bulk.num_val_documents=2", "bulk.new_tokens=4"]
-    assert run("generate", f"checkpoint={trained}", "bulk.out=out", *data, *small) == 0
+    small = [*SIZES, "num_documents=3", "num_val_documents=2", "decoding.max_new_tokens=4"]
+    assert run("generate-corpus", f"checkpoint={trained}", "output_dir=out", *data, *small) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["splits"]["val"]["num_documents"] == 2
     encode = load_trained(trained).tokenizer.encode
     whole_text = encode(text.read_text())
@@ -148,24 +148,19 @@ def test_another_corpus_gives_the_prompts(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["decoding.strategy=alternating"], "decoding.strategy: alternating keeps tokens"),
-        (["decoding.strategy=fast"], "decoding.strategy: 'fast' is unknown"),
-        (["--prompt", "def"], "--prompt: with bulk.out"),
-        (["decoding.stop=[x]"], "decoding.stop: with bulk.out"),
-        (["seed=3"], "seed: texts and prompts are drawn with decoding.seed"),
-        (["bulk.batch=0", "bulk.num_documents=-1"], "bulk.num_documents: -1"),
-        (["bulk.batch=x"], "bulk.batch: 'x' is not an integer"),
-        (["bulk.prompt_tokens=60"], "exceed the context of 64; take 4 or fewer"),
-        (["bulk.num_documents=100000"], "ask for fewer (bulk.num_documents"),
-        (["bulk.out=/proc/x"], "/proc/x cannot be written"),
-        (["bulk.out=null"], "bulk.out: missing, and bulk.num_documents=10"),
+        (["decoding.stop=[x]"], "decoding.stop: documents end with the end token"),
+        (["batch_size=0", "num_documents=-1"], "num_documents: -1"),
+        (["prompt_tokens=60"], "exceed the context of 64; take 4 or fewer"),
+        (["num_documents=100000"], "ask for fewer"),
+        (["output_dir=/proc/x"], "/proc/x cannot be written"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(
-    run: Run, trained: Path, wrong: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    run: Run, trained: Path, wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", f"checkpoint={trained}", "bulk.out=out", *BULK, *wrong) == 2
-    assert told in capsys.readouterr().err
+    assert run("generate-corpus", f"checkpoint={trained}", "output_dir=out", *SIZES, *wrong) == 2
+    assert message in capsys.readouterr().err
     assert not list(Path().iterdir())
