@@ -143,6 +143,8 @@ def _build(plain: dict[Any, Any], path: str, extra: Mapping[str, Any]) -> Any:
             where = _join(path, key[1]) if key else path
             raise ConfigError([_under(where, problem) for problem in error.__cause__.problems]) from error
         raise ConfigError(f"{path}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    except ModuleNotFoundError as error:  # a logger whose package is optional
+        raise ConfigError(f"{path}: {plain['_target_']} needs a package that is not installed ({error})") from error
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"{path}: {plain['_target_']} refuses its settings: {error}") from error
 

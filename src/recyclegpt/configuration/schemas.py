@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from recyclegpt.decoding import make_strategy
+from recyclegpt.decoding.config import DecodingConfig
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import named_dtype
 
 T = TypeVar("T")
 _LONGEST_NAME = 200
@@ -89,29 +87,6 @@ class Sweep:
 
 
 @dataclass
-class Decoding:
-    """How text is decoded."""
-
-    strategy: str = "verified"
-    num_recycled: int = 1
-    confidence_threshold: float = 0.0
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 200
-    stop: Any = ()
-    seed: int = 0
-    dtype: str = "auto"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
-        named_dtype(self.dtype, torch.device("cpu"), decoding=True)
-
-
-@dataclass
 class Train:
     """The root of `train` and `adapt`. Groups are typed by what their `_target_` builds."""
 
@@ -139,7 +114,7 @@ def register_schemas() -> None:
     """Put the schemas where the `defaults` lists of `conf/` find them."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train, provider="recyclegpt")
-    store.store(group="decoding", name="schema", node=schema_of(Decoding), provider="recyclegpt")
+    store.store(group="decoding", name="schema", node=schema_of(DecodingConfig), provider="recyclegpt")
 
 
 def section_problems(cfg: DictConfig) -> list[str]:
@@ -149,7 +124,7 @@ def section_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
     for key, kind in (("training", Training), ("checkpointing", Checkpointing), ("sweep", Sweep)):
         problems += problems_of(kind, cfg[key], key)
-    return problems + problems_of(Decoding, cfg.decoding, "decoding")
+    return problems + problems_of(DecodingConfig, cfg.decoding, "decoding")
 
 
 def schema_of(target: type) -> type:
