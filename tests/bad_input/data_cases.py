@@ -106,13 +106,6 @@ _trained("a JSON line nested without end", "x.jsonl", jsonl("[" * 200_000), "x.j
 _trained(
     "a JSON line with an endless number", "x.jsonl", jsonl('{"text": ' + "9" * 9000 + "}"), "x.jsonl:3:", UNREADABLE
 )
-_trained(
-    "a JSON line that says its text twice",
-    "x.jsonl",
-    jsonl('{"text": "a", "text": "b"}'),
-    "x.jsonl:3: 'text' twice",
-    UNREADABLE,
-)
 _trained("a JSON line with an empty text", "x.jsonl", jsonl('{"text": ""}'), "x.jsonl:3", "are empty: 1")
 _trained("JSON lines without bytes", "x.jsonl", b"", "x.jsonl", "are empty: 1")
 _trained("a Parquet file cut off", "x.parquet", parquet([GOOD] * 60)[:-40], "x.parquet: after row 0", UNREADABLE)

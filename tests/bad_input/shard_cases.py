@@ -146,12 +146,6 @@ _meta(
     "/etc/passwd",
     "file",
 )
-_meta(
-    "one shard twice",
-    lambda meta: meta["splits"]["train"]["shards"].append(meta["splits"]["train"]["shards"][0]),
-    "train-00000.npy",
-    "twice",
-)
 _shards("the folder does not exist", lambda _: None, "nowhere holds no meta.json", more=["data.path=nowhere"])
 _shards("a file in place of the folder", lambda _: None, "meta.json", more=["data.path=shards/meta.json"])
 

@@ -125,7 +125,7 @@ def test_another_corpus_in_the_same_folder_is_refused(
     other = ["decoding.seed=1", "decoding.strategy=autoregressive"]
     assert run("generate", f"checkpoint={trained}", f"bulk.out={whole}", *BULK, *other) == 2
     message = capsys.readouterr().err
-    for words in ("decoding.seed: ", "has 0, this command 1", "decoding.strategy: ", "bulk.out: "):
+    for words in ("decoding.seed: ", "has 0, this command 1", "decoding.strategy: ", "output_dir: "):
         assert words in message
     assert "bulk.batch" not in message
     assert content(whole) == before
@@ -154,7 +154,6 @@ def test_another_corpus_gives_the_prompts(
         (["decoding.strategy=fast"], "decoding.strategy: 'fast' is unknown"),
         (["--prompt", "def"], "--prompt: with bulk.out"),
         (["decoding.stop=[x]"], "decoding.stop: with bulk.out"),
-        (["seed=3"], "seed: texts and prompts are drawn with decoding.seed"),
         (["bulk.batch=0", "bulk.num_documents=-1"], "bulk.num_documents: -1"),
         (["bulk.batch=x"], "bulk.batch: 'x' is not an integer"),
         (["bulk.prompt_tokens=60"], "exceed the context of 64; take 4 or fewer"),

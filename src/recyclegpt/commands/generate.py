@@ -105,8 +105,6 @@ def _bulk_settings(cfg: DictConfig, arguments: argparse.Namespace, problems: lis
         problems.append("--prompt: with bulk.out prompts come from a corpus; leave one of the two out")
     if cfg.decoding.stop:
         problems.append("decoding.stop: with bulk.out documents end with the end token alone; leave it out")
-    if cfg.seed != cfg.decoding.seed:
-        problems.append("seed: texts and prompts are drawn with decoding.seed; set that one")
     if not type_problems(cfg.bulk, BULK):
         try:
             sizes = {name: value for name, value in to_plain(cfg)["bulk"].items() if name != "out"}
