@@ -250,19 +250,6 @@ _resumed(
     lambda c: c["TextFilesData"].update(format=3),
     "data state has format 3",
 )
-_resumed(
-    "resumed without a position in the data",
-    lambda c: c["TextFilesData"].pop("ranks"),
-    "data state is damaged",
-    "ranks",
-)
-_resumed(
-    "resumed at a batch before the first",
-    lambda c: c["TextFilesData"].update(ranks=[{"batch": -3}]),
-    "data state is damaged",
-    "batch",
-)
-_resumed("resumed with settings of a list", lambda c: c["TextFilesData"].update(settings=[1]), "data state is damaged")
 
 
 @CASES.refused("a file of the corpus changed since the checkpoint", "data: its files have changed", "trained with")

@@ -17,8 +17,8 @@ class Batch(NamedTuple):
     views_NBT: Tensor
     """int64; view n at position t is token t + n of the stream. The packer is the only owner of the shift."""
     documents_NBT: Tensor | None
-    """int32, which document of the row each view's token belongs to (an end token belongs to the document it ends); None
-    where documents may attend to each other."""
+    """int32, which document of the row each view's token belongs to (an end token to the document it ends); None where
+    documents may attend to each other."""
     state: dict[str, Any]
     """Plain Python or numpy arrays (which are not moved to a device): the stream's position after this batch."""
     rows_B: NDArray[np.int64] | None = None

@@ -14,6 +14,10 @@ from recyclegpt.data.source import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
 
 _TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
+MAX_RETRIES = 8
+"""Of a failing connection, in a row."""
+RETRY_WAIT_S = 1.0
+"""Seconds before the first retry; they double with each, up to a minute."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,8 +37,6 @@ class HFStream:
         data_files: as in `load_dataset`.
         revision: commit or tag on the hub; without one, the hub's files can change between runs.
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
-        max_retries: of a failing connection, in a row.
-        retry_wait_s: seconds before the first retry; they double with each, up to a minute.
     """
 
     kind = "hf_stream"
@@ -50,13 +52,9 @@ class HFStream:
         data_files: str | list[str] | dict[str, Any] | None = None,
         revision: str | None = None,
         shuffle_buffer: int = 1000,
-        max_retries: int = 8,
-        retry_wait_s: float = 1.0,
     ) -> None:
         positive = {"num_val_documents": num_val_documents, "shuffle_buffer": shuffle_buffer}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
-        if max_retries < 0:
-            problems.append(f"data.max_retries: {max_retries} is negative")
         if val_split == train_split:
             problems.append(f"data.val_split: {val_split!r} is the training split too; null takes its first documents")
         if problems:
@@ -70,8 +68,6 @@ class HFStream:
         self.data_files = data_files
         self.revision = revision
         self.shuffle_buffer = shuffle_buffer
-        self.max_retries = max_retries
-        self.retry_wait_s = retry_wait_s
         self._val_digests: frozenset[bytes] | None = None
         self._datasets: dict[str, bytes] = {}
 
@@ -144,9 +140,9 @@ class HFStream:
         if attempt >= max_retries:
             raise ConfigError(
                 f"data.name: {self.name}{part} cannot be reached after {attempt + 1} tries ({error!r}); "
-                "check the name and the network, or raise data.max_retries"
+                "check the name and the network"
             ) from error
-        wait_s = min(60.0, self.retry_wait_s * 2**attempt)
+        wait_s = min(60.0, RETRY_WAIT_S * 2**attempt)
         number = f"{attempt + 1} of {max_retries}"
         _log.warning("%s: %r; trying again in %.1f s (%s)", self.name, error, wait_s, number)
         time.sleep(wait_s)
@@ -196,7 +192,7 @@ class DocumentReader:
             except ConfigError:
                 raise
             except Exception as error:
-                self._source.wait_or_raise(error, attempt, self._source.max_retries)
+                self._source.wait_or_raise(error, attempt, MAX_RETRIES)
                 attempt += 1
 
     def _open(self, state: Any) -> Any:
