@@ -76,10 +76,6 @@ def test_first_documents_are_held_out_of_training(folder: Path) -> None:
         assert not set(train) & set(val)
 
 
-def test_named_split_is_validation(folder: Path) -> None:
-    assert [record.text for record in source(folder).records("val")] == ["held out"]
-
-
 def test_folder_is_a_dataset_too(folder: Path) -> None:
     stream = HFStream(str(folder), val_split="validation")
     assert len(list(stream.records("train"))) == NUM_DOCUMENTS
@@ -92,12 +88,6 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
         list(source(folder, train_split="nothing").records("train"))
     with pytest.raises(ConfigError, match="nowhere"):
         list(HFStream(str(folder / "nowhere")).records("train"))
-
-
-def test_settings_are_checked_together() -> None:
-    with pytest.raises(ConfigError) as caught:
-        HFStream("x", num_val_documents=0, shuffle_buffer=0, val_split="train")
-    assert len(caught.value.problems) == 3
 
 
 def test_bad_documents_are_named(folder: Path) -> None:
