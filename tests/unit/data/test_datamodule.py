@@ -200,15 +200,6 @@ def test_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatch)
     assert data.vocab_size == 280
 
 
-def test_stream_is_one_corpus_like_the_others(text: Path) -> None:
-    data = streamed(text, 0)
-    assert data.train_num_tokens is None
-    assert data.unigram_counts().sum() > 1000
-    assert len(data.val_dataloader()) == 3
-    val = set(data.tokenizer.decode(data.val_tokens().tolist()).split("<|endoftext|>"))
-    assert "line 0 of a small corpus" in val
-
-
 def test_bad_settings_are_all_named(text: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         make(text, batch_size=-1, num_workers=-2, tokenizer=None)
