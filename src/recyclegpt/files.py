@@ -1,4 +1,4 @@
-"""Small files that readers see as they were or as they are meant to be, never in part."""
+"""Text and JSON files that readers see whole, old or new, never in part; plain values and paths for documents."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def matches_type(value: Any, kind: Any) -> bool:
+    """Whether a stored value has a field's type: an integer may stand for a float, and a bool is never a number."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def relative(folder: Path) -> Path:

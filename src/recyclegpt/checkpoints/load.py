@@ -17,9 +17,9 @@ from recyclegpt.checkpoints.model_folder import CONFIG, is_model_folder, read_mo
 from recyclegpt.checkpoints.module_only import KEPT, load_backbone_of
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import matches_type
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 from recyclegpt.models.parameter_count import memory_problems
-from recyclegpt.models.stored_values import is_of
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -221,7 +221,7 @@ def _empty_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any], modul
 def _is(value: Any, kind: Any) -> bool:
     if kind is RopeScaling:  # looks at its own numbers
         return isinstance(value, dict)
-    return is_of(value, kind)
+    return matches_type(value, kind)
 
 
 def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:

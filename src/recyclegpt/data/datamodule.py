@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.loaders import TrainLoader, ValBatches, workers_that_suit
 from recyclegpt.data.open_corpus import Corpus, open_corpus
@@ -37,8 +38,8 @@ _CHUNK = 1 << 22
 class TextDataModule(LightningDataModule):
     """One path for every corpus: source, tokenizer, packed rows with shifted views.
 
-    The training stream never ends; an epoch is what `trainer.limit_train_batches` takes of it. The module that trains
-    has to call `trained_on(batch.state)` in every training step.
+    The training stream never ends; an epoch is what `trainer.limit_train_batches` takes of it. The state saved in a
+    checkpoint is that of the batch last trained on.
 
     Args:
         source: where the text comes from.
@@ -187,6 +188,12 @@ class TextDataModule(LightningDataModule):
         rank, world_size = self._rank()
         packing = self._packing(max(3, 2 + self.num_unrolled))
         return ValBatches(self.corpus.val, packing, self.val_batch_size, self.num_val_batches, rank, world_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note the state of a batch that the trainer is about to train on."""
+        if self.trainer is not None and self.trainer.training:
+            self.trained_on(batch.state)
+        return batch
 
     def trained_on(self, state: State) -> None:
         """Note that the batch with this state has been trained on; the next checkpoint stands after it."""

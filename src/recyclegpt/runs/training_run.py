@@ -82,8 +82,9 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         num_bytes,
         hyper_parameters(model, plain, made.backbone),
         cfg.max_skipped_steps,
-        compiles(cfg),
-        int(cfg.activation_checkpointing),
+        use_compile=compiles(cfg),
+        activation_checkpointing=int(cfg.activation_checkpointing),
+        backbone_external=made.backbone is not None,
     )
     # Made again by the trainer; here so that an impossible schedule is told now, not after the first batches are read.
     optimizer = module.configure_optimizers()["optimizer"]

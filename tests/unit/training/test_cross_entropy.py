@@ -58,10 +58,10 @@ def test_compiled_equals_plain(teacher_share: float) -> None:
     for compiled in (False, True):
         values = {k: v.float() if v.is_floating_point() else v for k, v in inputs().items()}
         mine = {k: v.requires_grad_(k in ("state_MC", "weight_VC")) for k, v in values.items()}
-        rows = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+        rows = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, use_compile=compiled)
         rows.total.backward()
         with torch.no_grad():
-            watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+            watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, use_compile=compiled)
         results.append((rows.total.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad, *watched))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)

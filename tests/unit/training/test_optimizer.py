@@ -259,11 +259,11 @@ def test_every_bad_value_is_named() -> None:
         "optimizer.weight_decay",
         "optimizer.eps",
         "optimizer.betas",
+        "optimizer",
         "optimizer.muon_lr",
         "optimizer.momentum",
         "optimizer.num_newton_schulz_steps",
         "optimizer.adjust_lr_fn",
-        "optimizer",
     ]
     with pytest.raises(ConfigError, match="no trainable parameter"):
         adamw([], lr=1e-3)
