@@ -107,7 +107,7 @@ _changed(
 )
 _changed(
     "a shape with heads that do not divide its width",
-    lambda c: c["hyper_parameters"]["model"].update(num_heads=5, num_kv_heads=5, head_dim=0),
+    lambda c: c["hyper_parameters"]["model"].update(num_heads=5, num_kv_heads=5, head_dim=None),
     "num_heads: 5 does not divide hidden_size=32",
 )
 _changed(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recyclegpt.kernels.build import find_compiler
-from recyclegpt.training.cross_entropy import chunked_cross_entropy, rows_of_chunk
+from recyclegpt.training.cross_entropy import chunked_cross_entropy
 
 
 def inputs(rows: int = 23, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -65,14 +65,6 @@ def test_compiled_equals_plain(teacher_share: float) -> None:
         results.append((rows.total.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad, *watched))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
-
-
-def test_chunks_are_as_large_as_the_device_likes() -> None:
-    assert rows_of_chunk(32000, on_cuda=False) == 256
-    assert rows_of_chunk(32000, on_cuda=True) == 8320
-    assert 0.9 * 2**30 < rows_of_chunk(4096, on_cuda=True) * 4096 * 4 <= 2**30
-    assert rows_of_chunk(10_000_000, on_cuda=True) == 256
-    assert rows_of_chunk(32000, on_cuda=True, wanted=7) == 7
 
 
 def test_row_statistics() -> None:

@@ -190,16 +190,6 @@ def test_the_rows_of_a_skipped_step_are_saved(tmp_path: Path) -> None:
     assert all(line["grad_norm"] == "nan" for line in lines)
 
 
-def test_the_count_of_skipped_steps_goes_on_after_a_restart(tmp_path: Path) -> None:
-    module = build()
-    module.num_skipped_steps, module.num_skipped_in_a_row = 7, 1
-    checkpoint: dict[str, Any] = {}
-    module.on_save_checkpoint(checkpoint)
-    other = build()
-    other.on_load_checkpoint(checkpoint)
-    assert (other.num_skipped_steps, other.num_skipped_in_a_row) == (7, 1)
-
-
 def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:
     plain, compiled = build(), build(compiled=True)
     assert list(plain.state_dict()) == list(compiled.state_dict())
