@@ -122,7 +122,7 @@ def test_killed_at_every_kind_of_moment_one_after_the_other(
 ) -> None:
     """A resume of a resume of a resume: seven deaths in one run."""
     settings = [*small, *SETTINGS, f"data.num_workers={num_workers}", f"trainer.precision={precision}"]
-    settings += [f"optimizer={optimizer}", "loss=two_step", "loss.recycle_switch=0.5"]
+    settings += [f"optimizer={optimizer}", "loss=two_step", "loss.schedule_switch=0.5"]
     assert run("train", *settings, "hydra.run.dir=whole", "callbacks=no_monitor") == 0
     reference, watched.rows = watched.rows, {}
     watched.begun.clear()

@@ -191,7 +191,9 @@ class _Steps:
         self.taken += 1
         narrow = self.config.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.config.dtype) if narrow else contextlib.nullcontext():
-            loss: Tensor = self.loss(self.model, views_NBT).loss
+            loss_config = self.config.loss
+            states = self.model.states(views_NBT, None, loss_config.num_unrolled, loss_config.backbone_grad_scale)
+            loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
         return loss
 
 

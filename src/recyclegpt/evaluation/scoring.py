@@ -154,7 +154,7 @@ class Scorer:
         with self._precision():
             if not num_steps:
                 return tokens_BS, [self.model.backbone_states(views_NBT[0])]
-            hidden_BTC, recycled = self.model(views_NBT, num_unrolled=num_steps)
+            hidden_BTC, recycled = self.model.states(views_NBT, num_unrolled=num_steps)
         return tokens_BS, [hidden_BTC, *recycled]
 
     @torch.no_grad()

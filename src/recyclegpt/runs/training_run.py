@@ -179,8 +179,9 @@ def _lightning_module(
         num_bytes,
         hyper_parameters(built.model, plain, built.backbone),
         cfg.training.max_skipped_steps,
-        compiles(cfg),
-        int(cfg.training.activation_checkpointing),
+        use_compile=compiles(cfg),
+        activation_checkpointing=int(cfg.training.activation_checkpointing),
+        backbone_external=built.backbone is not None,
     )
 
 

@@ -48,7 +48,6 @@ class Recorder(LightningModule):
         self.num_validated = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.trainer.datamodule.trained_on(batch.state)  # type: ignore[attr-defined]
         self.seen.append(batch.views_NBT.clone())
         return self.weight.sum()
 

@@ -114,7 +114,7 @@ def test_unrolled_training_gives_the_logits_of_decoding() -> None:
         num_rows = len(text) - num_recycled
         views_NBT = torch.stack([torch.tensor([text[n : n + num_rows]]) for n in range(num_recycled + 1)])
         with torch.no_grad():
-            states = model(views_NBT, num_unrolled=num_recycled)
+            states = model.states(views_NBT, num_unrolled=num_recycled)
             unrolled = [model.logits(state)[0] for state in states.recycled_KBTC]
         # The prompt's pass classifies its last state, then each cycle the m proposals.
         proposals = seen[1:]
