@@ -203,8 +203,8 @@ class DecodingMonitor(Callback):
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
                 "decode/ceiling_bytes": byte_ceiling(model, self.num_recycled),
-                "decode/rho": costs.rho,
-                "decode/c": costs.c,
+                "decode/rho": costs.verify_cost,
+                "decode/c": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
                 "decode/acceptance": acceptance,
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
@@ -245,7 +245,7 @@ class DecodingMonitor(Callback):
             for name, speed in speeds.items():
                 text = "\n\n".join(
                     marked_text(tokenizer.decode, prompt, text, recycled)
-                    for prompt, text, recycled in zip(prompts, speed.texts, speed.recycled, strict=True)
+                    for prompt, text, recycled in zip(prompts, speed.texts, speed.drafted, strict=True)
                 )
                 logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
 
