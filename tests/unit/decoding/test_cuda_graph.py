@@ -1,4 +1,4 @@
-"""What a GPU does with a step, proved where there is none: captured once, checked, replayed, and never asking the host."""
+"""What a GPU does with a step, proved where there is none: captured, checked, replayed, never asking the host."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_the_last_cycles_are_not_run_in_vain(on_graphs: type[RecordedGraph]) -> 
 def test_a_stream_that_is_not_done_keeps_its_session(on_graphs: type[RecordedGraph]) -> None:
     model = random_model(7)
     ours, wanted = graphed(model), Decoder(model).generate([[1, 2]], Verified(1), 30).tokens
-    ours.generate([[3]], Verified(1), 30)  # leaves an idle session
+    for strategy in (Verified(1), Autoregressive(), Verified(1)):
+        ours.generate([[3]], strategy, 30)
+    assert len(ours._idle) == 2, "decoders that take turns find their graphs again"
     streams = [
         ours.stream([[1, 2]], Verified(1), 30, Sampler.seeded(SamplingConfig(), 1, 0, model.device)) for _ in range(2)
     ]

@@ -56,6 +56,7 @@ def test_sometimes_agreeing_module_is_kept_up_to_the_first_error() -> None:
     # the token at position p is p + 1; a recycled token at a multiple of 3 is rejected, so the backbone writes it
     assert [position for position, ours in enumerate(result.drafted[0], start=1) if ours] == [2, 4, 5, 7, 8]
     assert (result.counts.num_accepted, result.counts.num_verified) == (5, 6)
+    assert result.counts.mean_accepted_length == 1 + 5 / 3, "one token by the prefill, eight in three steps"
 
 
 def test_autoregressive_reads_one_token_a_pass_and_never_calls_the_module() -> None:
