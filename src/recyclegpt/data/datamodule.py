@@ -197,7 +197,6 @@ class TextDataModule(LightningDataModule):
             self.trained_on(batch.state)
         return batch
 
-
     def check_lengths(self, world_size: int) -> None:
         """Make sure that both splits are long enough, before anything is written.
 
