@@ -9,8 +9,7 @@ from pathlib import Path
 
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting import write_report
-from recyclegpt.reporting.pages import WrittenFiles
+from recyclegpt.reporting import Report, write_report
 from recyclegpt.reporting.tables import summary_cells
 
 
@@ -38,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _report_on_runs(folders: Sequence[str], output: Path, title: str | None) -> WrittenFiles:
+def _report_on_runs(folders: Sequence[str], output: Path, title: str | None) -> Report:
     report = write_report(folders, output, title)
     header, rows = summary_cells(report.settings)
     if rows:

@@ -210,7 +210,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_older_one(
 
 def test_too_many_failures_in_a_row_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, {4, 6, 8})
-    with pytest.raises(RunError, match="the run stops after step 8; the same command with resume=auto goes on"):
+    with pytest.raises(RunError, match="the run stops after step 8"):
         fit(tmp_path, every_n_steps=2, keep=2, max_failed=2)
     assert steps(tmp_path) == [2]
 
@@ -269,7 +269,7 @@ def test_a_queue_that_refuses_is_told(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     requeue()
-    assert "SLURM job 77 could not be put back into the queue" in caplog.text
+    assert "SLURM job 77 could not be requeued" in caplog.text
 
 
 def test_temporaries_of_a_killed_run_are_removed_at_the_start(tmp_path: Path) -> None:
