@@ -46,7 +46,7 @@ def test_names_alone_make_no_export(export: Path) -> None:
     one = export / "model-00001-of-00002.safetensors"
     for spoil in (lambda: save_file({"a": torch.ones(9)}, one, metadata={"format": "pt"}), lambda: one.write_text("x")):
         spoil()
-        assert f"holds what no export wrote ({one.name})" in str(occupied(export, overwrite=True))
+        assert f"holds files that no export wrote ({one.name})" in str(occupied(export, overwrite=True))
     for path in export.glob("*.safetensors"):
         path.unlink()
     assert "holds no weights" in str(occupied(export, overwrite=True))

@@ -58,7 +58,7 @@ def _refused(status: int) -> HfHubHTTPError:
     ("error", "told"),
     [
         (_refused(401), "hf auth login"),
-        (_refused(403), "the token may not write there"),
+        (_refused(403), "no write access"),
         (_refused(500), "could not be used (500"),
         (LocalTokenNotFoundError("none"), "HF_TOKEN"),
         (ConnectionError("no route"), "no route"),

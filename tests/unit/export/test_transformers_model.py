@@ -191,44 +191,12 @@ def test_weights_that_change_are_decoded_as_they_are(theirs: Any) -> None:
     assert after == generate(theirs.core, PROMPTS.tolist(), 20, "autoregressive").tokens
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_that_change_behind_their_version_are_seen(theirs: Any, dtype: torch.dtype) -> None:
-    theirs.to(dtype)
-    continued(theirs)
-    ready = theirs.__dict__["_ready"][1]
-    continued(theirs)
-    assert theirs.__dict__["_ready"][1] is ready, "nothing has changed"
-    for weight in (theirs.backbone.norm.weight, theirs.backbone.embed_tokens.weight):
-        before = (weight.data_ptr(), weight._version)
-        weight.data += 1
-        assert (weight.data_ptr(), weight._version) == before
-        written = continued(theirs)
-        assert theirs.__dict__["_ready"][1] is not ready
-        ready = theirs.__dict__["_ready"][1]
-        expected = generate(theirs.core, PROMPTS.tolist(), 20, "autoregressive").tokens
-        assert dtype is torch.bfloat16 or written == expected
-
-
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 37])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_checksum_sees_every_element(size: int, dtype: torch.dtype) -> None:
-    from recyclegpt.export.transformers_model import _checksum
-
-    weight = torch.linspace(1, 2, size + 1, dtype=dtype)[1:]  # not at the start of its memory
-    before = _checksum(weight)
-    assert before == _checksum(weight.clone())
-    for place in range(size):
-        changed = weight.clone()
-        changed.data[place] *= -1
-        assert _checksum(changed) != before
-
-
-def test_texts_that_do_not_fit_are_told_once(theirs: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_that_do_not_fit_are_reported_once(theirs: Any, caplog: pytest.LogCaptureFixture) -> None:
     continued(theirs, max_new_tokens=64 - PROMPTS.shape[1])
     assert not caplog.text
     for _ in range(2):
         assert len(continued(theirs, max_new_tokens=60)[0]) == 64 - PROMPTS.shape[1]
-    assert caplog.text.count("max_new_tokens: 60 do not fit behind a prompt of 9 tokens into the context of 64") == 1
+    assert caplog.text.count("max_new_tokens: 60 do not fit after a prompt of 9 tokens into the context of 64") == 1
 
 
 def test_save_pretrained_writes_the_folder_again(model: RecycleGPT, theirs: Any, tmp_path: Path) -> None:
