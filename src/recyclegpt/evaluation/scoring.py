@@ -51,9 +51,9 @@ class Scorer:
 
     - `backbone`: log p_backbone(x_p), from h_{p-1}.
     - `module`: log p_recycle(x_p), from r_{p-2}. A token with fewer than two before it is scored by the backbone.
-    - `alternating`: the distribution that alternating decoding with `num_recycled` = m, started after the context, would
-      have drawn the token from: the backbone's for the first token and every (m + 1)-th after it, the module's step k
-      for the k-th token after one of these.
+    - `alternating`: the distribution that alternating decoding with `num_recycled` = m, started after the context,
+      would have drawn the token from: the backbone's for the first token and every (m + 1)-th after it, the module's
+      step k for the k-th token after one of these.
 
     Raises:
         ConfigError: a scoring is unknown, or a number out of range.
