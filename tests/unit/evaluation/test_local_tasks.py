@@ -45,10 +45,6 @@ def test_what_an_operating_system_puts_there_is_passed_over(tmp_path: Path) -> N
     assert blimp(hidden)["task"], "a folder that the user names is read whatever it is called"
 
 
-def test_a_title_after_another_begins_an_article_too() -> None:
-    assert articles(" = A = \n = B = \n b \n") == [" = A = \n", " = B = \n b \n"]
-
-
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"task_files\.blimp_local: .* has no \.jsonl files"):
         blimp(tmp_path)
@@ -61,12 +57,3 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     for name, problem in (("nowhere", "cannot be read"), ("empty", "holds no text"), ("latin", "cannot be read")):
         with pytest.raises(ConfigError, match=rf"{name}\.txt {problem}"):
             wikitext([str(tmp_path / f"{name}.txt")])
-
-
-def test_pairs_without_a_phenomenon_are_a_group_too(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(PAIR * 3, encoding="utf-8")
-    (group,) = blimp(tmp_path)["task"]
-    assert group["group"] == "other"
-    (task,) = group["task"]
-    assert task["task"] == "a"
-    assert len(task["custom_dataset"]()["test"]) == 3

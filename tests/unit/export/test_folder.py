@@ -86,9 +86,3 @@ def test_a_move_that_fails_puts_the_old_back(export: Path, monkeypatch: pytest.M
         (folder / "new").touch()
     assert (export / "config.json").read_text() == "old"
     assert [path.name for path in export.parent.iterdir()] == ["out"]
-
-
-def test_folders_above_it_are_made(tmp_path: Path) -> None:
-    with replaced(tmp_path / "a" / "b") as folder:
-        (folder / "x").touch()
-    assert (tmp_path / "a" / "b" / "x").exists()

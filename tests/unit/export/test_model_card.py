@@ -75,11 +75,6 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
         assert word not in text
 
 
-def test_speeds_that_others_disturbed_are_marked(tmp_path: Path) -> None:
-    assert "do not trust" in card(tmp_path, hardware=RESULT["hardware"] | {"contended": True})
-    assert "do not trust" not in card(tmp_path)
-
-
 def test_numbers_of_other_weights_are_not_claimed(tmp_path: Path) -> None:
     text = card(tmp_path, replace(FACTS, step=100))
     assert "35.53" not in text
@@ -103,8 +98,3 @@ def test_a_backbone_alone_says_nothing_of_recycling(tmp_path: Path) -> None:
     assert "library_name: transformers" in text
     for word in ("perplexity of the module", "Speed", "Limits", "speculative"):
         assert word not in text
-
-
-def test_a_draft_says_that_no_engine_was_run(tmp_path: Path) -> None:
-    assert "The serving engine was not run" in card(tmp_path, replace(FACTS, kind="vllm"))
-    assert "engine" not in card(tmp_path)

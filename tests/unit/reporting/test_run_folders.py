@@ -83,7 +83,7 @@ def test_contended_speeds_are_left_out_and_a_bench_takes_their_place(tmp_path: P
     assert [problem.path.name for problem in runs.problems] == ["bench.json"]
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no runs found"):
         read_runs(tmp_path)
     with pytest.raises(ConfigError, match="there is no such folder"):
