@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, stage_seconds
+from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import print_progress, print_tables
@@ -211,7 +211,7 @@ def _stages(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str
         for name in names
     }
     return {
-        name: stage_seconds(decoder, rows, strategy, new_tokens, config.sampling)
+        name: step_breakdown(decoder, rows, strategy, new_tokens, config.sampling)
         for name, strategy in strategies.items()
     }
 
@@ -223,14 +223,18 @@ def _document(
     stages: dict[str, dict[str, float]],
     others_cpu: float | None,
 ) -> dict[str, Any]:
-    first = next((row for row in rows if row["rho"] is not None), rows[0])
+    first = next((row for row in rows if row["verify_cost"] is not None), rows[0])
     return {
         "hardware": {
             **measured_on(device, others_cpu),
             "copy_bytes_per_s": statistics.median(row["copy_bytes_per_s"] for row in rows if "copy_bytes_per_s" in row),
         },
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
-        "costs": {"rho": first["rho"], "c": first["c"], "bytes_ratio": facts["bytes_ratio"]},
+        "costs": {
+            "verify_cost": first["verify_cost"],
+            "draft_cost": first["draft_cost"],
+            "bytes_ratio": facts["bytes_ratio"],
+        },
         "rows": rows,
         "stages": stages,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from recyclegpt.benchmark.breakdown import STAGES
+from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import Row
 from recyclegpt.console import print_table
 from recyclegpt.hardware.description import warn_contended
@@ -24,8 +24,8 @@ COLUMNS = {
     "ceiling_measured": "ceiling",
     "ceiling_bytes": "by bytes",
     "acceptance": "kept",
-    "rho": "rho",
-    "c": "c",
+    "verify_cost": "verify cost",
+    "draft_cost": "draft cost",
     "bandwidth_utilisation": "bandwidth",
     "time_to_first_token_s": "first s",
 }
@@ -68,6 +68,6 @@ def print_tables(document: dict[str, Any], repetitions: int, trained: bool) -> N
     if document["stages"]:
         print()
         print_table(
-            [(name, *(seconds[stage] * 1e3 for stage in STAGES)) for name, seconds in document["stages"].items()],
-            header=("ms of a cycle", *STAGES),
+            [(name, *(seconds[stage] * 1e3 for stage in PARTS)) for name, seconds in document["stages"].items()],
+            header=("ms of a cycle", *PARTS),
         )

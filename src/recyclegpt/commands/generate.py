@@ -74,8 +74,8 @@ def run(argv: Sequence[str]) -> int:
     sampler = Sampler.seeded(sampling, 1, decoding.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    text = TextStreamer(stop, pieces.step, pieces.finish)
-    stop_strings = StopStrings(stop, tokenizer.decode) if stop else None
+    stop_strings = StopStrings(stop, tokenizer.decode)
+    text = TextStreamer(stop_strings, pieces.step, pieces.finish)
     begin = time.perf_counter()
     stream = decoder.stream(
         [tokens], strategy, decoding.max_new_tokens, sampler, tokenizer.stop_ids, counts, stop_strings
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
     for emitted in itertools.chain([] if first is None else [first], stream):
-        for token, recycled in zip(emitted.tokens, emitted.recycled, strict=True):
+        for token, recycled in zip(emitted.tokens, emitted.drafted, strict=True):
             _show(text.add(token, recycled), arguments.mark)
     _show(text.end(), arguments.mark)
     print(flush=True)
