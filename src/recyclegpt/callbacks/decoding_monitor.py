@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from recyclegpt.benchmark import PassCosts, Speed, byte_ceiling, measure_pass_costs, measure_speed
 from recyclegpt.callbacks.rng import isolated_rng
 from recyclegpt.callbacks.tensorboard import DESCRIPTIONS
-from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
 from recyclegpt.files import write_whole
 from recyclegpt.hardware.contention import ExternalCpuLoad
@@ -55,7 +55,7 @@ class DecodingMonitor(Callback):
 
     def __init__(
         self,
-        decoding: Mapping[str, Any] | None = None,
+        decoding: DecodingConfig | Mapping[str, Any] | None = None,
         folder: str | None = None,
         num_prompts: int = 4,
         prompt_tokens: int = 64,
@@ -65,12 +65,7 @@ class DecodingMonitor(Callback):
         every_n_epochs: int = 1,
         seed: int = 0,
     ) -> None:
-        settings = dict(decoding or {})
-        self.num_recycled, self.dtype = settings.get("num_recycled", 1), settings.get("dtype", "auto")
-        self.confidence_threshold = settings.get("confidence_threshold", settings.get("confidence", 0.0))
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        self.sampling = SamplingConfig(**{name: settings[name] for name in names if name in settings})
-        named_dtype(self.dtype, torch.device("cpu"), decoding=True)  # an unknown name fails before training
+        self.decoding = decoding if isinstance(decoding, DecodingConfig) else DecodingConfig(**(decoding or {}))
         self.folder = None if folder is None else Path(folder)
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
         self.repetitions, self.budget_s = repetitions, budget_s
@@ -134,15 +129,16 @@ class DecodingMonitor(Callback):
         prompts_PT = datamodule.val_prompts(self.num_prompts, self.prompt_tokens)
         prompts: list[list[int]] = prompts_PT.tolist()
         # A copy, so that weights are cast once and decoding's shapes never recompile the training forward.
-        decoder = Decoder.optimised(model, named_dtype(self.dtype, model.device, decoding=True))
+        decoder = Decoder.optimised(model, named_dtype(self.decoding.dtype, model.device, decoding=True))
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
         if model.recyclable is not None:
-            recycled = self.num_recycled, self.confidence_threshold
+            recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
             strategies += [Alternating(*recycled), Verified(*recycled)]
-            costs = measure_pass_costs(decoder, self.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+            costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+        sampling = self.decoding.sampling()
         speeds = measure_speed(
-            decoder, prompts, strategies, self.new_tokens, self.sampling, self.repetitions, self.budget_s, self.seed
+            decoder, prompts, strategies, self.new_tokens, sampling, self.repetitions, self.budget_s, self.seed
         )
         return speeds, costs, prompts
 
@@ -162,12 +158,12 @@ class DecodingMonitor(Callback):
                 "decode/speedup_verified": verified.speedup_over(plain),
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
-                "decode/ceiling_bytes": byte_ceiling(model, self.num_recycled),
+                "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),
                 "decode/verify_cost": costs.verify_cost,
                 "decode/draft_cost": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
                 "decode/acceptance": acceptance,
-                "decode/mean_accepted_length": _mean_accepted_length(verified),
+                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
             }
         return metrics
@@ -185,11 +181,11 @@ class DecodingMonitor(Callback):
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 **{tag: value if math.isfinite(value) else None for tag, value in metrics.items()},
-                "num_recycled": self.num_recycled,
+                "num_recycled": self.decoding.num_recycled,
                 "prompts": len(prompts),
                 "prompt_tokens": self.prompt_tokens,
                 "new_tokens": self.new_tokens,
-                "dtype": self.dtype,
+                "dtype": self.decoding.dtype,
                 "others_cpu": self.others_cpu,
                 "repetitions": {name: speed.repetitions for name, speed in speeds.items()},
             }
@@ -226,11 +222,6 @@ def marked_text(
             pieces.append(f"<strong>{piece}</strong>" if recycled[begin] else piece)
             begin = end
     return "<pre>" + "".join(pieces) + "</pre>"
-
-
-def _mean_accepted_length(speed: Speed) -> float:
-    num_passes = sum(run.num_passes for run in speed.runs)
-    return 1 + speed.counts.num_accepted / num_passes if num_passes else math.nan
 
 
 def _or_nan(value: float | None) -> float:

@@ -142,20 +142,6 @@ def test_rows_after_the_point_of_resumption_are_written_again(tmp_path: Path) ->
     assert [row.get("old", False) for row in rows] == [True, False, False]
 
 
-def test_the_monitor_alone_leaves_the_random_state(tmp_path: Path) -> None:
-    class Checked(DecodingMonitor):
-        def _measure(self, trainer: Trainer, pl_module: LitRecycleGPT) -> object:
-            torch.rand(100)
-            return super()._measure(trainer, pl_module)
-
-        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LitRecycleGPT) -> None:
-            before = torch.get_rng_state()
-            super().on_validation_epoch_end(trainer, pl_module)
-            assert torch.equal(torch.get_rng_state(), before)
-
-    fit(tmp_path, Checked(prompt_tokens=6, new_tokens=8, num_prompts=1, repetitions=1))
-
-
 def test_nothing_runs_in_the_sanity_check(tmp_path: Path) -> None:
     class Counting(DecodingMonitor):
         calls = 0

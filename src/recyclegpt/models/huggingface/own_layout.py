@@ -34,7 +34,7 @@ class RecycleGPTForCausalLM(transformers_model.RecycleGPTForCausalLM):
 
     config_class = RecycleGPTConfig
 '''
-GENERATE = '''"""Lets `model.generate` recycle: strategy, num_recycled and confidence are further arguments of it."""
+GENERATE = '''"""Lets `model.generate` recycle: strategy, num_recycled and confidence_threshold are extra arguments."""
 
 from recyclegpt.export.transformers_model import generate
 
