@@ -157,7 +157,7 @@ def test_another_corpus_gives_the_prompts(
         (["bulk.batch=0", "bulk.num_documents=-1"], "bulk.num_documents: -1"),
         (["bulk.batch=x"], "bulk.batch: 'x' is not an integer"),
         (["bulk.prompt_tokens=60"], "exceed the context of 64; take 4 or fewer"),
-        (["bulk.num_documents=100000"], "ask for fewer (bulk.num_documents"),
+        (["bulk.num_documents=100000"], "ask for fewer (num_documents"),
         (["bulk.out=/proc/x"], "/proc/x cannot be written"),
         (["bulk.out=null"], "bulk.out: missing, and bulk.num_documents=10"),
     ],
