@@ -81,7 +81,7 @@ def test_memory_is_planned_and_found_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("recyclegpt.runs.announce.memory_of", lambda _: 1000)
-    assert run("train", *small, "activation_checkpointing=2", "hydra.run.dir=one") == 0
+    assert run("train", *small, "training.activation_checkpointing=2", "hydra.run.dir=one") == 0
     told = capsys.readouterr().err
     (line,) = [line for line in told.splitlines() if line.startswith("memory  ")]
     assert line.endswith("GB of 1e-06 GB")
@@ -94,7 +94,10 @@ def test_memory_is_planned_and_found_short(
 
 
 def test_wrong_ways_to_train_faster_are_named(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", *small, "compile=maybe", "activation_checkpointing=some", "loss.chunk_size=0") == 2
+    assert (
+        run("train", *small, "training.compile=maybe", "training.activation_checkpointing=some", "loss.chunk_size=0")
+        == 2
+    )
     told = capsys.readouterr().err
     assert "compile: maybe is neither true, false nor auto" in told
     assert "activation_checkpointing: some is neither true nor false" in told
@@ -127,7 +130,13 @@ def test_without_a_module_what_does_not_apply_is_null(run: Run, small: list[str]
 
 
 def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str]) -> None:
-    settings = [*small, "trainer.max_epochs=2", "checkpoint.every_n_steps=2", "checkpoint.keep=9", "data.num_workers=0"]
+    settings = [
+        *small,
+        "trainer.max_epochs=2",
+        "checkpointing.every_n_steps=2",
+        "checkpointing.keep=9",
+        "data.num_workers=0",
+    ]
     assert run("train", *settings, "hydra.run.dir=whole") == 0
     assert run("train", *settings, "hydra.run.dir=parts", "resume=whole/checkpoints/step_0000004.ckpt") == 0
     whole, parts = load_trained("whole"), load_trained("parts")
@@ -140,7 +149,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str]) ->
 def test_resume_auto_goes_on_in_the_newest_unfinished_folder(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [*small, "name=cut", "checkpoint.every_n_steps=2", "callbacks=no_monitor"]
+    settings = [*small, "name=cut", "checkpointing.every_n_steps=2", "callbacks=no_monitor"]
     assert run("train", *settings) == 0
     (folder,) = Path("outputs/train/cut").iterdir()
     (folder / "result.json").unlink()  # as if it had been killed after step 4
@@ -154,7 +163,7 @@ def test_resume_auto_goes_on_in_the_newest_unfinished_folder(
 
 
 def test_a_run_killed_after_its_last_step_is_finished(run: Run, small: list[str]) -> None:
-    settings = [*small, "checkpoint.every_n_steps=3", "hydra.run.dir=late"]
+    settings = [*small, "checkpointing.every_n_steps=3", "hydra.run.dir=late"]
     assert run("train", *settings) == 0
     whole = result("late")
     (Path("late") / "result.json").unlink()
@@ -187,7 +196,7 @@ def test_a_completed_run_is_not_overwritten(run: Run, small: list[str], capsys: 
 
 
 def test_a_failed_run_says_so(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [*small, "optimizer=adamw", "optimizer.lr=1e30", "max_skipped_steps=0", "hydra.run.dir=bad"]
+    settings = [*small, "optimizer=adamw", "optimizer.lr=1e30", "training.max_skipped_steps=0", "hydra.run.dir=bad"]
     assert run("train", *settings) == 1
     message = capsys.readouterr().err
     assert "not finite 1 steps in a row" in message
@@ -254,7 +263,7 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
         (["resume=nowhere"], ["resume: nowhere does not exist"]),
         (["resume=README.md"], ["README.md"]),
         (["callbacks.decoding_monitor.dtype=float3"], ["dtype: 'float3' is unknown"]),
-        (["max_skipped_steps=-1", "optimizer.lr=-1"], ["max_skipped_steps: -1", "optimizer.lr: -1"]),
+        (["training.max_skipped_steps=-1", "optimizer.lr=-1"], ["training.max_skipped_steps: -1", "optimizer.lr: -1"]),
         (["loss.backbone_weight=-1", "model.num_layers=abc"], ["backbone_weight: -1", "model.num_layers"]),
         (["data.tokenizer.vocab_size=10"], ["- data.tokenizer.vocab_size: 10 is too small"]),
         (["trainer.precision=int8"], ["trainer.precision: 'int8' is unknown", "bf16-mixed"]),
