@@ -33,9 +33,9 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: all that is wrong with the config.
     """
-    problems = value_problems(cfg) or section_problems(cfg)
-    if not problems:
-        problems = check_combinations(cfg)
+    if problems := value_problems(cfg):
+        raise ConfigError(problems)
+    problems = section_problems(cfg) + check_combinations(cfg)
     parts: dict[str, Any] = {}
     for key in ("model", "recycle", "loss", "data", "optimizer", "scheduler"):
         try:
@@ -48,8 +48,8 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
             problems += error.problems
     if "model" in parts and "recycle" in parts:
         problems += _memory_problems(parts["model"], parts["recycle"])
-    if not problems:
-        problems = _try_optimizer(cfg, parts)
+    if {"optimizer", "scheduler"} <= parts.keys() and not any(problem.startswith("trainer.") for problem in problems):
+        problems += _try_optimizer(cfg, parts)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return parts
