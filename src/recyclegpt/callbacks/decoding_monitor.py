@@ -163,8 +163,8 @@ class DecodingMonitor(Callback):
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
                 "decode/ceiling_bytes": byte_ceiling(model, self.num_recycled),
-                "decode/verify_cost": costs.rho,
-                "decode/draft_cost": costs.c,
+                "decode/verify_cost": costs.verify_cost,
+                "decode/draft_cost": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
                 "decode/acceptance": acceptance,
                 "decode/mean_accepted_length": _mean_accepted_length(verified),
@@ -206,7 +206,7 @@ class DecodingMonitor(Callback):
             for name, speed in speeds.items():
                 text = "\n\n".join(
                     marked_text(tokenizer.decode, prompt, text, recycled)
-                    for prompt, text, recycled in zip(prompts, speed.texts, speed.recycled, strict=True)
+                    for prompt, text, recycled in zip(prompts, speed.texts, speed.drafted, strict=True)
                 )
                 logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
 

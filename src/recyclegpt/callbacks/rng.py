@@ -1,4 +1,4 @@
-"""Random-number states: validation does not change them, and a resumed run continues with those of the interrupted one."""
+"""Random-number states: validation does not change them, and a resumed run continues with those it had."""
 
 from __future__ import annotations
 

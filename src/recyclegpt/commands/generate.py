@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import DecodingSettings, read_settings
+from recyclegpt.commands.settings import read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.console import paint
-from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
+from recyclegpt.decoding import Counts, Decoder, DecodingConfig, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError, Problems
 
 EXAMPLES = (
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     cfg = compose_or_explain("generate", arguments.overrides)
     problems = Problems()
     with problems.under():
-        settings = read_settings(DecodingSettings, cfg.decoding, "decoding.")
+        settings = read_settings(DecodingConfig, cfg.decoding, "decoding")
     with problems.under():
         device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
     problems.raise_any()
@@ -42,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     sampler = Sampler.seeded(settings.sampling(), 1, settings.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    text = TextStreamer(settings.stop, pieces.step, pieces.finish)
-    stop_strings = StopStrings(settings.stop, tokenizer.decode) if settings.stop else None
+    stop_strings = StopStrings(settings.stop, tokenizer.decode)
+    text = TextStreamer(stop_strings, pieces.step, pieces.finish)
     begin = time.perf_counter()
     stream = decoder.stream(
         [tokenizer.encode_prompt(prompt)], strategy, settings.max_new_tokens, sampler, tokenizer.stop_ids, counts,
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
     for new in itertools.chain([] if first is None else [first], stream):
-        for token, drafted in zip(new.tokens, new.recycled, strict=True):
+        for token, drafted in zip(new.tokens, new.drafted, strict=True):
             _show(text.add(token, drafted), arguments.mark)
     _show(text.end(), arguments.mark)
     print(flush=True)
@@ -108,7 +108,7 @@ def _print_stats(strategy: Strategy, counts: Counts, seconds: float) -> None:
         rates = {"acceptance rate": counts.acceptance}
     parts = [f"{name} {rate:.0%}" for name, rate in rates.items() if rate is not None]
     if counts.num_verified:
-        parts.append(f"mean accepted length {counts.num_tokens / counts.num_backbone_passes:.2f}")
+        parts.append(f"mean accepted length {counts.mean_accepted_length:.2f}")
     line = (
         f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, {counts.num_backbone_passes} backbone passes"
     )

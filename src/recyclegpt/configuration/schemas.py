@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from recyclegpt.decoding import make_strategy
+from recyclegpt.decoding import DecodingConfig
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import named_dtype
 
 T = TypeVar("T")
 _LONGEST_NAME = 200
@@ -89,29 +87,6 @@ class Sweep:
 
 
 @dataclass
-class Decoding:
-    """How text is decoded."""
-
-    strategy: str = "verified"
-    num_recycled: int = 1
-    confidence_threshold: float = 0.0
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 200
-    stop: Any = ()
-    seed: int = 0
-    dtype: str = "auto"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
-        named_dtype(self.dtype, torch.device("cpu"), decoding=True)
-
-
-@dataclass
 class Train:
     """The root of `train` and `adapt`. Groups are typed by what their `_target_` builds."""
 
@@ -139,7 +114,7 @@ def register_schemas() -> None:
     """Put the schemas where the `defaults` lists of `conf/` find them."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train, provider="recyclegpt")
-    store.store(group="decoding", name="schema", node=schema_of(Decoding), provider="recyclegpt")
+    store.store(group="decoding", name="schema", node=schema_of(DecodingConfig), provider="recyclegpt")
 
 
 def section_problems(cfg: DictConfig) -> list[str]:
@@ -149,7 +124,7 @@ def section_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
     for key, kind in (("training", Training), ("checkpointing", Checkpointing), ("sweep", Sweep)):
         problems += problems_of(kind, cfg[key], key)
-    return problems + problems_of(Decoding, cfg.decoding, "decoding")
+    return problems + problems_of(DecodingConfig, cfg.decoding, "decoding")
 
 
 def schema_of(target: type) -> type:
@@ -172,7 +147,7 @@ def schema_of(target: type) -> type:
     return dataclasses.make_dataclass(target.__name__, fields)
 
 
-def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: str) -> T:
+def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: str = "") -> T:
     """A section as an instance of a dataclass.
 
     Raises:
@@ -181,24 +156,25 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
     """
     typed = OmegaConf.structured(schema_of(kind))
     plain: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else dict(section)
+    prefix = f"{path}." if path else ""
     problems = []
     for key, value in plain.items():
         try:
             typed[key] = value
         except (ConfigAttributeError, ConfigKeyError):
             names = ", ".join(own.name for own in dataclasses.fields(kind))  # type: ignore[arg-type]
-            problems.append(f"{path}.{key}: unknown key; choose from: {names}")
+            problems.append(f"{prefix}{key}: unknown key; choose from: {names}")
         except OmegaConfBaseException as error:
-            problems.append(f"{path}.{key}: {str(error).splitlines()[0]}")
+            problems.append(f"{prefix}{key}: {str(error).splitlines()[0]}")
     missing = [key for key in sorted(OmegaConf.missing_keys(typed)) if plain.get(key, MISSING) == MISSING]
-    problems += [f"{path}.{key}: has no value; set {path}.{key}=..." for key in missing]
+    problems += [f"{prefix}{key}: has no value; set {prefix}{key}=..." for key in missing]
     if problems:
         raise ConfigError(problems)
     values: Any = OmegaConf.to_container(typed)
     try:
         return kind(**{key: values[key] for key in plain})
     except ConfigError as error:
-        raise ConfigError([f"{path}.{problem}" for problem in error.problems]) from error
+        raise ConfigError([f"{prefix}{problem}" for problem in error.problems]) from error
 
 
 def problems_of(kind: type, section: Mapping[str, Any] | DictConfig, path: str) -> list[str]:

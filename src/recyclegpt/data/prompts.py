@@ -64,8 +64,8 @@ def draw_prompts(tokens: Tokens, eos_id: int, num: int, length: int, seed: int) 
         if num_windows < num_missing:
             raise ConfigError(
                 f"data: {num} prompts of {length} tokens are asked for, and a split of {tokens.num_tokens} tokens "
-                f"holds {len(chosen) + num_windows}; ask for fewer (bulk.num_documents, bulk.num_val_documents) or "
-                "shorter ones (bulk.prompt_tokens), or give more text"
+                f"holds {len(chosen) + num_windows}; ask for fewer (num_documents, num_val_documents) or "
+                "shorter ones (prompt_tokens), or give more text"
             )
         number = draw.choice(num_windows, num_missing, replace=False)
         document = np.searchsorted(upto, number, side="right")

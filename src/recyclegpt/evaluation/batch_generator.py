@@ -75,17 +75,12 @@ class BatchGenerator:
     def _batch(self, rows: list[list[int]], numbers: list[int], settings: Asked) -> list[str]:
         device = self.decoder.model.device
         generators = [torch.Generator(device).manual_seed(self.seed + number) for number in numbers]
-        stop = StopStrings(settings.stop, self.tokenizer.decode) if settings.stop else None
+        stop = StopStrings(settings.stop, self.tokenizer.decode)
         generation = self.decoder.generate(
             rows, self.strategy, settings.max_new_tokens, settings.sampling, self.tokenizer.stop_ids,
             generators=generators, stop_strings=stop,
         )  # fmt: skip
-        return [self._text(tokens, settings.stop) for tokens in generation.tokens]
-
-    def _text(self, tokens: list[int], stop: tuple[str, ...]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        found = [place for place in (text.find(string) for string in stop) if place >= 0]
-        return text[: min(found)] if found else text
+        return [stop.cut(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generation.tokens]
 
     def _fitting(self, prompt: list[int], max_new_tokens: int) -> list[int]:
         context = self.decoder.model.config.context_length

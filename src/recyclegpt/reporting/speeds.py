@@ -64,7 +64,7 @@ def _take_row(run: Run, strategy: str, row: dict[str, Any]) -> None:
     if strategy != "autoregressive":
         names |= {"speedup": f"decode/speedup_{strategy}", "ceiling_measured": f"decode/ceiling_{strategy}"}
     if strategy == "alternating":
-        names |= {"rho": "decode/rho", "c": "decode/c", "ceiling_bytes": "decode/ceiling_bytes"}
+        names |= {"verify_cost": "decode/rho", "draft_cost": "decode/c", "ceiling_bytes": "decode/ceiling_bytes"}
         names |= {"agreement": "decode/agreement"}
     if strategy == "verified" and not row.get("acceptance_given"):
         names |= {"acceptance": "decode/acceptance"}

@@ -90,7 +90,7 @@ def test_batch_equals_single(seed: int, num_recycled: int, sampled: bool) -> Non
         for row, prompt in enumerate(prompts):
             alone = decoder.generate([prompt], strategy, 14, sampling, stop_tokens=[3], seed=seed + row)
             assert together.tokens[row] == alone.tokens[0]
-            assert together.recycled[row] == alone.recycled[0]
+            assert together.drafted[row] == alone.drafted[0]
 
 
 def test_unrolled_training_gives_the_logits_of_decoding() -> None:
