@@ -215,7 +215,7 @@ def test_bench_refuses_before_it_measures(
     [
         ("decoding.num_recycled=1.5", "could not be converted to Integer"),
         ("decoding.temperature=hot", "could not be converted to Float"),
-        ("decoding.stop=['']", "an empty string ends every text"),
+        ("decoding.stop=['']", "an empty string would end every text"),
         ("decoding.seed=-1", "is not between 0 and"),
         ("device=meta", "meta is not supported"),
         ("device=cuda:9", "sees"),

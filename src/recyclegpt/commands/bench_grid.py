@@ -32,6 +32,7 @@ from recyclegpt.models.parameter_count import model_facts
 log = logging.getLogger("recyclegpt")
 SIMULATED = (0.7, 1.0)
 """Acceptance rates at which random weights are measured: their own means nothing."""
+COMPILES = ("true", "false", "auto")
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
 
@@ -51,7 +52,7 @@ class GridSettings:
     new_tokens: list[int]
     recycle_num_layers: list[int] | None
     dtype: list[str]
-    compile: list[bool | str]
+    compile: list[str]
     kernels: bool
     acceptance: list[float] | None
     baselines: list[str]
@@ -77,7 +78,7 @@ class GridSettings:
         problems.found += [
             f"compile: {value!r} is neither true, false nor auto"
             for value in self.compile
-            if value not in (True, False, "auto")
+            if value.lower() not in COMPILES
         ]
         unknown = set(self.baselines) - {"transformers"}
         problems.found += [f"baselines: {name!r} is unknown; there is transformers" for name in sorted(unknown)]
@@ -111,14 +112,14 @@ def read_grid(cfg: DictConfig) -> Grid:
     with problems.under():
         device = choose_device(cfg.device)
     with problems.under():
-        settings = read_settings(GridSettings, cfg.bench, "bench.")
+        settings = read_settings(GridSettings, cfg.bench, "bench")
     dtypes = []
     for name in settings.dtype if settings is not None else []:
         with problems.under("bench."):
             dtypes.append(named_dtype(name, device, decoding=True))
     problems.raise_any()
     assert settings is not None
-    compiles = [device.type == "cuda" if value == "auto" else bool(value) for value in settings.compile]
+    compiles = [device.type == "cuda" if value == "auto" else value.lower() == "true" for value in settings.compile]
     return Grid(settings, device, list(dict.fromkeys(dtypes)), list(dict.fromkeys(compiles)))
 
 
@@ -160,11 +161,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None = None) -> 
     document = {
         "hardware": {**measured_on(grid.device, load.share), "copy_bytes_per_s": copies},
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
-        "costs": {
-            "verify_cost": first["verify_cost"],
-            "draft_cost": first["draft_cost"],
-            "bytes_ratio": facts["bytes_ratio"],
-        },
+        "costs": {name: first[name] for name in ("verify_cost", "draft_cost")} | {"bytes_ratio": facts["bytes_ratio"]},
         "rows": rows,
         "breakdown": breakdown,
     }

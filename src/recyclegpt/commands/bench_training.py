@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
 from recyclegpt.commands.bench_output import output_folder
@@ -29,7 +26,7 @@ from recyclegpt.files import finite, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.description import measured_on, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
-from recyclegpt.training import LossConfig, MuonAdamW, adamw
+from recyclegpt.training import LossConfig
 
 FILE_NAME = "training.json"
 EXAMPLES = (
@@ -37,10 +34,6 @@ EXAMPLES = (
     ("a deeper module, unrolled twice", "model=gpt_125m recycle.num_layers=6 num_unrolled=2"),
     ("on a GPU, less memory for activations", "model=gpt_350m device=cuda batch_size=32 activation_checkpointing=true"),
 )
-OPTIMIZERS: Mapping[str, Callable[[Iterable[tuple[str, Parameter]]], Optimizer]] = {
-    "adamw": functools.partial(adamw, lr=1e-4),
-    "muon": functools.partial(MuonAdamW, lr=1e-4),
-}
 NO_MEMORY = ("DefaultCPUAllocator", "Storage size calculation overflowed")
 """What a RuntimeError says on a CPU, where torch has no error of its own for it."""
 COLUMNS = {
@@ -68,7 +61,6 @@ class TrainingSettings:
     row_length: int | None
     accumulate: int
     num_unrolled: int
-    optimizer: str
     compile: bool | str
     activation_checkpointing: bool | int
     vocab_size: int
@@ -78,8 +70,6 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         names = ("batch_size", "accumulate", "num_unrolled", "vocab_size", "repetitions")
         problems = not_positive(self, *names, *(["row_length"] * (self.row_length is not None)))
-        if self.optimizer not in OPTIMIZERS:
-            problems.append(f"optimizer: {self.optimizer!r} is unknown; choose from {', '.join(OPTIMIZERS)}")
         if self.compile not in (True, False, "auto"):
             problems.append(f"compile: {self.compile!r} is neither true, false nor auto")
         if self.activation_checkpointing < 0:
@@ -122,7 +112,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
         )
     problems.raise_any()
     assert given is not None
-    built = build_all(cfg, ["model", "recycle"], {"model": {"vocab_size": given.vocab_size}})
+    built = build_all(cfg, ["model", "recycle", "optimizer"], {"model": {"vocab_size": given.vocab_size}})
     shape, recycle = built["model"], built["recycle"]
     row_length = shape.context_length if given.row_length is None else given.row_length
     if row_length > shape.context_length:
@@ -138,7 +128,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
     config = StepConfig(
         batch=given.batch_size,
         row_length=row_length,
-        optimizer=OPTIMIZERS[given.optimizer],
+        optimizer=built["optimizer"],
         loss=loss,
         dtype=dtype,
         compile=device.type == "cuda" if given.compile == "auto" else bool(given.compile),
@@ -183,7 +173,10 @@ def measure_training(
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
-    rows = [{"variant": name, "optimizer": cfg.optimizer, **speed.row()} for name, speed in speeds.items()]
+    rows = [
+        {"variant": name, "optimizer": cfg.optimizer._target_.rpartition(".")[2], **speed.row()}
+        for name, speed in speeds.items()
+    ]
     document = {
         "hardware": {**measured_on(device, load.share), "peak_flops": speeds["none"].peak_flops},
         "rows": rows,

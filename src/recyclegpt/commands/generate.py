@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import DecodingSettings, read_settings
+from recyclegpt.commands.settings import read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.console import paint
-from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
+from recyclegpt.decoding import Counts, Decoder, DecodingConfig, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError, Problems
 
 EXAMPLES = (
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     cfg = compose_or_explain("generate", arguments.overrides)
     problems = Problems()
     with problems.under():
-        settings = read_settings(DecodingSettings, cfg.decoding, "decoding.")
+        settings = read_settings(DecodingConfig, cfg.decoding, "decoding")
     with problems.under():
         device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
     problems.raise_any()
@@ -108,7 +108,7 @@ def _print_stats(strategy: Strategy, counts: Counts, seconds: float) -> None:
         rates = {"acceptance rate": counts.acceptance}
     parts = [f"{name} {rate:.0%}" for name, rate in rates.items() if rate is not None]
     if counts.num_verified:
-        parts.append(f"mean accepted length {counts.num_tokens / counts.num_backbone_passes:.2f}")
+        parts.append(f"mean accepted length {counts.mean_accepted_length:.2f}")
     line = (
         f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, {counts.num_backbone_passes} backbone passes"
     )

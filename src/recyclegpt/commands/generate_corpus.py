@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import DecodingSettings, not_positive, read_settings
+from recyclegpt.commands.settings import not_positive, read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import device_and_dtype
@@ -27,7 +27,7 @@ from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
-from recyclegpt.decoding import Decoder
+from recyclegpt.decoding import Decoder, DecodingConfig
 from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.hardware.description import name_of
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     with problems.under():
         settings = read_settings(CorpusSettings, cfg)
     with problems.under("decoding."):
-        decoding = read_settings(DecodingSettings, cfg.decoding)
+        decoding = read_settings(DecodingConfig, cfg.decoding)
         problems.found += [f"decoding.{problem}" for problem in text_problems(decoding.make_strategy())]
         if decoding.stop:
             problems.found.append("decoding.stop: documents end with the end token; leave it out")

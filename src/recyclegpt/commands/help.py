@@ -70,9 +70,9 @@ def _read(file: Path) -> tuple[str, dict[str, str], str]:
             if len(names) > 1 and group not in UNEXPLAINED:
                 groups[group] = ", ".join(names) + (f" (default: {choice})" if choice else "")
             if group in EXPLAINED:
-                own = (folder / f"{choice}.yaml").read_text(encoding="utf-8")
-                own = "".join(line for line in own.splitlines(True) if not line.startswith("# @"))
-                settings.append(f"{group}:\n{textwrap.indent(own.rstrip(), '  ')}")
+                blocks = _blocks((folder / f"{choice}.yaml").read_text(encoding="utf-8").splitlines())
+                own = "\n".join(block for block in blocks if not _names(block) & {*UNEXPLAINED})
+                settings.append(f"{group}:\n{textwrap.indent(own, '  ')}")
     return description, groups, "\n".join(part for part in settings if part)
 
 

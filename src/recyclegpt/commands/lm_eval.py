@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import DecodingSettings, not_positive, read_settings
+from recyclegpt.commands.settings import not_positive, read_settings
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Autoregressive, Decoder
+from recyclegpt.decoding import Autoregressive, Decoder, DecodingConfig
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
@@ -76,7 +76,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     with problems.under():
         settings = read_settings(TaskSettings, cfg)
     with problems.under():
-        decoding = read_settings(DecodingSettings, cfg.decoding, "decoding.")
+        decoding = read_settings(DecodingConfig, cfg.decoding, "decoding")
     with problems.under():
         device, dtype = device_and_dtype(cfg.device, cfg.dtype)
     with problems.under():

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from recyclegpt.decoding.config import DecodingConfig
+from recyclegpt.decoding import DecodingConfig
 from recyclegpt.errors import ConfigError
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def schema_of(target: type) -> type:
     return dataclasses.make_dataclass(target.__name__, fields)
 
 
-def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: str) -> T:
+def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: str = "") -> T:
     """A section as an instance of a dataclass.
 
     Raises:
@@ -156,24 +156,25 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
     """
     typed = OmegaConf.structured(schema_of(kind))
     plain: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else dict(section)
+    prefix = f"{path}." if path else ""
     problems = []
     for key, value in plain.items():
         try:
             typed[key] = value
         except (ConfigAttributeError, ConfigKeyError):
             names = ", ".join(own.name for own in dataclasses.fields(kind))  # type: ignore[arg-type]
-            problems.append(f"{path}.{key}: unknown key; choose from: {names}")
+            problems.append(f"{prefix}{key}: unknown key; choose from: {names}")
         except OmegaConfBaseException as error:
-            problems.append(f"{path}.{key}: {str(error).splitlines()[0]}")
+            problems.append(f"{prefix}{key}: {str(error).splitlines()[0]}")
     missing = [key for key in sorted(OmegaConf.missing_keys(typed)) if plain.get(key, MISSING) == MISSING]
-    problems += [f"{path}.{key}: has no value; set {path}.{key}=..." for key in missing]
+    problems += [f"{prefix}{key}: has no value; set {prefix}{key}=..." for key in missing]
     if problems:
         raise ConfigError(problems)
     values: Any = OmegaConf.to_container(typed)
     try:
         return kind(**{key: values[key] for key in plain})
     except ConfigError as error:
-        raise ConfigError([f"{path}.{problem}" for problem in error.problems]) from error
+        raise ConfigError([f"{prefix}{problem}" for problem in error.problems]) from error
 
 
 def problems_of(kind: type, section: Mapping[str, Any] | DictConfig, path: str) -> list[str]:

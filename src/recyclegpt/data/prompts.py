@@ -63,9 +63,9 @@ def draw_prompts(tokens: Tokens, eos_id: int, num: int, length: int, seed: int) 
         num_windows = int(upto[-1]) if len(upto) else 0
         if num_windows < num_missing:
             raise ConfigError(
-                f"data: {num} prompts of {length} tokens are needed, and a split of {tokens.num_tokens} tokens "
-                f"holds {len(chosen) + num_windows}; ask for fewer (num_documents, num_val_documents) or shorter ones "
-                "(prompt_tokens), or give more text"
+                f"data: {num} prompts of {length} tokens are asked for, and a split of {tokens.num_tokens} tokens "
+                f"holds {len(chosen) + num_windows}; ask for fewer (num_documents, num_val_documents) or "
+                "shorter ones (prompt_tokens), or give more text"
             )
         number = draw.choice(num_windows, num_missing, replace=False)
         document = np.searchsorted(upto, number, side="right")

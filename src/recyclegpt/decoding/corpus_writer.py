@@ -7,7 +7,6 @@ It does not matter which batches were written before, in this process or another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,39 +20,6 @@ from recyclegpt.errors import ConfigError
 ENDS = ("length", "stop", "unknown")
 """How a document ended: at its length limit; at an end token; before a token id that the tokenizer does not know
 (a vocabulary may be padded, and a model that is hardly trained writes such ids)."""
-
-
-@dataclass(frozen=True)
-class BulkConfig:
-    """How many documents, and how long.
-
-    Raises:
-        ConfigError: naming every field out of range.
-    """
-
-    num_documents: int
-    """Of the training split."""
-    num_val_documents: int
-    prompt_tokens: int
-    """Tokens of each document that come from the corpus."""
-    new_tokens: int
-    """Most tokens that the model adds."""
-    batch: int
-    """Documents written at once. It may change the text: sums in another order round differently."""
-
-    def __post_init__(self) -> None:
-        problems = [f"{name}: {value} is not a positive number" for name, value in asdict(self).items() if value < 1]
-        if problems:
-            raise ConfigError(problems)
-
-    def problems_with(self, context_length: int) -> list[str]:
-        """Why a model of this context cannot write such documents; empty if it can."""
-        if self.prompt_tokens + self.new_tokens <= context_length:
-            return []
-        return [
-            f"bulk.new_tokens: {self.new_tokens} after bulk.prompt_tokens={self.prompt_tokens} exceed the context of "
-            f"{context_length}; take {max(0, context_length - self.prompt_tokens)} or fewer"
-        ]
 
 
 class Document(NamedTuple):

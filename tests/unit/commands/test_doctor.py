@@ -20,7 +20,6 @@ from recyclegpt.commands.doctor_checks import Finding, Verdict, disk, find_newes
 from recyclegpt.commands.main import main
 from recyclegpt.kernels import build
 from recyclegpt.runs import folder as run_folder
-from recyclegpt.runs import resume
 
 OK, WARNING, PROBLEM = Verdict.OK, Verdict.WARNING, Verdict.PROBLEM
 Usage = namedtuple("Usage", "total used free")
@@ -145,7 +144,7 @@ def test_a_run_that_trains_now_and_the_newest_of_two(make_run: MakeRun, tmp_path
         os.utime(path, (1, 1))
     new = make_run()
     assert find_newest(tmp_path) == new
-    with resume.locked(new):
+    with run_folder.locked(new):
         assert "running now" in by_name(newest_run(tmp_path))["newest run"].found
     sidecar(new / "checkpoints/step_0000010.ckpt").unlink()
     findings = [finding for finding in newest_run(tmp_path) if finding.name == "checkpoints"]
@@ -154,4 +153,4 @@ def test_a_run_that_trains_now_and_the_newest_of_two(make_run: MakeRun, tmp_path
 
 def test_names_are_those_of_the_rooms_that_write_them() -> None:
     assert (doctor_checks.PROVENANCE, doctor_checks.RESULT) == (run_folder.PROVENANCE, run_folder.RESULT)
-    assert (doctor_checks.CHECKPOINTS, doctor_checks.LOCK) == (load.FOLDER, resume.LOCK)
+    assert (doctor_checks.CHECKPOINTS, doctor_checks.LOCK) == (load.FOLDER, run_folder.LOCK)

@@ -118,7 +118,7 @@ def test_help_shows_settings_with_their_comments_and_choices_of_groups(capsys):
     assert main(["bench-training", "-h"]) == 0
     page = capsys.readouterr().out
     assert "  accumulate: 1 # forward and backward passes of a step\n" in page
-    assert "model    gpt_125m, " in page
+    assert "\n  model      gpt_125m, " in page
     assert "defaults:" not in page
     assert main(["generate", "--prompt", "x", "--help"]) == 0
     page = capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.decoding.corpus_writer import BulkConfig, BulkWriter, Document, batches
+from recyclegpt.decoding.corpus_writer import BulkWriter, Document, batches
 from recyclegpt.errors import ConfigError
 
 from .test_exactness import random_model
@@ -86,15 +86,6 @@ def test_one_end_token_and_no_unknown_id(
 def test_text_that_is_not_the_backbones_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"alternating keeps tokens .* use autoregressive or verified"):
         writer(Alternating())
-
-
-def test_sizes_are_checked_together() -> None:
-    with pytest.raises(ConfigError) as caught:
-        BulkConfig(0, -1, 16, 200, 0)
-    names = [problem.split(":")[0] for problem in caught.value.problems]
-    assert names == ["num_documents", "num_val_documents", "batch"]
-    assert BulkConfig(1, 1, 16, 48, 1).problems_with(64) == []
-    assert "take 48 or fewer" in BulkConfig(1, 1, 16, 49, 1).problems_with(64)[0]
 
 
 def test_batches_cover_every_document_once() -> None:

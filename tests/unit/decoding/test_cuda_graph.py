@@ -1,4 +1,4 @@
-"""What a GPU does with a step, proved where there is none: captured, checked, replayed, never asking the host."""
+"""What a GPU does with a step, proved without one: captured once, checked, replayed, and never asking the host."""
 
 from __future__ import annotations
 
