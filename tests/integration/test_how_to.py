@@ -76,4 +76,6 @@ def test_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     flags = parse_flags(arguments)
     folder = flags.values.get("--config-dir")
     extra_dir = None if folder is None else Path(folder)
-    assert compose_or_explain(command, flags.overrides, extra_dir=extra_dir, check_values=command != "train")
+    assert compose_or_explain(
+        command.replace("-", "_"), flags.overrides, extra_dir=extra_dir, check_values=command != "train"
+    )
