@@ -264,27 +264,6 @@ def test_the_same_command_resumes_a_run_that_was_started_from_another(
     assert_same_weights("more", "whole")
 
 
-def test_a_folder_that_cannot_hold_checkpoints_is_named(
-    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("run").mkdir()
-    Path("run/checkpoints").symlink_to("/nowhere/at/all")
-    assert run("train", *small, "hydra.run.dir=run") == 2
-    told = capsys.readouterr().err
-    assert "run/checkpoints: cannot be made" in told
-    assert "Traceback" not in told
-    assert not Path("run/provenance.json").exists()
-
-
-def test_a_name_with_a_quote_resumes_too(run: Run, small: list[str]) -> None:
-    command = [*small, "callbacks=no_monitor", 'name="it\'s"', "resume=auto", "trainer.max_epochs=1"]
-    assert run("train", *command) == 0
-    (folder,) = Path("outputs/train/it's").iterdir()
-    (folder / "result.json").unlink()
-    assert run("train", *command) == 0
-    assert list(Path("outputs/train/it's").iterdir()) == [folder]
-
-
 def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_first(small: list[str], tmp_path: Path) -> None:
     """As `timeout`, systemd and a closed terminal send it: data workers get it too, and must not die of it first."""
     command = [sys.executable, str(TRACED), "train", *small, "callbacks=no_monitor", "data.num_workers=2"]
