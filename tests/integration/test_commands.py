@@ -143,7 +143,7 @@ def test_bench_prints_a_table_and_one_json_line(
         assert row["speedup_spread"][0] <= row["speedup"] <= row["speedup_spread"][1]
         kept, m = row["acceptance"], row["num_recycled"]
         assert row["ceiling_bytes"] == pytest.approx((1 + m * kept) / (1 + m * document["costs"]["bytes_ratio"]))
-        cost = row["rho"] + row["c"] + (m - 1) * row["c_one"]
+        cost = row["verify_cost"] + row["draft_cost"] + (m - 1) * row["single_draft_cost"]
         assert row["ceiling_measured"] == pytest.approx((1 + m * kept) / cost)
         assert row["time_to_first_token_s"] > 0
         assert row["peak_memory_bytes"] > 2**20

@@ -31,7 +31,7 @@ Place = tuple[str, int, int]
 
 TRACED = Path(__file__).parents[1] / "traced_train.py"
 # Two epochs of three steps, each of two batches; checkpoints after steps 2, 3 (at no interval, so not) 4 and 6.
-SETTINGS = ["trainer.limit_train_batches=6", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=2"]
+SETTINGS = ["trainer.limit_train_batches=6", "trainer.accumulate_grad_batches=2", "checkpointing.every_n_steps=2"]
 POINTS: dict[str, Place] = {
     "first step": ("training_step", 0, 1),
     "inside an accumulation window": ("training_step", 0, 5),
@@ -122,7 +122,7 @@ def test_killed_at_every_kind_of_moment_one_after_the_other(
 ) -> None:
     """A resume of a resume of a resume: seven deaths in one run."""
     settings = [*small, *SETTINGS, f"data.num_workers={num_workers}", f"trainer.precision={precision}"]
-    settings += [f"optimizer={optimizer}", "loss=two_step", "loss.recycle_switch=0.5"]
+    settings += [f"optimizer={optimizer}", "loss=two_step", "loss.schedule_switch=0.5"]
     assert run("train", *settings, "hydra.run.dir=whole", "callbacks=no_monitor") == 0
     reference, watched.rows = watched.rows, {}
     watched.begun.clear()
@@ -200,7 +200,7 @@ def test_sigterm_saves_the_step_and_the_same_command_resumes(
 def test_a_damaged_newest_checkpoint_is_passed_over(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*small, "callbacks=no_monitor", "checkpoint.every_n_steps=2", "checkpoint.keep=9", "resume=auto"]
+    command = [*small, "callbacks=no_monitor", "checkpointing.every_n_steps=2", "checkpointing.keep=9", "resume=auto"]
     assert run("train", *command, "hydra.run.dir=whole") == 0
     assert run("train", *command, "hydra.run.dir=hurt") == 0
     Path("hurt/result.json").unlink()
@@ -248,7 +248,7 @@ def test_what_cannot_be_resumed_exactly_is_refused_with_every_difference(
 def test_the_same_command_resumes_a_run_that_was_started_from_another(
     run: Run, small: list[str], watched: Watched, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [*small, *SETTINGS, "callbacks=no_monitor", "checkpoint.keep=9"]
+    settings = [*small, *SETTINGS, "callbacks=no_monitor", "checkpointing.keep=9"]
     assert run("train", *settings, "hydra.run.dir=whole") == 0
     begin = [*settings, "hydra.run.dir=more", "resume=whole/checkpoints/step_0000002.ckpt"]
     watched.point = ("training_step", 0, 4)
@@ -267,7 +267,7 @@ def test_the_same_command_resumes_a_run_that_was_started_from_another(
 def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_first(small: list[str], tmp_path: Path) -> None:
     """As `timeout`, systemd and a closed terminal send it: data workers get it too, and must not die of it first."""
     command = [sys.executable, str(TRACED), "train", *small, "callbacks=no_monitor", "data.num_workers=2"]
-    command += ["trainer.limit_train_batches=100000", "checkpoint.every_n_steps=100000", "hydra.run.dir=run"]
+    command += ["trainer.limit_train_batches=100000", "checkpointing.every_n_steps=100000", "hydra.run.dir=run"]
     trace = tmp_path / "trace"
     process = subprocess.Popen(
         command,
@@ -315,6 +315,6 @@ def test_a_folder_with_an_unfinished_run_is_not_begun_anew_by_accident(
     with monkeypatch.context() as patch:
         patch.setattr(EpochSummary, "on_validation_end", out_of_memory)
         with pytest.raises(MemoryError):
-            run("train", *small, "callbacks=no_monitor", "checkpoint.every_n_steps=1", "hydra.run.dir=one")
-    assert run("train", *small, "callbacks=no_monitor", "checkpoint.every_n_steps=1", "hydra.run.dir=one") == 2
+            run("train", *small, "callbacks=no_monitor", "checkpointing.every_n_steps=1", "hydra.run.dir=one")
+    assert run("train", *small, "callbacks=no_monitor", "checkpointing.every_n_steps=1", "hydra.run.dir=one") == 2
     assert "holds an unfinished run of this config; resume=auto goes on with it" in capsys.readouterr().err

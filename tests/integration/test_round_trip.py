@@ -39,7 +39,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     model = load_trained("run").model
     tokens_BT = torch.randint(300, (1, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        states = model(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
+        states = model.states(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
     capsys.readouterr()
 
     def evaluated(checkpoint: str, *overrides: str) -> dict[str, float]:

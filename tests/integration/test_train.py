@@ -222,13 +222,19 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
     for word in ("data=text_file", "text_files", "loss.recycle_weight", "model.num_layers"):
         assert word in message, word
 
-    wrong = ["model.num_heads=5", "decoding.strategy=fast", "loss.beta=2", "trainer.max_epochs=0", "data.batch_size=0"]
+    wrong = [
+        "model.num_heads=5",
+        "decoding.strategy=fast",
+        "loss.step_decay=2",
+        "trainer.max_epochs=0",
+        "data.batch_size=0",
+    ]
     assert run("train", *small, *wrong, "hydra.run.dir=never") == 2
     message = capsys.readouterr().err
     for word in (
         "model.num_heads: 5",
         "decoding.strategy: 'fast'",
-        "beta: 2",
+        "step_decay: 2",
         "trainer.max_epochs: 0",
         "data.batch_size: 0",
     ):

@@ -69,11 +69,11 @@ class Plain(LitRecycleGPT):
     """The same learning and logging as Lightning's users write it, without the guard and with Lightning's clipping."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        parts = self.loss_parts(batch)
-        self.log("train/loss", parts.loss.detach(), prog_bar=True)
-        self.log("train/loss_backbone", parts.backbone.nll_M.mean())
-        self.log("train/loss_recycle", parts.recycle_K[0].nll_M.mean())
-        return parts.loss
+        terms = self.loss_terms(batch)
+        self.log("train/loss", terms.loss.detach(), prog_bar=True)
+        self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        self.log("train/loss_recycle", terms.recycle_K[0].nll_M.mean())
+        return terms.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         pass

@@ -22,7 +22,7 @@ SETTINGS = (
     "trainer.precision=bf16-mixed",
     "trainer.limit_train_batches=40",
     "trainer.accumulate_grad_batches=2",
-    "checkpoint.every_n_steps=3",
+    "checkpointing.every_n_steps=3",
     # Large enough that writing it takes a while.
     "model.hidden_size=256",
     "model.intermediate_size=1024",

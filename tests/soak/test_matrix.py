@@ -18,7 +18,7 @@ POINTS = {
     "mid epoch": "training_step,1,2,0,SIGKILL",
     "last step": "training_step,1,11,0,SIGKILL",
 }
-SETTINGS = ("trainer.limit_train_batches=12", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=3")
+SETTINGS = ("trainer.limit_train_batches=12", "trainer.accumulate_grad_batches=2", "checkpointing.every_n_steps=3")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

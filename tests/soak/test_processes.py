@@ -14,7 +14,7 @@ STRATEGIES = {
     "ddp": ["trainer.devices=2", "trainer.strategy=ddp"],
     "fsdp": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy.data_parallel_size=2"],
 }
-SETTINGS = ["trainer.limit_train_batches=12", "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=3"]
+SETTINGS = ["trainer.limit_train_batches=12", "trainer.accumulate_grad_batches=2", "checkpointing.every_n_steps=3"]
 INTERRUPTIONS = [
     ("training_step,0,9,1,SIGKILL", None),
     ("validation_step,0,1,0,SIGKILL", None),

@@ -1,14 +1,12 @@
 """The grid times the seeds, and every control once a seed."""
 
 import itertools
+from unittest.mock import Mock
 
 import pytest
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 # Hydra executes plugin modules, its own sweeper too, once more when it first looks for plugins; a class imported before
@@ -24,26 +22,16 @@ CONTROLS = {"no_module": ["recycle=none"], "deeper_backbone": ["recycle=none", "
 NO_MODULE, DEEPER = "++sweep.control=no_module", "++sweep.control=deeper_backbone"
 
 
-def jobs(params, controls, command_line=(), max_batch_size=None, present=None):
-    sweeper = ControlledSweeper(max_batch_size=max_batch_size, params=params, controls=controls)
+def jobs(params, controls, command_line=(), present=None):
+    sweeper = ControlledSweeper(params=params, controls=controls)
     sweeper.config = OmegaConf.create()
 
-    class Loader(ConfigLoaderImpl):
-        def __init__(self):
-            pass
-
-        def load_sweep_config(self, master_config, sweep_overrides):
-            assert set(sweep_overrides) >= set(command_line)
-            return OmegaConf.create(present)
-
-        def get_sources(self):
-            return []
-
     if present is not None:
-        sweeper.hydra_context = HydraContext(Loader(), Callbacks())
+        config = OmegaConf.create(present)
+        loader = Mock(get_sources=list, get_group_options=lambda *_: [], load_sweep_config=lambda *_: config)
+        sweeper.hydra_context = Mock(config_loader=loader)
     lines = [f"{key}={value}" for key, value in params.items()] + list(command_line)
-    batches = sweeper.split_arguments(OverridesParser.create().parse_overrides(lines), max_batch_size)
-    return batches if max_batch_size else batches[0]
+    return sweeper.jobs(OverridesParser.create().parse_overrides(lines))
 
 
 def test_two_by_two_grid_two_seeds_two_controls():
@@ -97,13 +85,6 @@ def test_a_control_may_be_deeper_than_whatever_the_others_are():
     for line, told in (("model.num_layers+=x", "model.num_layers is 12, x is None"), ("model.layers+=1", "is None")):
         with pytest.raises(HydraException, match=f"adds whole numbers, and .*{told}"):
             jobs({"depth": "1"}, {"deeper": [line]}, present={"model": {"num_layers": 12}})
-
-
-@pytest.mark.parametrize("max_batch_size", [1, 5, 100])
-def test_batches_hold_all_jobs_in_order(max_batch_size):
-    batches = jobs(GRID, CONTROLS, max_batch_size=max_batch_size)
-    assert [job for batch in batches for job in batch] == jobs(GRID, CONTROLS)
-    assert all(len(batch) <= max_batch_size for batch in batches)
 
 
 def test_its_settings_are_typed():

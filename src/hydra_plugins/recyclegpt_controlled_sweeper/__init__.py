@@ -1,1 +1,1 @@
-"""Hydra sweeper `controlled`: a grid, and beside it runs to compare the grid with."""
+"""Hydra sweeper `controlled`: a grid, and next to it runs to compare the grid with."""

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=controlled`: the basic sweeper's grid plus named controls, each run once for every seed.
+"""`hydra/sweeper=controlled`: a grid plus named controls, each run once for every seed.
 
 It leaves `jobs.json` in the sweep's folder, so that a report knows what is missing, and names failed jobs at the end.
 
@@ -6,19 +6,22 @@ No `from __future__ import annotations` here: Hydra loads a plugin before `sys.m
 its string annotations up there.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.recyclegpt_controlled_sweeper.increase import increased, is_increase
 from hydra_plugins.recyclegpt_controlled_sweeper.job_list import add_jobs
 from recyclegpt.errors import ConfigError, JobsFailed
 
@@ -44,12 +47,12 @@ ConfigStore.instance().store(
 )
 
 
-class ControlledSweeper(BasicSweeper):
+class ControlledSweeper(Sweeper):
     """A control takes part in none of the grid's other axes: it is run with its own overrides, once for each seed.
 
     Settings that are not swept (those of the command line) hold for grid and controls alike; a control's own override
-    of the same key wins. A control that equals a job of the grid is not run twice. Each job of a control is told its
-    name, as `sweep.control`.
+    of the same key wins. A control that equals a job of the grid is not run twice. Each job of a control gets its name
+    as `sweep.control`.
     """
 
     def __init__(
@@ -58,40 +61,50 @@ class ControlledSweeper(BasicSweeper):
         params: Mapping[str, str] | None = None,
         controls: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        super().__init__(max_batch_size=max_batch_size, params=dict(params or {}))
+        super().__init__()
+        self.max_batch_size, self.params = max_batch_size, dict(params or {})
         self.controls = {name: list(overrides) for name, overrides in (controls or {}).items()}
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.launcher: Launcher | None = None
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run all jobs. The basic sweeper raises the first failure and does not name the job.
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra calls it before `sweep`."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Run all jobs.
 
         Raises:
             JobsFailed: naming every job that failed, after all have run.
             ConfigError: the same, where each failed by a mistake in its settings.
         """
-        assert self.hydra_context is not None, "Hydra calls setup() first"
+        assert self.hydra_context is not None
         assert self.config is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        self.overrides = self.split_arguments(overrides, self.max_batch_size)
+        lines = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        overrides = parser.parse_overrides(lines)
         shared = [o for o in overrides if not o.is_sweep_override() and o.key_or_group not in self.params]
         self._name_folders_by_what_differs(shared)
+        jobs = self.jobs(overrides)
+        self.validate_batch_is_legal(jobs)  # composes each: a mistake in the last is found before the first has run
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        jobs = [job for batch in self.overrides for job in batch]
         add_jobs(folder, jobs, {line for job in _grid(shared) for line in job})
         results: list[JobReturn] = []
-        for batch in self.overrides:
-            self.validate_batch_is_legal(batch)
-            results += self.launcher.launch(batch, initial_job_idx=len(results))
+        size = self.max_batch_size or len(jobs)
+        for begin in range(0, len(jobs), size):
+            results += self.launcher.launch(jobs[begin : begin + size], initial_job_idx=begin)
         _raise_failures(results)
         return results
 
-    def split_arguments(  # type: ignore[override]  # static in the base class, which knows no controls
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        """All jobs, the grid's first, in batches of `max_batch_size`."""
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """All jobs, the grid's first."""
         shared = [o for o in overrides if not o.is_sweep_override() or o.get_key_element() == SEED]
         distinct = {frozenset(job): job for job in reversed(_grid(overrides))}
         jobs = list(reversed(distinct.values()))
@@ -100,7 +113,7 @@ class ControlledSweeper(BasicSweeper):
                 if frozenset(job) not in distinct:
                     distinct[frozenset(job)] = job
                     jobs.append([*job, f"++{NAME}={name}"])
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        return jobs
 
     def _name_folders_by_what_differs(self, shared: Sequence[Override]) -> None:
         """Leave settings that hold for all jobs out of `override_dirname`, which folders are named after."""
@@ -113,7 +126,7 @@ class ControlledSweeper(BasicSweeper):
     def _parse_control(self, control: Sequence[str], shared: Sequence[Override]) -> list[Override]:
         loader = self.hydra_context.config_loader if self.hydra_context is not None else None
         if any(is_increase(line) for line in control):
-            assert loader is not None, "Hydra calls setup() first"
+            assert loader is not None
             assert self.config is not None
             fixed = [str(o.input_line) for o in shared if not o.is_sweep_override()]
             control = increased(control, loader.load_sweep_config(self.config, fixed))
@@ -131,15 +144,51 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
         for name, error in zip(names, errors, strict=True):
             for problem in error.problems:
                 by_problem.setdefault(problem, []).append(name)
-        told = [
+        problems = [
             f"all {len(results)} jobs: {problem}" if len(jobs) == len(results) > 1 else f"{'; '.join(jobs)}: {problem}"
             for problem, jobs in by_problem.items()
         ]
-        raise ConfigError(told) from errors[0]
-    lines = [(str(error).strip().splitlines() or [""])[-1] for error in errors]
-    told = [f"{name}: {type(error).__name__}: {line}" for name, error, line in zip(names, errors, lines, strict=True)]
-    raise JobsFailed(len(results), told) from errors[0]
+        raise ConfigError(problems) from errors[0]
+    failures = [
+        f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+        for name, error in zip(names, errors, strict=True)
+    ]
+    raise JobsFailed(len(results), failures) from errors[0]
 
 
-def _grid(overrides: list[Override]) -> list[list[str]]:
-    return BasicSweeper.split_arguments(overrides, None)[0]
+def _grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the overrides' values; of two overrides of a key the later counts."""
+    axes: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise HydraException(f"{override.input_line}: is not a list of values; write KEY=VALUE1,VALUE2")
+    return [list(job) for job in itertools.product(*axes.values())]
+
+
+def increased(control: Sequence[str], cfg: DictConfig) -> list[str]:
+    """A control's overrides with every `KEY+=N` as `KEY=` what `cfg` has plus N; N is a number, or the key of one.
+
+    Raises:
+        HydraException: KEY is not a whole number in `cfg`, or N neither one nor the key of one.
+    """
+    plain = []
+    for line in control:
+        if is_increase(line):
+            key, value = line.partition("+=")[::2]
+            present = OmegaConf.select(cfg, key)
+            more = int(value) if value.isdecimal() else OmegaConf.select(cfg, value)
+            if not isinstance(present, int) or not isinstance(more, int):
+                raise HydraException(f"{line}: adds whole numbers, and {key} is {present!r}, {value} is {more!r}")
+            line = f"{key}={present + more}"
+        plain.append(line)
+    return plain
+
+
+def is_increase(line: str) -> bool:
+    """Whether a control's override is of the form `KEY+=N`."""
+    return line.partition("=")[0].endswith("+")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_json
 
 FILE_NAME = "jobs.json"
 FORMAT = 1
@@ -41,11 +42,7 @@ def add_jobs(folder: Path, jobs: Sequence[Sequence[str]], shared: Collection[str
         }
         if entry not in listed:
             listed.append(entry)
-    temporary = folder / f".{FILE_NAME}.tmp"
-    temporary.write_text(
-        json.dumps({"format": FORMAT, "shared": settings, "jobs": listed}, indent=1) + "\n", encoding="utf-8"
-    )
-    temporary.replace(folder / FILE_NAME)
+    write_json(folder / FILE_NAME, {"format": FORMAT, "shared": settings, "jobs": listed})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -53,4 +50,4 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
         return dict(document) if document["format"] == FORMAT and isinstance(document["jobs"], list) else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none yet, or a damaged one: it is written anew
+        return {}  # none yet, or a damaged one: it is written again

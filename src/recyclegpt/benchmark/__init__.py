@@ -1,6 +1,6 @@
 """How fast: the decoders side by side, their ceilings, prompt sets, baselines."""
 
-from recyclegpt.benchmark.breakdown import stage_seconds
+from recyclegpt.benchmark.breakdown import step_breakdown
 from recyclegpt.benchmark.ceilings import PassCosts, byte_ceiling, bytes_ratio, measure_pass_costs
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Speed, interleave, measure_speed
@@ -14,5 +14,5 @@ __all__ = [
     "interleave",
     "measure_pass_costs",
     "measure_speed",
-    "stage_seconds",
+    "step_breakdown",
 ]

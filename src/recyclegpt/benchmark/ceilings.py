@@ -1,8 +1,8 @@
-"""What speed arithmetic allows: pass costs measured by themselves, and the ceilings that follow from them.
+"""The speed that arithmetic allows: pass costs, measured on their own, and the ceilings that follow from them.
 
-With rho_n the cost of an n-token backbone pass and c_n that of an n-row module call, both over a 1-token backbone pass
-and both with the classifier, one cycle of m recycled tokens yields at most m + 1 tokens for
-`rho_{m+1} + c_{m+1} + (m - 1) * c_1`.
+With rho_n the cost of an n-token backbone pass (the verify cost) and c_n that of an n-row module call (the draft cost),
+both over a 1-token backbone pass and both with the LM head, one step with m drafted tokens yields at most m + 1 tokens
+for `rho_{m+1} + c_{m+1} + (m - 1) * c_1`.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from recyclegpt.models import KVCache, RecycleGPT
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Costs of the passes of one cycle, relative to a backbone pass over one token."""
+    """Costs of the passes of one step, relative to a backbone pass over one token."""
 
     num_recycled: int
     backbone_pass_s: float
-    """Seconds of a backbone pass over one token, with the classifier."""
-    rho: float
-    """A pass over m + 1 tokens."""
-    c: float
-    """A module call over m + 1 rows."""
-    c_one: float
-    """A module call over one row."""
+    """Seconds of a backbone pass over one token, with the LM head."""
+    verify_cost: float
+    """rho_{m+1}: a backbone pass over m + 1 tokens."""
+    draft_cost: float
+    """c_{m+1}: a module call over m + 1 rows."""
+    single_draft_cost: float
+    """c_1: a module call over one row."""
 
     def ceiling(self, acceptance: float = 1.0) -> float:
-        """Largest speedup over autoregressive decoding; alternating decoding has an acceptance of 1."""
-        cycle = self.rho + self.c + (self.num_recycled - 1) * self.c_one
-        return (1 + self.num_recycled * acceptance) / cycle
+        """Largest speedup over autoregressive decoding at this acceptance rate; alternating decoding's is 1."""
+        step = self.verify_cost + self.draft_cost + (self.num_recycled - 1) * self.single_draft_cost
+        return (1 + self.num_recycled * acceptance) / step
 
 
 def byte_ceiling(model: RecycleGPT, num_recycled: int, acceptance: float = 1.0) -> float:
     """Largest speedup if a pass cost what its weights take to read.
 
-    Then rho is 1, and c the bytes of module and head over those of backbone and head. It binds only where decoding is
-    bound by memory; where fixed overheads dominate, a measurement may pass it.
+    Then the verify cost is 1, and the draft cost the bytes of module and LM head over those of backbone and LM head. It
+    binds only where decoding is bound by memory; where fixed overheads dominate, a measurement may exceed it.
     """
     return (1 + num_recycled * acceptance) / (1 + num_recycled * bytes_ratio(model))
 
 
 def bytes_ratio(model: RecycleGPT) -> float:
-    """Bytes that a module call reads over those that a backbone pass reads, the classifier in both."""
+    """Bytes that a module call reads over those that a backbone pass reads, the LM head in both."""
     return module_bytes(model) / backbone_bytes(model)
 
 
 def backbone_bytes(model: RecycleGPT) -> int:
-    """Weights that a backbone pass reads: layers, norm and classifier; of the embedding it needs a row a token."""
+    """Weights that a backbone pass reads: layers, norm and LM head; of the embedding it needs one row per token."""
     return _bytes(model.backbone) - _bytes(model.backbone.embed_tokens) + _bytes(model.lm_head)
 
 
 def module_bytes(model: RecycleGPT) -> int:
-    """Weights that a call of the recyclable module reads, the classifier's among them; 0 without a module."""
+    """Weights that a call of the recyclable module reads, the LM head's among them; 0 without a module."""
     return 0 if model.recyclable is None else _bytes(model.recyclable) + _bytes(model.lm_head)
 
 
@@ -78,14 +78,14 @@ def measure_pass_costs(
     batch: int = 1,
     clock: Clock = time.perf_counter,
 ) -> PassCosts:
-    """Costs of a cycle's passes by `PassTimer`, in one go after two rounds of warm-up."""
+    """Costs of a step's passes by `PassTimer`, measured at once after its warm-up."""
     timer = PassTimer(decoder, num_recycled, position, batch, clock)
     timer.measure(repetitions)
     return timer.costs()
 
 
-SWEEPS_A_ROUND = 3
-"""Times that each pass runs in a round, in turn with the others, as in a cycle."""
+SWEEPS_PER_ROUND = 3
+"""Times that each pass runs in a round, in turn with the others, as in a step."""
 
 
 class PassTimer:
@@ -105,8 +105,8 @@ class PassTimer:
         """Warm up.
 
         Args:
-            decoder: its model has a recyclable module; passes run as its cycles run them, compiled or as CUDA graphs.
-            num_recycled: tokens m recycled per cycle.
+            decoder: its model has a recyclable module; passes run as its steps run them, compiled or as CUDA graphs.
+            num_recycled: tokens m drafted per step.
             position: where in the context the passes stand; attention reads that many slots.
             batch: rows of a pass.
             clock: seconds, for tests.
@@ -133,11 +133,11 @@ class PassTimer:
 
     @torch.no_grad()
     def measure(self, rounds: int) -> None:
-        """Add so many rounds."""
+        """Add this many rounds."""
         for _ in range(rounds):
-            seconds = self.stopwatch.seconds(*self.passes * SWEEPS_A_ROUND)
+            seconds = self.stopwatch.seconds(*self.passes * SWEEPS_PER_ROUND)
             one, block, module_block, module_one = (
-                sum(seconds[number :: len(self.passes)]) / SWEEPS_A_ROUND for number in range(len(self.passes))
+                sum(seconds[number :: len(self.passes)]) / SWEEPS_PER_ROUND for number in range(len(self.passes))
             )
             self.rounds.append((one, block / one, module_block / one, module_one / one))
 
@@ -165,7 +165,7 @@ class PassTimer:
 
 
 def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """On CUDA a graph of it, as decoding replays its cycles; elsewhere itself."""
+    """On CUDA a graph of it, as decoding replays its steps; elsewhere itself."""
     if device.type != "cuda":
         return run
     graphed = GraphedStep(lambda _: run())

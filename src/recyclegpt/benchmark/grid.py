@@ -1,6 +1,6 @@
-"""The speed benchmark: a grid of decoders, shapes and lengths, each beside the speed that arithmetic allows it.
+"""The speed benchmark: a grid of decoders, shapes and lengths, each with the ceiling that arithmetic sets it.
 
-Rates are compared inside one group of interleaved measurements alone, against autoregressive decoding of that group.
+Rates are compared within one group of interleaved measurements only, with autoregressive decoding of that group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recyclegpt.hardware.memory import PeakMemory
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
-ROUNDS_A_REPETITION = 4
+ROUNDS_PER_REPETITION = 4
 """Rounds of pass and copy timing after each repetition of the decoders."""
 
 
@@ -37,7 +37,7 @@ class BenchConfig:
     prompt_tokens: Sequence[int] = (64,)
     new_tokens: Sequence[int] = (128,)
     acceptance: Sequence[float] | None = None
-    """Verified decoding accepts drafted tokens with these probabilities; None: as the weights have it."""
+    """Acceptance rates that verified decoding simulates; None: the model's own."""
     num_prompts: int = 2
     """Batches of prompts that a repetition decodes."""
     repetitions: int = 5
@@ -45,7 +45,7 @@ class BenchConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 1
     dtype_name: str = "bfloat16"
-    """As rows name it: int8 weights have states in another format."""
+    """Name for the rows: with int8 weights the model's states have another dtype."""
 
 
 def bench(
@@ -60,7 +60,7 @@ def bench(
         decoder: of the model to measure.
         config: the grid.
         prompts: gives (number, length) prompts.
-        plain: the model that was not fused, for baselines.
+        plain: the model before it was fused, for baselines.
     """
     for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
         rows = prompts(batch * config.num_prompts, prompt_tokens)
@@ -91,20 +91,20 @@ class _Group:
         memory = self._peaks(runs)
         outside: dict[str, Callable[[], Run]] = {}
         if plain is not None and "transformers" in self.config.baselines:
-            # Made after the peaks of ours have been taken.
+            # Made after the peaks of the decoders here have been taken.
             outside = transformers_baseline.make_runs(plain, self.prompts, self.new_tokens, self.batch)
             memory |= self._peaks(outside)
         if self.decoder.use_graphs:
-            # Twice: a shape that a single cycle met is captured when it is met again.
+            # Twice: a shape that a single step met is captured when it is met again.
             for run in [*runs.values()] * 2:
                 run()
         timers = self._timers()
         copies = CopyTimer(self.decoder.model.device)
 
         def measure_meanwhile() -> None:
-            copies.measure(ROUNDS_A_REPETITION)
+            copies.measure(ROUNDS_PER_REPETITION)
             for timer in timers.values():
-                timer.measure(ROUNDS_A_REPETITION)
+                timer.measure(ROUNDS_PER_REPETITION)
 
         speeds = interleave(runs | outside, self.config.repetitions, after_round=measure_meanwhile)
         costs = {m: timer.costs() for m, timer in timers.items()}
@@ -120,17 +120,17 @@ class _Group:
         return rows
 
     def _peaks(self, runs: dict[str, Callable[[], Run]]) -> dict[str, float]:
-        """Peak memory of each run, which warms it up: it is as long as the timed ones, so that all shapes occur."""
+        """Peak bytes of each run, which also warms it up: it is as long as the timed ones, so all shapes occur."""
         memory = {}
         for name, run in runs.items():
-            self.decoder.forget()  # what another decoder keeps for its next text is not this one's memory
+            self.decoder.forget()  # idle sessions of other strategies are not this one's memory
             with PeakMemory(self.decoder.model.device) as peak:
                 run()
             memory[name] = peak.bytes
         return memory
 
     def _strategies(self) -> dict[str, Strategy]:
-        """By names that differ. The baseline is always among them; only lengths that can recycle get the others."""
+        """By unique names, the baseline first; only a model with a module gets the others."""
         made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
         if self.decoder.model.recyclable is None:
             return made
@@ -150,36 +150,40 @@ class _Group:
 
     def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None) -> Row:
         model, m = self.decoder.model, strategy.num_recycled
-        kept = speed.counts.acceptance if m else None
-        share = 0.0 if kept is None else kept
+        acceptance = speed.counts.acceptance
+        share = 0.0 if acceptance is None else acceptance
         return self._shape() | {
             "compile": self.decoder.compiled,
             "strategy": strategy.name,
             "num_recycled": m,
             **_rates(speed, baseline),
-            "acceptance": kept,
-            "agreement": speed.counts.agreement if m else None,
+            "acceptance": acceptance,
+            "mean_accepted_length": speed.counts.mean_accepted_length,
+            "agreement": speed.counts.agreement,
             "acceptance_given": isinstance(strategy, SimulatedAcceptance),
-            "rho": costs.rho if costs is not None else None,
-            "c": costs.c if costs is not None else None,
-            "c_one": costs.c_one if costs is not None else None,
-            "ceiling_measured": costs.ceiling(share) if costs is not None else None,
-            "ceiling_bytes": byte_ceiling(model, m, share) if costs is not None else None,
+            "verify_cost": None if costs is None else costs.verify_cost,
+            "draft_cost": None if costs is None else costs.draft_cost,
+            "single_draft_cost": None if costs is None else costs.single_draft_cost,
+            "ceiling_measured": None if costs is None else costs.ceiling(share),
+            "ceiling_bytes": None if costs is None else byte_ceiling(model, m, share),
         }
 
     def _share_of(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
-        # A cycle reads the backbone once and the module m times: once for the true pairs, then a row a token.
+        # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
         model = self.decoder.model
-        cycle_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
+        step_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
         return {
-            "bandwidth_utilisation": speed.passes_per_s * cycle_bytes / copy_bytes_per_s,
+            "bandwidth_utilisation": speed.passes_per_s * step_bytes / copy_bytes_per_s,
             "copy_bytes_per_s": copy_bytes_per_s,
         }
 
     def _outside_row(self, speeds: dict[str, Speed], baseline: Speed, memory: dict[str, float]) -> Row:
-        """Of its settings the fastest counts; the others are named beside it."""
+        """The fastest of its settings counts; the others are named in `tokens_per_s_by_cache`."""
         best = max(speeds, key=lambda name: speeds[name].tokens_per_s)
-        empty = dict.fromkeys(("acceptance", "rho", "c", "c_one", "ceiling_measured", "ceiling_bytes"))
+        empty = dict.fromkeys(
+            ("acceptance", "mean_accepted_length", "verify_cost", "draft_cost", "single_draft_cost", "ceiling_measured",
+             "ceiling_bytes")
+        )  # fmt: skip
         return self._shape() | {
             "strategy": "transformers",
             "num_recycled": 0,

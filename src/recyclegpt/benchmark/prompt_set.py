@@ -87,10 +87,10 @@ def _prompt(line: str) -> tuple[Prompt, bool]:
 
 
 def fit_prompts(rows: Sequence[Sequence[int]], context: int, new_tokens: int, start: int) -> list[list[int]]:
-    """Token ids with room for the text after them: a prompt that is too long keeps its end, which is told by count.
+    """Token ids with room for the text after them: one that is too long keeps its end, and a warning counts them.
 
     Raises:
-        ConfigError: the context holds no prompt beside that many new tokens.
+        ConfigError: the new tokens leave no room for a prompt.
     """
     room = context - new_tokens
     if room < 1:
@@ -99,7 +99,7 @@ def fit_prompts(rows: Sequence[Sequence[int]], context: int, new_tokens: int, st
         )
     if num_cut := sum(len(row) > room for row in rows):
         log.warning(
-            "%d of %d prompts are longer than %d tokens, which is what the context holds beside %d new ones; their "
+            "%d of %d prompts are longer than %d tokens, the room that %d new ones leave in the context; their "
             "beginnings were left out", num_cut, len(rows), room, new_tokens,
         )  # fmt: skip
     return [list(row[-room:]) or [start] for row in rows]
@@ -115,16 +115,16 @@ def bench_prompts(
 ) -> list[Row]:
     """Decode every prompt greedily with every strategy, one at a time; rows by category, then `overall`.
 
-    Strategies and categories take turns within a repetition, after a warm-up, so that drift of the machine meets all.
-    Stops are not obeyed: every text has `new_tokens` tokens, and rates compare like with like.
+    Strategies and categories take turns within a repetition, after a warm-up, so that drift of the machine affects all.
+    Nothing stops a text: each has `new_tokens` tokens, and rates compare like with like.
 
     Args:
         decoder: model in the dtype to measure.
         prompts: token ids by category.
-        strategies: with different names or numbers of recycled tokens; the baseline is added where it is missing.
+        strategies: with different names or numbers of drafted tokens; the baseline is added.
         new_tokens: length of every text.
         repetitions: rounds that are timed.
-        seed: of the sampler, which greedy decoding does not ask.
+        seed: of the sampler.
     """
     named = {_name(strategy): strategy for strategy in [Autoregressive(), *strategies]}
     keys = {(category, name): f"{number}" for number, (category, name) in enumerate(_product(prompts, named))}
@@ -175,30 +175,24 @@ def _together(speeds: Sequence[Speed]) -> Speed:
 
 
 def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Row:
-    m, counts = strategy.num_recycled, speed.counts
-    num_passes = sum(run.num_passes for run in speed.runs)
+    counts = speed.counts
     ratios = speed.ratios_to(baseline)
-    common = [_common_prefix(mine, theirs) for mine, theirs in zip(speed.texts, baseline.texts, strict=True)]
+    pairs = list(zip(speed.texts, baseline.texts, strict=True))
     return {
         "category": category,
         "strategy": strategy.name,
-        "num_recycled": m,
+        "num_recycled": strategy.num_recycled,
         "num_prompts": len(speed.texts),
         "tokens_per_s": speed.tokens_per_s,
         "spread": [min(speed.repetitions), max(speed.repetitions)],
         "speedup": speed.speedup_over(baseline),
         "speedup_spread": [min(ratios), max(ratios)],
-        # Of the passes after the prompt's: the backbone's own token, and the recycled ones that it let stand.
-        "tokens_per_pass": 1 + counts.num_accepted / num_passes,
-        "acceptance": counts.acceptance if m else None,
-        "agreement": counts.agreement if m else None,
-        "equal": sum(map(_same, speed.texts, baseline.texts)) / len(common),
-        "common_prefix": statistics.mean(common),
+        "mean_accepted_length": counts.mean_accepted_length,
+        "acceptance": counts.acceptance,
+        "agreement": counts.agreement,
+        "equal": statistics.mean(mine == theirs for mine, theirs in pairs),
+        "common_prefix": statistics.mean(_common_prefix(mine, theirs) for mine, theirs in pairs),
     }
-
-
-def _same(mine: Sequence[int], theirs: Sequence[int]) -> bool:
-    return list(mine) == list(theirs)
 
 
 def _common_prefix(mine: Sequence[int], theirs: Sequence[int]) -> int:

@@ -1,53 +1,62 @@
-"""A verified decoder whose acceptance is given: what recycling is worth if the module agrees so often.
+"""A verified decoder with a given acceptance rate: what drafting is worth if the module were accepted that often.
 
-Random weights have the latency of trained ones, but not their acceptance. Every pass is computed as usual and its
-verdict is then replaced, so the speed is real and the text means nothing.
+Random weights are as fast as trained ones, but their acceptance means nothing. Every pass is computed as usual and its
+verdict is then replaced, so the speed is real and the text is meaningless.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recyclegpt.decoding import DraftTokens, Sampler, Verified, VerifyLogits
 
+PATTERN_LENGTH = 4096
+"""The verdicts are fixed, and repeat after this many steps."""
+
 
 @dataclass(frozen=True)
 class SimulatedAcceptance(Verified):
-    """Keeps each recycled token with this probability, as long as it kept the one before."""
+    """Accepts each drafted token with this probability, as long as it accepted the one before."""
 
     probability: float = 1.0
-    pattern_length: int = 4096
-    """The verdicts are fixed, and repeat after so many cycles."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Multiples of an irrational number, another for each place, are spread more evenly than random draws: a short
-        # text keeps about the share that was asked for.
+        # text accepts about the share that was asked for.
         m = self.num_recycled
         pattern = [
-            next((place for place in range(m) if _spread(cycle, place) >= self.probability), m)
-            for cycle in range(self.pattern_length)
+            next((place for place in range(m) if _spread(step, place) >= self.probability), m)
+            for step in range(PATTERN_LENGTH)
         ]
-        object.__setattr__(self, "pattern", torch.tensor(pattern))
-        object.__setattr__(self, "turn", torch.zeros((), dtype=torch.long))
+        object.__setattr__(self, "_pattern", torch.tensor(pattern))
+        object.__setattr__(self, "_turn", torch.zeros((), dtype=torch.long))
 
-    def verify(self, reading: VerifyLogits, proposals: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        """Do the work of `Verified`, then keep as many tokens as this cycle's turn says."""
-        _, token_B = super().verify(reading, proposals, sampler)
-        device = token_B.device
-        if self.pattern.device != device:  # type: ignore[attr-defined]
-            object.__setattr__(self, "pattern", self.pattern.to(device))  # type: ignore[attr-defined]
-            object.__setattr__(self, "turn", self.turn.to(device))  # type: ignore[attr-defined]
+    _pattern: ClassVar[Tensor]
+    _turn: ClassVar[Tensor]
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The number of the step."""
+        return (self._turn,)
+
+    def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        """Do the work of `Verified`, then accept as many tokens as the pattern says."""
+        _, token_B = super().verify(backbone, drafts, sampler)
+        if self._pattern.device != token_B.device:
+            object.__setattr__(self, "_pattern", self._pattern.to(token_B.device))
+            object.__setattr__(self, "_turn", self._turn.to(token_B.device))
         # Not `pattern[turn]`: an index without dimensions makes the host wait for its value.
-        kept_B = self.pattern.index_select(0, self.turn.view(1)).expand_as(token_B)  # type: ignore[attr-defined]
-        self.turn.add_(1).remainder_(self.pattern_length)  # type: ignore[attr-defined]
-        return kept_B, token_B
+        accepted_B = self._pattern.index_select(0, self._turn.view(1)).expand_as(token_B)
+        self._turn.add_(1).remainder_(PATTERN_LENGTH)
+        return accepted_B, token_B
 
 
-def _spread(cycle: int, place: int) -> float:
+def _spread(step: int, place: int) -> float:
     """A number in [0, 1): fractional part of a multiple of the square root of a prime."""
-    return (cycle + 1) * math.sqrt((2, 3, 5, 7, 11, 13, 17, 19)[place]) % 1
+    return (step + 1) * math.sqrt((2, 3, 5, 7, 11, 13, 17, 19)[place]) % 1

@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 
 @dataclass
 class Run:
-    """One pass over all prompts. Rates count the tokens and seconds after the prompts' pass."""
+    """All prompts decoded once. Rates count the tokens and seconds after the prefill."""
 
     num_timed: int = 0
     seconds: float = 0.0
@@ -27,7 +27,7 @@ class Run:
     """Backbone passes in the time counted."""
     counts: Counts = field(default_factory=Counts)
     texts: list[list[int]] = field(default_factory=list)
-    recycled: list[list[bool]] = field(default_factory=list)
+    drafted: list[list[bool]] = field(default_factory=list)
 
 
 @dataclass
@@ -58,9 +58,9 @@ class Speed:
         return self.runs[-1].texts
 
     @property
-    def recycled(self) -> list[list[bool]]:
-        """Which of those tokens the module wrote."""
-        return self.runs[-1].recycled
+    def drafted(self) -> list[list[bool]]:
+        """Which of those tokens the drafter wrote."""
+        return self.runs[-1].drafted
 
     @property
     def tokens_per_s(self) -> float:
@@ -69,7 +69,7 @@ class Speed:
 
     @property
     def passes_per_s(self) -> float:
-        """Backbone passes a second, median over repetitions."""
+        """Backbone passes per second, median over repetitions."""
         return statistics.median(run.num_passes / run.seconds for run in self.runs if run.num_timed)
 
     def speedup_over(self, baseline: Speed) -> float:
@@ -89,14 +89,14 @@ def interleave(
     clock: Clock = time.perf_counter,
     after_round: Callable[[], None] | None = None,
 ) -> dict[str, Speed]:
-    """Call each in turn, again and again, so that drift of the machine meets all of them.
+    """Call each in turn, again and again, so that drift of the machine affects all of them.
 
     Args:
         runs: name to measurement; warm.
         repetitions: at most this many rounds; one is always done.
         budget_s: no further round is begun that would end after this many seconds.
         clock: seconds, for tests.
-        after_round: called after each round, for what should be measured meanwhile.
+        after_round: called after each round, for what is measured in between.
     """
     speeds = {name: Speed(name) for name in runs}
     begin = clock()
@@ -129,7 +129,7 @@ def measure_speed(
         decoder: model in the dtype to measure.
         prompts: token ids; decoded at batch size 1.
         strategies: with different names, by which the result is ordered.
-        max_new_tokens: length of each continuation. Stop tokens are not obeyed: all strategies write equally many.
+        max_new_tokens: length of each continuation. Nothing stops a text, so all strategies write the same number.
         sampling: greedy if None.
         repetitions: at most this many rounds over all prompts and strategies; one is always done.
         budget_s: no further round is begun that would end after this many seconds.
@@ -162,18 +162,18 @@ def decode(
     for number, rows in enumerate(batches):
         sampler = Sampler.seeded(sampling or SamplingConfig(), len(rows), seed + number * batch, device)
         texts: list[list[int]] = [[] for _ in rows]
-        recycled: list[list[bool]] = [[] for _ in rows]
+        drafted: list[list[bool]] = [[] for _ in rows]
         counts = Counts()
         synchronise(device)
         begin = clock()
         stream = decoder.stream(rows, strategy, max_new_tokens, sampler, counts=counts)
-        # After the prompts' pass every row hands out its first tokens.
+        # After the prefill every row hands out its first tokens.
         first = list(itertools.islice(stream, len(rows)))
         synchronise(device)
         middle = clock()
         for row, tokens, marks in itertools.chain(first, stream):
             texts[row] += tokens
-            recycled[row] += marks
+            drafted[row] += marks
         synchronise(device)
         run.num_timed += sum(map(len, texts)) - sum(len(emitted.tokens) for emitted in first)
         run.seconds += clock() - middle
@@ -181,5 +181,5 @@ def decode(
         run.num_passes += counts.num_backbone_passes - 1
         run.counts += counts
         run.texts += texts
-        run.recycled += recycled
+        run.drafted += drafted
     return run

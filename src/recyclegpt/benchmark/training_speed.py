@@ -1,7 +1,7 @@
 """How fast training steps are, with the recyclable module and without it.
 
 A step is what training does: dual loss, backward pass, norm and clipping of the gradients, optimizer; on random tokens,
-because speed does not depend on them.
+since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StepConfig:
 
 @dataclass
 class StepSpeed:
-    """Times of one model's steps, and what they amount to."""
+    """Times of one model's steps, and what follows from them."""
 
     config: StepConfig
     recycle: RecycleConfig
@@ -80,7 +80,7 @@ class StepSpeed:
         return self.config.batch * self.config.row_length * self.config.accumulate
 
     def row(self) -> dict[str, Any]:
-        """Plain numbers, medians over the steps with the spread of the rate; what is not known is NaN."""
+        """Medians over the steps, with the spread of the rate; unknown values are NaN."""
         step_s = statistics.median(self.steps_s)
         rates = [self.tokens / seconds for seconds in self.steps_s]
         return {
@@ -106,14 +106,14 @@ class StepSpeed:
 def measure_steps(
     shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device, profile: bool = False
 ) -> tuple[StepSpeed, str]:
-    """Time the steps of a model of random weights, which is made here and gone afterwards.
+    """Time the steps of a model with random weights, made here and dropped afterwards.
 
     Args:
         shape: of the backbone.
         recycle: of the module; depth 0: none.
         config: the step.
         device: CPU or CUDA; there the times are those of the device itself, between CUDA events.
-        profile: look at a few more steps with `torch.profiler`.
+        profile: run a few more steps under `torch.profiler`.
 
     Returns:
         The times, and the profile's table of the most expensive operations (empty without `profile`).
@@ -143,7 +143,7 @@ def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float
 
 
 class _Steps:
-    """A model that is trained on random tokens, step by step."""
+    """A model trained on random tokens, step by step."""
 
     def __init__(self, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
@@ -166,7 +166,7 @@ class _Steps:
             loss.backward()
             marks.at("backward")
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        # Training looks at the norm before it goes on, and so it waits here for the device, as it does there.
+        # Training checks the norm, and so waits here for the device.
         assert torch.isfinite(norm), "the gradients of random tokens are finite"
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), MAX_NORM, norm)
         self.optimizer.step()
@@ -191,12 +191,14 @@ class _Steps:
         self.taken += 1
         narrow = self.config.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.config.dtype) if narrow else contextlib.nullcontext():
-            loss: Tensor = self.loss(self.model, views_NBT).loss
+            loss_config = self.config.loss
+            states = self.model.states(views_NBT, None, loss_config.num_unrolled, loss_config.backbone_grad_scale)
+            loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
         return loss
 
 
 class _Marks:
-    """Moments of one step: on CUDA events in the device's own queue, which cost no waiting."""
+    """Times within one step: on CUDA events in the device's queue, which make nobody wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -212,7 +214,7 @@ class _Marks:
             self.moments.append((ended, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
-        """Time of each phase; the device has to be done."""
+        """Seconds of each phase; the device must have finished."""
         sums = dict.fromkeys(PHASES, 0.0)
         for (_, before), (phase, after) in zip(self.moments, self.moments[1:], strict=False):
             sums[phase] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
@@ -234,7 +236,7 @@ def _profiled(steps: _Steps, device: torch.device) -> str:
 
 
 def variants(recycle: RecycleConfig) -> Iterator[tuple[str, RecycleConfig]]:
-    """The model that is asked for, and the control without a module."""
+    """The model as configured, and the control without a module."""
     if recycle.num_layers:
         yield "module", recycle
     yield "none", RecycleConfig(num_layers=0)

@@ -17,17 +17,17 @@ from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 
 SETTLING = 8
-"""Tokens at the beginning of a text that the compiled setting is not timed on: a new cache has new addresses, for which
-its CUDA graphs are recorded again."""
+"""First tokens of a text, on which the compiled setting is not timed: a new cache has new addresses, for which its CUDA
+graphs are recorded again."""
 SETTINGS = ("dynamic", "static", "static compiled")
-"""Caches that `generate` offers; the last one compiles the model's forward, which takes some time once."""
+"""Caches that `generate` offers; the last also compiles the forward pass, once."""
 
 
 def in_transformers(model: RecycleGPT) -> Any:
     """The model of `transformers` with the weights of this backbone, in their dtype and on their device.
 
     Raises:
-        ConfigError: `transformers` is not installed, or has no family that computes what this backbone computes.
+        ConfigError: `transformers` is not installed, or has no model family equal to this backbone.
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -66,7 +66,7 @@ def _generate(made: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     steps: list[float] = []
 
     class Stamp(StoppingCriteria):
-        """Called once a token: the only hook that batches have too."""
+        """Called once per token: the only hook that also works for batches."""
 
         def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
             if len(steps) in (0, settled, max_new_tokens - 1):
@@ -78,10 +78,10 @@ def _generate(made: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     compiled = setting == "static compiled"
     settled = min(SETTLING, (max_new_tokens - 1) // 2) if compiled else 0
     if compiled:
-        # CUDA graphs, as `generate` does by itself on a GPU; they are nothing to a CPU.
+        # CUDA graphs, as `generate` chooses itself on a GPU; a CPU has none.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         options["compile_config"] = CompileConfig(mode=mode, fullgraph=False)
-        # Without it `generate` compiles on accelerators alone, and this baseline shall be as fast as it can be.
+        # Otherwise `generate` compiles on accelerators only, and this baseline should be as fast as it can be.
         options["compile_config"]._compile_all_devices = True
     run = Run()
     for begin_row in range(0, len(prompts), batch):

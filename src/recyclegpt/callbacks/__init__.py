@@ -5,6 +5,7 @@ from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
 from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
 from recyclegpt.callbacks.rng import RngIsolation, isolated_rng
+from recyclegpt.callbacks.tensorboard import TensorBoardLogger
 from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.callbacks.trade_off import TradeOffFigure
 
@@ -14,6 +15,7 @@ __all__ = [
     "EpochSummary",
     "HyperParameters",
     "RngIsolation",
+    "TensorBoardLogger",
     "Throughput",
     "TradeOffFigure",
     "isolated_rng",

@@ -29,23 +29,23 @@ _log = logging.getLogger("recyclegpt")
 
 
 class CheckpointEverySteps(Checkpoint):
-    """Saves every so many optimizer steps and at the end of training, and keeps the newest few.
+    """Saves every n optimizer steps and at the end of training, and keeps the newest few.
 
-    A checkpoint is written only between two optimizer steps: one that stood inside an accumulation window would lose
-    the window's gradients. One that is due at the last batch of an epoch is written after that epoch's validation, so
-    that no resumed run is without it. A file is removed only after a newer one is on the disk.
+    A checkpoint is written only between two optimizer steps: inside an accumulation window it would lose the window's
+    gradients. One due at the last batch of an epoch is written after that epoch's validation, so that a resumed run
+    has it too. A file is removed only when a newer one is on disk.
 
-    When SIGINT, SIGTERM or SIGUSR1 has come to any process, all finish their step, save and stop (`Stopped`, with
-    exit code 128 + the signal's number). After SIGUSR1 inside a SLURM job the job is put back into the queue.
+    When any process receives SIGINT, SIGTERM or SIGUSR1, all finish their step, save and stop (`Stopped`, with exit
+    code 128 + the signal's number). After SIGUSR1 inside a SLURM job, the job is requeued.
 
-    The callback wants `VerifiedCheckpointIO` as the trainer's plugin, and is a collective call on several processes.
+    The callback needs `VerifiedCheckpointIO` as the trainer's plugin, and is a collective call on several processes.
 
     Args:
         folder: of the checkpoints.
         every_n_steps: optimizer steps between two of them.
-        keep: newest checkpoints that stay on disk.
-        max_failed: checkpoints in a row that may fail to be written (a full disk, say), each told, before training
-            stops; the last one of a run may not fail.
+        keep: number of newest checkpoints to keep.
+        max_failed: number of failed writes in a row (a full disk, say) that are only reported; one more stops training,
+            as does a failure at the end of the run.
 
     Raises:
         ConfigError: naming every value that cannot work.
@@ -67,7 +67,7 @@ class CheckpointEverySteps(Checkpoint):
         self._num_failed = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the checkpoint that was loaded, and listen to signals instead of Lightning."""
+        """Count from the loaded checkpoint, and take over signal handling from Lightning."""
         self._last_step = trainer.global_step
         self._saved_step = trainer.global_step if trainer.ckpt_path else None
         self._due = False
@@ -80,7 +80,7 @@ class CheckpointEverySteps(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where an optimizer step has just been taken and a checkpoint is due."""
+        """Save after an optimizer step if a checkpoint is due."""
         step, before = trainer.global_step, self._last_step
         self._last_step = step
         if step == before:
@@ -97,18 +97,18 @@ class CheckpointEverySteps(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due at the epoch's last batch."""
         is_end = trainer.current_epoch + 1 == trainer.max_epochs
-        stop = self._stop_requested(trainer) and not is_end  # what is left of a run at its end takes no time
+        stop = self._stop_requested(trainer) and not is_end
         if self._due or stop or is_end:
             self._save(trainer, may_fail=not is_end)
         if stop:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the signals back."""
+        """Give signal handling back."""
         self.signals.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hand the signals back."""
+        """Give signal handling back."""
         self.signals.restore()
 
     def _stop_requested(self, trainer: Trainer) -> bool:
@@ -121,7 +121,9 @@ class CheckpointEverySteps(Checkpoint):
             return
         io = trainer.strategy.checkpoint_io
         if not isinstance(io, VerifiedCheckpointIO):
-            raise TypeError(f"Checkpoints needs Trainer(plugins=[VerifiedCheckpointIO()]), not {type(io).__name__}")
+            raise TypeError(
+                f"CheckpointEverySteps needs Trainer(plugins=[VerifiedCheckpointIO()]), not {type(io).__name__}"
+            )
         with io.errors_held():
             trainer.save_checkpoint(self.folder / checkpoint_name(step))
         if not _on_any(trainer, io.error is not None):
@@ -130,19 +132,19 @@ class CheckpointEverySteps(Checkpoint):
                 self._prune(step)
             return
         self._num_failed += 1
-        told = str(io.error or "a checkpoint could not be written; the first process says why")
+        reason = str(io.error or "a checkpoint could not be written; the first process says why")
         if self._num_failed > self.max_failed or not may_fail:
-            raise RunError(f"{told}\nthe run stops after step {step}; the same command with resume=auto goes on")
+            raise RunError(f"{reason}\nthe run stops after step {step}; the same command with resume=auto continues it")
         if io.error is not None:
             _log.error(
-                "%s; training goes on without it (%d in a row, more than checkpoint.max_failed=%d stop the run)",
-                told,
+                "%s; training continues without it (failure %d in a row; checkpointing.max_failed=%d)",
+                reason,
                 self._num_failed,
                 self.max_failed,
             )
 
     def _prune(self, step: int) -> None:
-        """Keep the newest; a damaged one is none of them."""
+        """Remove all but the newest; a corrupt checkpoint does not count."""
         num_accepted = 0
         for path in list_checkpoints(self.folder, upto=step):
             try:
@@ -163,25 +165,25 @@ class CheckpointEverySteps(Checkpoint):
         saved = "saved" if self._saved_step == trainer.global_step else "not saved"
         raise Stopped(
             f"stopped by {received.name} after step {trainer.global_step}, {saved}; "
-            "the same command with resume=auto goes on",
+            "the same command with resume=auto continues it",
             128 + received,
         )
 
 
 def requeue() -> None:
-    """Put the SLURM job this process belongs to back into the queue; nothing outside of SLURM."""
+    """Requeue this process's SLURM job; do nothing outside SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = "_".join(part for part in array if part) if all(array) else os.environ.get("SLURM_JOB_ID", "")
     if not re.fullmatch(r"[0-9_]+", job):
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
-        _log.info("put SLURM job %s back into the queue", job)
+        _log.info("requeued SLURM job %s", job)
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or error
-        _log.error("SLURM job %s could not be put back into the queue (%s); submit it again", job, told)
+        reason = getattr(error, "stderr", None) or error
+        _log.error("SLURM job %s could not be requeued (%s); submit it again", job, reason)
 
 
 def _on_any(trainer: Trainer, here: bool) -> bool:
-    """Whether something holds on any process; all have to ask together."""
+    """Whether a condition holds on any process; all processes must call this together."""
     return bool(trainer.strategy.reduce_boolean_decision(here, all=False)) if trainer.world_size > 1 else here

@@ -1,8 +1,8 @@
 """Decode after every validation epoch and log speed and quality of the three decoders side by side.
 
-Every rank decodes the same prompts with its own copy of the model and there is no collective inside, so none waits for
-another; weights that are spread over ranks are gathered by all of them first. The random state of training is put back
-afterwards: training with the monitor equals training without it.
+Every rank decodes the same prompts with its own copy of the model, without collectives, so none waits for another;
+sharded weights are gathered by all ranks first. The random state of training is restored afterwards: training with the
+monitor equals training without it, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +25,38 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from recyclegpt.benchmark import PassCosts, Speed, byte_ceiling, measure_pass_costs, measure_speed
 from recyclegpt.callbacks.rng import isolated_rng
-from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
+from recyclegpt.callbacks.tensorboard import DESCRIPTIONS
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
+from recyclegpt.files import write_whole
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.training.sharding import gathered
 
-TAGS = (
-    "decode/tokens_per_s_autoregressive",
-    "decode/tokens_per_s_alternating",
-    "decode/tokens_per_s_verified",
-    "decode/speedup_alternating",
-    "decode/speedup_verified",
-    "decode/ceiling_alternating",
-    "decode/ceiling_verified",
-    "decode/ceiling_bytes",
-    "decode/rho",
-    "decode/c",
-    "decode/agreement",
-    "decode/acceptance",
-    "decode/nll_autoregressive",
-    "decode/nll_alternating",
-    "decode/seconds",
-)
+TAGS = tuple(tag for tag in DESCRIPTIONS if tag.startswith("decode/"))
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
 
 
 class DecodingMonitor(Callback):
-    """Measures decoding on held-out prompts each validation epoch; the sanity check is left alone."""
+    """Measures decoding on held-out prompts each validation epoch; the sanity check is left alone.
+
+    Args:
+        decoding: the settings of `conf/decoding`; of these the monitor uses `num_recycled`, `confidence_threshold`,
+            `dtype` and those of sampling. All three decoders are measured, whatever `strategy` says.
+        folder: run folder for `decoding.jsonl`; none is written if null.
+        num_prompts: held-out prompts, from different documents where there are enough.
+        prompt_tokens: length of each.
+        new_tokens: length of each continuation.
+        repetitions: rounds over prompts and decoders, after a warm-up.
+        budget_s: seconds after which no further round begins.
+        every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
+        seed: of the sampler.
+    """
 
     def __init__(
         self,
+        decoding: DecodingConfig | Mapping[str, Any] | None = None,
         folder: str | None = None,
-        num_recycled: int = 1,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        confidence: float = 0.0,
-        dtype: str = "auto",
         num_prompts: int = 4,
         prompt_tokens: int = 64,
         new_tokens: int = 64,
@@ -72,50 +64,24 @@ class DecodingMonitor(Callback):
         budget_s: float = 20.0,
         every_n_epochs: int = 1,
         seed: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Args:
-        folder: run folder for `decoding.jsonl`; none is written if null.
-        num_recycled: tokens recycled per backbone pass by the alternating and the verified decoder.
-        temperature: 0 decodes greedily.
-        top_k: as in `SamplingConfig`.
-        top_p: as in `SamplingConfig`.
-        min_p: as in `SamplingConfig`.
-        repetition_penalty: as in `SamplingConfig`.
-        confidence: recycle only while the module's largest probability is above this; 0 always recycles.
-        dtype: of the decoding copy; `auto` is bf16 where the device has it natively, else fp32.
-        num_prompts: held-out prompts, from different documents where there are enough.
-        prompt_tokens: length of each.
-        new_tokens: length of each continuation.
-        repetitions: rounds over prompts and decoders, after a warm-up.
-        budget_s: seconds after which no further round is begun.
-        every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
-        seed: of the sampler.
-        clock: seconds, for tests.
-        """
-        named_dtype(dtype, torch.device("cpu"), decoding=True)  # a name that is unknown is told now, not after an epoch
+        self.decoding = decoding if isinstance(decoding, DecodingConfig) else DecodingConfig(**(decoding or {}))
         self.folder = None if folder is None else Path(folder)
-        self.num_recycled = num_recycled
-        self.sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-        self.confidence = confidence
-        self.dtype = dtype
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
         self.repetitions, self.budget_s = repetitions, budget_s
-        self.every_n_epochs, self.seed, self.clock = every_n_epochs, seed, clock
+        self.every_n_epochs, self.seed = every_n_epochs, seed
         self.others_cpu: float | None = None
         """Share of the processors that other processes took while decoding was last measured."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a row an epoch: those written after the checkpoint that a run goes on from will be written again."""
+        """Drop rows newer than the checkpoint that the run resumes from: their epochs run again."""
         file = None if self.folder is None else self.folder / "decoding.jsonl"
         if file is None or not trainer.is_global_zero or not file.exists():
             return
         rows = file.read_text(encoding="utf-8").splitlines()
         kept = [row for row in rows if json.loads(row)["step"] <= trainer.global_step]
         if len(kept) < len(rows):
-            temporary = file.with_name(".decoding.jsonl.tmp")
-            temporary.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
-            temporary.replace(file)
+            write_whole(file, "".join(f"{row}\n" for row in kept))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode, log every tag, append a row to `decoding.jsonl`, show samples in TensorBoard."""
@@ -124,7 +90,7 @@ class DecodingMonitor(Callback):
         metrics = dict.fromkeys(TAGS, math.nan)
         reason = self._reason_to_skip(trainer, pl_module)
         if reason is None:
-            begin = self.clock()
+            begin = time.perf_counter()
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
                     model = gathered(pl_module.model)  # type: ignore[arg-type]  # nn.Module gives its parts any type
@@ -132,11 +98,11 @@ class DecodingMonitor(Callback):
                         speeds, costs, prompts = self._measure(trainer, model)
                     self.others_cpu = load.share
                     metrics |= self._metrics(model, speeds, costs, prompts)
-                metrics["decode/seconds"] = self.clock() - begin
+                metrics["decode/seconds"] = time.perf_counter() - begin
                 if trainer.is_global_zero:
                     self._write(trainer, pl_module, metrics, speeds, prompts)
             except (RuntimeError, ValueError, MemoryError) as error:
-                # A failed measurement must not end a training run; it is told and leaves its tags NaN.
+                # A failed measurement must not end a training run: it is reported, and its tags stay NaN.
                 reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
         if reason is not None and reason != "not this epoch":
             rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
@@ -162,34 +128,24 @@ class DecodingMonitor(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, declared nowhere
         prompts_PT = datamodule.val_prompts(self.num_prompts, self.prompt_tokens)
         prompts: list[list[int]] = prompts_PT.tolist()
-        dtype = named_dtype(self.dtype, model.device, decoding=True)
-        # A copy, so that weights are cast once and a compiled training forward is never traced with decoding's shapes.
-        decoder = Decoder.optimised(model, dtype)
+        # A copy, so that weights are cast once and decoding's shapes never recompile the training forward.
+        decoder = Decoder.optimised(model, named_dtype(self.decoding.dtype, model.device, decoding=True))
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
         if model.recyclable is not None:
-            strategies += [
-                Alternating(self.num_recycled, self.confidence),
-                Verified(self.num_recycled, self.confidence),
-            ]
-            costs = measure_pass_costs(decoder, self.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+            recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
+            strategies += [Alternating(*recycled), Verified(*recycled)]
+            costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
+        sampling = self.decoding.sampling()
         speeds = measure_speed(
-            decoder,
-            prompts,
-            strategies,
-            self.new_tokens,
-            self.sampling,
-            self.repetitions,
-            self.budget_s,
-            self.seed,
-            self.clock,
+            decoder, prompts, strategies, self.new_tokens, sampling, self.repetitions, self.budget_s, self.seed
         )
         return speeds, costs, prompts
 
     def _metrics(
         self, model: RecycleGPT, speeds: dict[str, Speed], costs: PassCosts | None, prompts: list[list[int]]
     ) -> dict[str, float]:
-        # A copy is never compiled: scoring texts of other lengths would trace the training graph once more.
+        # A copy is not compiled: scoring texts of other lengths would recompile the training graph.
         model = copy.deepcopy(model).eval()
         plain = speeds["autoregressive"]
         metrics = {f"decode/tokens_per_s_{name}": speed.tokens_per_s for name, speed in speeds.items()}
@@ -202,11 +158,12 @@ class DecodingMonitor(Callback):
                 "decode/speedup_verified": verified.speedup_over(plain),
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
-                "decode/ceiling_bytes": byte_ceiling(model, self.num_recycled),
-                "decode/rho": costs.rho,
-                "decode/c": costs.c,
+                "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),
+                "decode/verify_cost": costs.verify_cost,
+                "decode/draft_cost": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
                 "decode/acceptance": acceptance,
+                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
             }
         return metrics
@@ -224,11 +181,11 @@ class DecodingMonitor(Callback):
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 **{tag: value if math.isfinite(value) else None for tag, value in metrics.items()},
-                "num_recycled": self.num_recycled,
+                "num_recycled": self.decoding.num_recycled,
                 "prompts": len(prompts),
                 "prompt_tokens": self.prompt_tokens,
                 "new_tokens": self.new_tokens,
-                "dtype": self.dtype,
+                "dtype": self.decoding.dtype,
                 "others_cpu": self.others_cpu,
                 "repetitions": {name: speed.repetitions for name, speed in speeds.items()},
             }
@@ -245,7 +202,7 @@ class DecodingMonitor(Callback):
             for name, speed in speeds.items():
                 text = "\n\n".join(
                     marked_text(tokenizer.decode, prompt, text, recycled)
-                    for prompt, text, recycled in zip(prompts, speed.texts, speed.recycled, strict=True)
+                    for prompt, text, recycled in zip(prompts, speed.texts, speed.drafted, strict=True)
                 )
                 logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
 

@@ -16,7 +16,8 @@ COLUMNS = (
     ("tokens/s autoregressive", "decode/tokens_per_s_autoregressive", ".0f"),
     ("alternating", "decode/tokens_per_s_alternating", ".0f"),
     ("verified", "decode/tokens_per_s_verified", ".0f"),
-    ("accepted", "decode/acceptance", ".1%"),
+    ("acceptance rate", "decode/acceptance", ".1%"),
+    ("mean accepted length", "decode/mean_accepted_length", ".2f"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The hyper-parameters of a run, beside its final metrics, in TensorBoard's HParams tab."""
+"""A run's hyper-parameters next to its final metrics, in TensorBoard's HParams tab."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ METRICS = (
     "decode/nll_autoregressive",
     "decode/nll_alternating",
 )
-"""Tags whose last value the tab shows; it displays the first five until more are ticked."""
+"""Tags whose last value the tab shows; the first five are ticked."""
 
 COMPARED = ("control", "loss.num_unrolled", "loss.recycle_weight", "recycle.num_layers", "seed")
-"""Hyper-parameters the tab lists first; it displays five until more are ticked."""
+"""Hyper-parameters that the tab lists first; the first five are ticked."""
 
 
 class HyperParameters(Callback):
     """Writes what the HParams tab needs, once, when training starts.
 
     The tab reads a run's metrics from the ordinary scalars of the same tags, so no scalar is written here:
-    `TensorBoardLogger.log_hyperparams(params, metrics)` would add a point at step 0 to every curve. Where several runs
-    are opened together the tab takes its columns from the first, so give all runs the same keys, in all of them.
+    `log_hyperparams(params, metrics)` would add a point at step 0 to every curve. When several runs are opened together
+    the tab takes its columns from the first, so all runs need the same keys.
 
     Args:
         hyper_parameters: the resolved config as plain Python; nested keys are joined by dots.
@@ -83,7 +83,7 @@ class HyperParameters(Callback):
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
-    """One level of numbers, truth values and strings, keys joined by dots, all else spelt out.
+    """One level of numbers, bools and strings, keys joined by dots, all else as text.
 
     Null and non-finite numbers become strings, since the tab drops them.
     """
@@ -116,7 +116,7 @@ def session_start_summary(hyper_parameters: Mapping[str, bool | float | str], st
     """The run's row of values; `start_s`: seconds since 1970."""
     session = plugin_data_pb2.SessionStartInfo(start_time_secs=start_s)
     for name, value in hyper_parameters.items():
-        # A truth value is an int to Python: ask for it first.
+        # bool is a subclass of int.
         if isinstance(value, bool):
             session.hparams[name].bool_value = value
         elif isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Random-number states: validation does not move them, and a resumed run goes on with those of the interrupted one."""
+"""Random-number states: validation does not change them, and a resumed run continues with the saved ones."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def capture_rng() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
         "torch": torch.get_rng_state(),
-        # Asking wakes a device up, so only where this process computes on CUDA anyway.
+        # Reading initialises CUDA, so only where this process uses it anyway.
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put back what `capture_rng` returned."""
+    """Restore what `capture_rng` returned."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
@@ -45,7 +45,7 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Whatever is drawn inside, the global generators stand afterwards where they stood before, also after an error."""
+    """Restore the global generators afterwards, also after an error."""
     state = capture_rng()
     try:
         yield
@@ -56,13 +56,13 @@ def isolated_rng() -> Iterator[None]:
 class RngIsolation(Callback):
     """Makes random numbers of training independent of validation, and part of every checkpoint.
 
-    The states are taken when a training batch ends, since a validation loader draws its seed before any hook of
-    validation runs, and put back when validation ends; a callback that draws numbers when validation ends must use
-    `isolated_rng`, since it may run after this one. Loaded states are put back when the first training batch starts,
-    not earlier, since the start-up in between draws numbers too. For exact continuation the training loader must have a
-    `generator` of its own: one without draws from the global generator whenever an epoch starts.
+    States are captured when a training batch ends, because a validation loader draws its seed before any validation
+    hook runs, and restored when validation ends; a callback that draws numbers at that point must use `isolated_rng`,
+    since it may run after this one. Loaded states are restored when the first training batch starts, because start-up
+    draws numbers too. For exact continuation the training loader needs its own `generator`: otherwise it draws from the
+    global one at the start of each epoch.
 
-    Under several processes a checkpoint holds the states of all of them; saving is then a collective call.
+    With several processes a checkpoint holds the states of all of them, and saving is a collective call.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class RngIsolation(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states training will go on with, of every rank."""
+        """The states that training continues with, of every rank."""
         own = self._loaded or self._held or capture_rng()
         if not _is_distributed():
             return {"ranks": [own]}
@@ -80,7 +80,7 @@ class RngIsolation(Callback):
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep this rank's states for the first batch.
+        """Keep this rank's states until the first batch.
 
         Raises:
             ConfigError: the checkpoint was written by another number of processes.
@@ -90,7 +90,7 @@ class RngIsolation(Callback):
         if len(ranks) != world_size:
             raise ConfigError(
                 f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
-                f"continue with {len(ranks)}, so that every process goes on with its own random numbers"
+                f"use {len(ranks)}, so that every process continues with its own random numbers"
             )
         self._loaded = ranks[dist.get_rank() if _is_distributed() else 0]
 
@@ -99,7 +99,7 @@ class RngIsolation(Callback):
         self._after_batch = self._held = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put loaded states back, once."""
+        """Restore loaded states, once."""
         if self._loaded is not None:
             restore_rng(self._loaded)
             self._loaded = None
@@ -107,7 +107,7 @@ class RngIsolation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the states, in case validation follows."""
+        """Capture the states, in case validation follows."""
         self._after_batch = capture_rng()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,7 +116,7 @@ class RngIsolation(Callback):
         self._held = self._after_batch if within_fit and self._after_batch is not None else capture_rng()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the states of training back."""
+        """Restore the states of training."""
         if self._held is not None:
             restore_rng(self._held)
             self._held = None

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they come, answered between two steps.
+"""Signals that ask a run to stop: noted on arrival, acted on between two steps.
 
 Nothing is saved inside a handler, which may run in the middle of an optimizer step. Lightning's own handler for SIGTERM
 communicates with other processes inside it, and its handler for SLURM saves inside it
@@ -20,7 +20,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 class StopSignals:
     """Remembers that one of `SIGNALS` came.
 
-    A second Ctrl-C raises KeyboardInterrupt, for someone who will not wait; any other second signal changes nothing.
+    A second Ctrl-C raises KeyboardInterrupt at once; any other second signal changes nothing.
 
     Attributes:
         received: the first signal that came; None before.

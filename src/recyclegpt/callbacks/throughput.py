@@ -1,4 +1,4 @@
-"""How fast training runs, what it waits for and how much memory it takes."""
+"""How fast training runs, how long it waits for data and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from recyclegpt.training.flops import flops_per_token
 class Throughput(Callback):
     """Logs `train/tokens_per_s`, `step_time_s`, `data_wait_fraction`, `memory_bytes` and `mfu` at the log interval.
 
-    The clock stands still from the start of validation to the next training batch, so neither validation nor decoding
-    nor an epoch's checkpoint counts. All figures are of this process since its start or restart, `num_tokens` and
-    `tokens_per_s` of all processes together. Waiting for data is the time between two batches; whatever else runs there
-    (a checkpoint, say) is in it. The device is synchronised only where a figure is logged and where the clock stops.
+    The clock stops from the start of validation to the next training batch, so validation, decoding and an epoch's
+    checkpoint do not count. Values cover this process since its start or restart; `num_tokens` and `tokens_per_s` cover
+    all processes. Waiting for data is the time between two batches, which includes whatever else runs there (a
+    checkpoint, say). The device is synchronised only when a value is logged and when the clock stops.
 
-    `mfu` is the share of the device's dense bf16 peak, whatever the precision; NaN where the peak is not known.
+    `mfu` is the share of the device's dense bf16 peak at any precision; NaN where the peak is unknown.
 
     Attributes:
         num_tokens: positions of the backbone trained on.
         seconds: time training took.
         tokens_per_s: their ratio; NaN before the first batch has ended.
         num_steps: optimizer steps.
-        total_tokens, total_seconds: the same of the whole run, what was done before a restart included.
+        total_tokens, total_seconds: the same for the whole run, including the time before a restart.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -66,7 +66,7 @@ class Throughput(Callback):
         return self._before[1] + self.seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restarted run goes on counting from."""
+        """What a resumed run counts on from."""
         return {"tokens": self.total_tokens, "seconds": self.total_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Throughput(Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock if it stands; else the time since the last batch was waiting."""
+        """Start the clock if it is stopped; else count the time since the last batch as waiting."""
         now = self.clock()
         if self._started_at is None:
             self._started_at = now
@@ -98,7 +98,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, and log where an optimizer step completes a log interval."""
+        """Count the batch, and log when an optimizer step completes a log interval."""
         self.num_tokens += batch.views_NBT[0].numel() * trainer.world_size
         stepped = trainer.global_step - self._last_global_step
         self.num_steps += stepped

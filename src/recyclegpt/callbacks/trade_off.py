@@ -1,8 +1,8 @@
 """What recycling buys and what it costs, as pictures in TensorBoard after every validation epoch.
 
-`recycled/agreement_by_confidence` (PR curves tab): a recycled token is right where it is the backbone's own choice, and
-is offered where the module's largest probability is above a threshold. Precision is then the agreement of what is
-offered, recall the share of all agreeing tokens that is offered: what `decoding.confidence` trades.
+`recycled/agreement_by_confidence` (PR curves tab): a drafted token is right where it is the backbone's own choice, and
+is offered where the module's largest probability is above a threshold. Precision is the agreement of what is offered,
+recall the share of all agreeing tokens that is offered: what `decoding.confidence_threshold` trades.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DECODERS = ("autoregressive", "alternating", "verified")
 
 
 class TradeOffFigure(Callback):
-    """Draws speed against quality, and agreement by confidence and by place. The figure wants matplotlib."""
+    """Draws speed against quality, and agreement by confidence and by place. The figure needs matplotlib."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All metrics of the epoch have been logged by now."""
@@ -66,7 +66,7 @@ def threshold_curve(by_confidence: Tensor) -> dict[str, Tensor]:
     """Counts and ratios at the lower edge of every bin of confidence.
 
     Args:
-        by_confidence: `(2, bins)` recycled tokens, and those of them that agreed, by the module's confidence.
+        by_confidence: `(2, bins)` drafted tokens, and those that agreed, by the module's confidence.
 
     Returns:
         For each threshold, lowest first: `true_positive` (offered and agreed), `false_positive`, `true_negative`,

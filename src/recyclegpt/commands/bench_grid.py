@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, stage_seconds
+from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_output import print_grid, print_progress
@@ -155,12 +155,16 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None = None) -> 
                 facts = made | {"bytes_ratio": bytes_ratio(decoder.model)}
                 if grid.settings.breakdown:
                     breakdown = _breakdown(decoder, config, prompts)
-    first = next((row for row in rows if row["rho"] is not None), rows[0])
+    first = next((row for row in rows if row["verify_cost"] is not None), rows[0])
     copies = statistics.median(row["copy_bytes_per_s"] for row in rows if "copy_bytes_per_s" in row)
     document = {
         "hardware": {**measured_on(grid.device, load.share), "copy_bytes_per_s": copies},
         "model": {key: value for key, value in facts.items() if key != "bytes_ratio"},
-        "costs": {"rho": first["rho"], "c": first["c"], "bytes_ratio": facts["bytes_ratio"]},
+        "costs": {
+            "verify_cost": first["verify_cost"],
+            "draft_cost": first["draft_cost"],
+            "bytes_ratio": facts["bytes_ratio"],
+        },
         "rows": rows,
         "breakdown": breakdown,
     }
@@ -242,5 +246,5 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
         strategy = make_strategy(name, m)
         if name == "verified" and config.acceptance:
             strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
-        seconds[name] = stage_seconds(decoder, rows, strategy, config.new_tokens[0], config.sampling)
+        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0], config.sampling)
     return seconds

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.benchmark.breakdown import STAGES
+from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import Row
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, RunError
@@ -34,8 +34,8 @@ COLUMNS = {
     "ceiling_measured": "ceiling",
     "ceiling_bytes": "by bytes",
     "acceptance": "acceptance",
-    "rho": "verify cost",
-    "c": "draft cost",
+    "verify_cost": "verify cost",
+    "draft_cost": "draft cost",
     "bandwidth_utilisation": "bandwidth",
     "time_to_first_token_s": "first s",
 }
@@ -111,6 +111,6 @@ def print_grid(document: dict[str, Any], repetitions: int, trained: bool) -> Non
     if document["breakdown"]:
         print()
         print_table(
-            [(name, *(seconds[stage] * 1e3 for stage in STAGES)) for name, seconds in document["breakdown"].items()],
-            header=("ms of a step", *STAGES),
+            [(name, *(seconds[part] * 1e3 for part in PARTS)) for name, seconds in document["breakdown"].items()],
+            header=("ms of a step", *PARTS),
         )

@@ -29,7 +29,7 @@ COLUMNS = {
     "spread": "from-to",
     "speedup": "speedup",
     "speedup_spread": "from-to",
-    "tokens_per_pass": "tokens/pass",
+    "mean_accepted_length": "mean accepted length",
     "acceptance": "acceptance",
     "agreement": "agreement",
     "equal": "equal",
@@ -112,7 +112,7 @@ def _print(document: dict[str, Any]) -> None:
         f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
         f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
         f"{document['repetitions']} interleaved repetitions after a warm-up\n"
-        "equal: share of texts that are the autoregressive one token for token; common prefix: tokens, on average, "
-        "before the first that differs"
+        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one; "
+        "common prefix: tokens, on average, before the first that differs"
     )
     warn_contended(hardware)

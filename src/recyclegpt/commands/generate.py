@@ -42,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     sampler = Sampler.seeded(settings.sampling(), 1, settings.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    text = TextStreamer(settings.stop, pieces.step, pieces.finish)
-    stop_strings = StopStrings(settings.stop, tokenizer.decode) if settings.stop else None
+    stop_strings = StopStrings(settings.stop, tokenizer.decode)
+    text = TextStreamer(stop_strings, pieces.step, pieces.finish)
     begin = time.perf_counter()
     stream = decoder.stream(
         [tokenizer.encode_prompt(prompt)], strategy, settings.max_new_tokens, sampler, tokenizer.stop_ids, counts,
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
     for new in itertools.chain([] if first is None else [first], stream):
-        for token, drafted in zip(new.tokens, new.recycled, strict=True):
+        for token, drafted in zip(new.tokens, new.drafted, strict=True):
             _show(text.add(token, drafted), arguments.mark)
     _show(text.end(), arguments.mark)
     print(flush=True)

@@ -57,7 +57,7 @@ class DecodingSettings:
 
     strategy: str
     num_recycled: int
-    confidence: float
+    confidence_threshold: float
     temperature: float
     top_k: int | None
     top_p: float
@@ -83,7 +83,7 @@ class DecodingSettings:
 
     def make_strategy(self) -> Strategy:
         """The decoder's strategy."""
-        return make_strategy(self.strategy, self.num_recycled, self.confidence)
+        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
 
     def sampling(self) -> SamplingConfig:
         """How tokens are chosen."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import sys
 import traceback
@@ -15,20 +14,18 @@ from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.file import list_checkpoints
 from recyclegpt.checkpoints.load import FOLDER
+from recyclegpt.configuration.composition_errors import value_problems
 from recyclegpt.configuration.hash import config_hash
 from recyclegpt.configuration.hydra_app import hydra_run
-from recyclegpt.configuration.train_checks import (
-    find_problems,
-    sweep_problems,
-    warn_of_settings_without_effect,
-)
+from recyclegpt.configuration.multirun import in_multirun
+from recyclegpt.configuration.train_checks import sweep_problems, warn_of_settings_without_effect
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.files import write_json
-from recyclegpt.runs.folder import PROVENANCE, RESULT, claim, remove_empty_parents
+from recyclegpt.runs.folder import RESULT, RunLog, claim, is_complete, locked, remove_if_unused
 from recyclegpt.runs.result import make_result
-from recyclegpt.runs.resume import LOCK, folder_to_continue, is_complete, locked
-from recyclegpt.runs.sweep_progress import in_multirun, progress_line
-from recyclegpt.runs.training_run import start_afresh, train_run
+from recyclegpt.runs.resume import register_run_folder
+from recyclegpt.runs.sweep_progress import progress_line
+from recyclegpt.runs.training_run import fit, open_folder, prepare_run, reset_globals
 
 log = logging.getLogger("recyclegpt")
 TRACEBACK = "traceback.txt"
@@ -36,8 +33,8 @@ TRACEBACK = "traceback.txt"
 
 def run(argv: Sequence[str], config_name: str = "train") -> int:
     """The command; `config_name` is the config it begins from."""
-    arguments = [*argv, *folder_to_continue(argv, config_name)]
-    hydra_run(train_job, config_name, arguments, also_check=find_problems)
+    register_run_folder()
+    hydra_run(train_job, config_name, argv)
     return 0
 
 
@@ -51,62 +48,65 @@ def train_job(cfg: DictConfig) -> float | None:
         ConfigError: all that is wrong with the config.
     """
     folder = Path(cfg.paths.output_dir)
-    multirun = in_multirun()
-    start_afresh()
-    if multirun:
-        print(f"\nsweep   {progress_line()}", file=sys.stderr)
-    if multirun and (problems := sweep_problems(cfg)):
-        raise ConfigError(problems)
-    warn_of_settings_without_effect(cfg)
-    digest = config_hash(cfg)
-    claim(folder, digest)
-    with locked(folder):
-        begun = claim(folder, digest)  # again: another process may have been here while this one waited
-        if begun and is_complete(folder):
-            if cfg.resume == "never" and not multirun:
-                raise ConfigError(
-                    f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
-                )
-            log.info("%s is complete, skipped", folder)
-            return None
-        if begun and cfg.resume == "never" and list_checkpoints(folder / FOLDER):
-            raise ConfigError(
-                f"{folder}: holds an unfinished run of this config; resume=auto goes on with it, "
-                "or choose another folder"
-            )
-        provenance = _changed_at(folder / PROVENANCE)
-        try:
-            return train_run(cfg, folder, digest)
-        except BaseException as error:
-            if isinstance(error, ConfigError) and _changed_at(folder / PROVENANCE) == provenance:
-                _leave_no_trace(folder)
-                raise
-            told = _told(error, cfg, folder, digest)
-            if told is error:
-                raise
-            raise told from error
+    reset_globals()
+    try:
+        if problems := value_problems(cfg) or (sweep_problems(cfg) if in_multirun() else []):
+            raise ConfigError(problems)
+        if in_multirun():
+            print(f"\nsweep   {progress_line()}", file=sys.stderr)
+        digest = config_hash(cfg)
+        claim(folder, digest)
+        with locked(folder), RunLog() as run_log:
+            # Again: another process may have been here while this one waited.
+            if claim(folder, digest) and _is_done(cfg, folder):
+                return None
+            return _train(cfg, folder, digest, run_log)
+    finally:
+        remove_if_unused(folder)
 
 
-def _changed_at(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+def _is_done(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a folder's run is complete, so that it is skipped; a run that is not to be resumed is refused."""
+    complete = is_complete(folder)
+    if cfg.resume == "never" and complete and not in_multirun():
+        raise ConfigError(
+            f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
+        )
+    if cfg.resume == "never" and not complete and list_checkpoints(folder / FOLDER):
+        raise ConfigError(
+            f"{folder}: holds an unfinished run of this config; resume it with resume=auto, or choose another folder"
+        )
+    if complete:
+        log.info("%s is complete, skipped", folder)
+    return complete
 
 
-def _leave_no_trace(folder: Path) -> None:
-    """Remove the folder that Hydra has made for a run that did not begin; one that was there before stays."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", LOCK}:
-        shutil.rmtree(folder)
-        remove_empty_parents(folder)
+def _train(cfg: DictConfig, folder: Path, digest: str, run_log: RunLog) -> float | None:
+    started = False
+    try:
+        run = prepare_run(cfg, folder, digest)
+        warn_of_settings_without_effect(cfg)
+        open_folder(cfg, run, folder, digest, run_log)
+        started = True
+        return fit(cfg, run, folder, digest)
+    except BaseException as error:
+        if isinstance(error, ConfigError) and not started:
+            raise
+        said = _as_ours(error)
+        if not isinstance(said, ConfigError | RunError | Stopped):
+            (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400
+        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, said))
+        if said is error:
+            raise
+        raise said from error
 
 
-def _told(error: BaseException, cfg: DictConfig, folder: Path, digest: str) -> BaseException:
-    """Leave a record of what ended a run, and say it as the program's own errors do."""
+def _as_ours(error: BaseException) -> BaseException:
+    """Signals that our own handlers could not answer, as `Stopped`."""
     if isinstance(error, SIGTERMException):  # it came in the moment before our own handler was there
-        error = Stopped("stopped by SIGTERM; the same command with resume=auto goes on", 128 + signal.SIGTERM)
-    elif isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return Stopped("stopped by SIGTERM; resume with the same command and resume=auto", 128 + signal.SIGTERM)
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         # Lightning answers a second Ctrl-C, which stops at once, with sys.exit.
-        error = Stopped("stopped by Ctrl-C at once; the same command with resume=auto goes on", 128 + signal.SIGINT)
-    elif not isinstance(error, ConfigError | RunError | Stopped):
-        (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)
-    write_json(folder / RESULT, make_result("failed", digest, cfg.seed, error))
+        return Stopped("stopped at once by Ctrl-C; resume with the same command and resume=auto", 128 + signal.SIGINT)
     return error

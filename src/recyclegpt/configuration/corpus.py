@@ -49,7 +49,7 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
 def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
     """The corpus that a config, or the config inside of a checkpoint, describes.
 
-    A tokenizer that a run read from a file is read from where the run has put it, beside the checkpoint.
+    A tokenizer that a run read from a file is read from where the run has put it, next to the checkpoint.
 
     Raises:
         ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.

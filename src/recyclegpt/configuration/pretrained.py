@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recyclegpt.configuration.instantiate import build, locate
+from recyclegpt.configuration.instantiate import build
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.huggingface import PretrainedBackbone
 
 VOCABULARY_MULTIPLE = 64
-"""A vocabulary of our own is padded to a multiple of this, which processors like."""
+"""A vocabulary of our own is padded to a multiple of this: matrix products of such sizes are faster."""
 
 
 def is_pretrained(model: DictConfig) -> bool:
     """Whether the model group names a checkpoint (`model=hf`), and not a shape."""
-    try:
-        found = locate(model.get("_target_"))
-    except ConfigError:  # told elsewhere
-        return False
-    return isinstance(found, type) and issubclass(found, PretrainedBackbone)
+    return str(model.get("_target_")).endswith(f".{PretrainedBackbone.__name__}")
 
 
 def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
@@ -34,8 +30,8 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
     if tokenizer is not None:
         if tokenizer.kind == "byte" or (tokenizer.kind == "file" and tokenizer.path is None):
             raise ConfigError(
-                f"data.tokenizer.kind: {tokenizer.kind}, but the backbone of {backbone.path} knows its own tokens "
-                "alone; leave data.tokenizer as it is"
+                f"data.tokenizer.kind: {tokenizer.kind}, but the backbone of {backbone.path} only knows its own "
+                "tokens; leave data.tokenizer as it is"
             )
         with open_dict(cfg):
             if tokenizer.kind != "file":

@@ -12,29 +12,28 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Rows of tokens seen through shifted windows, and where the stream stands after them."""
+    """Rows of tokens as shifted views, and the stream's position after them."""
 
     views_NBT: Tensor
     """int64; view n at position t is token t + n of the stream. The packer is the only owner of the shift."""
     documents_NBT: Tensor | None
-    """int32, number of the document inside the row that each view's token belongs to (an end token belongs to the
-    document it ends); None where documents may attend to each other."""
+    """int32, which document of the row each view's token belongs to (an end token to the document it ends); None where
+    documents may attend to each other."""
     state: dict[str, Any]
     """Plain Python or numpy arrays (which are not moved to a device): the stream's position after this batch."""
     rows_B: NDArray[np.int64] | None = None
-    """Which rows these are. Of a corpus on disk: their numbers in it, the same in every pass. Of a pure stream: a
-    number for each row that was read, never used twice by any worker of any process."""
+    """Which rows these are. Of a corpus on disk: their numbers in it, the same in every pass. Of a stream: a number for
+    each row that was read, unique among all workers of all processes."""
 
     def pin_memory(self) -> Batch:
-        """The batch with its tokens in page-locked memory; a `DataLoader` asks for it.
-
-        The position is not looked at: that of a pure stream holds a whole buffer.
+        """The batch with its tokens in page-locked memory; called by `DataLoader`. The state, which may hold a whole
+        shuffle buffer, is left alone.
         """
         return self._on_tokens(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tokens on a device; Lightning asks for it. From page-locked memory CUDA copies them beside
-        the computation, without the host waiting.
+        """The batch with its tokens on a device; called by Lightning. CUDA copies page-locked memory while it computes,
+        and the host does not wait.
         """
         return self._on_tokens(lambda tokens: tokens.to(device, non_blocking=device.type == "cuda"))
 

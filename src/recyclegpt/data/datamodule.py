@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import Corpus, open_corpus
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.loaders import TrainLoader, ValBatches, default_num_workers
@@ -34,8 +35,7 @@ class TextDataModule(LightningDataModule):
     """One path for every corpus: source, tokenizer, packed rows with shifted views.
 
     Call `connect` before the first batch. The training stream never ends; an epoch is what
-    `trainer.limit_train_batches` takes of it. The module that trains has to call `trained_on(batch.state)` in every
-    training step.
+    `trainer.limit_train_batches` takes of it. The state saved in a checkpoint is that of the batch last trained on.
 
     Args:
         source: where the text comes from.
@@ -190,6 +190,12 @@ class TextDataModule(LightningDataModule):
     def val_dataloader(self) -> ValBatches:
         """The fixed validation batches of this rank."""
         return self._val_batches(*self._rank())
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note the state of a batch that the trainer is about to train on."""
+        if self.trainer is not None and self.trainer.training:
+            self.trained_on(batch.state)
+        return batch
 
     def check_lengths(self, world_size: int) -> None:
         """Make sure that both splits are long enough, before anything is written.

@@ -14,27 +14,29 @@ from recyclegpt.data.source import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
 
 _TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
+MAX_RETRIES = 8
+"""Of a failing connection, in a row."""
+RETRY_WAIT_S = 1.0
+"""Seconds before the first retry; they double with each, up to a minute."""
 _log = logging.getLogger(__name__)
 
 
 class HFStream:
     """What `datasets.load_dataset(..., streaming=True)` gives.
 
-    Validation text is a named split, or the first documents of the training split; a training document whose text is
-    one of the validation documents is left out wherever it stands.
+    Validation text is a named split, or the first documents of the training split; training leaves out every document
+    whose text equals one of them.
 
     Args:
         name: of the dataset, or a local folder, or a builder such as `json` together with `data_files`.
         config: configuration of the dataset.
         train_split: what is trained on.
         val_split: what is validated on; None: the first `num_val_documents` of `train_split`.
-        num_val_documents: most documents that validation reads.
+        num_val_documents: validation documents read at most.
         field: the column that holds the text.
         data_files: as in `load_dataset`.
-        revision: commit or tag on the hub. Name one where runs have to be repeated, since the hub's files can change.
-        shuffle_buffer: rows of each worker among which the next one is drawn; its content is saved with the position.
-        max_retries: how often in a row a failing connection is tried again.
-        retry_wait_s: wait before the first new try; it doubles with each, up to a minute.
+        revision: commit or tag on the hub; without one, the hub's files can change between runs.
+        shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """
 
     kind = "hf_stream"
@@ -50,16 +52,9 @@ class HFStream:
         data_files: str | list[str] | dict[str, Any] | None = None,
         revision: str | None = None,
         shuffle_buffer: int = 1000,
-        max_retries: int = 8,
-        retry_wait_s: float = 1.0,
     ) -> None:
-        problems = []
-        if num_val_documents < 1:
-            problems.append(f"data.num_val_documents: {num_val_documents} is not a positive number")
-        if shuffle_buffer < 1:
-            problems.append(f"data.shuffle_buffer: {shuffle_buffer} is not a positive number; 1 keeps the order")
-        if max_retries < 0:
-            problems.append(f"data.max_retries: {max_retries} is negative")
+        positive = {"num_val_documents": num_val_documents, "shuffle_buffer": shuffle_buffer}
+        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         if val_split == train_split:
             problems.append(f"data.val_split: {val_split!r} is the training split too; null takes its first documents")
         if problems:
@@ -73,13 +68,11 @@ class HFStream:
         self.data_files = data_files
         self.revision = revision
         self.shuffle_buffer = shuffle_buffer
-        self.max_retries = max_retries
-        self.retry_wait_s = retry_wait_s
         self._val_digests: frozenset[bytes] | None = None
         self._datasets: dict[str, bytes] = {}
 
     def fingerprint(self) -> str:
-        """sha256 of what is asked for. The content of a stream is not known before it has been read."""
+        """sha256 of the request: the content of a stream is unknown until it has been read."""
         asked = ("name", "config", "train_split", "val_split", "num_val_documents", "field", "data_files", "revision")
         return hashlib.sha256(json.dumps([self.kind, 1, *(getattr(self, key) for key in asked)]).encode()).hexdigest()
 
@@ -88,10 +81,10 @@ class HFStream:
         return (record for record, _ in DocumentReader(self, split))
 
     def load(self, split: Split) -> Any:
-        """A streaming dataset of a split, independent of earlier ones; the source is looked up once in a process.
+        """A streaming dataset of a split, independent of earlier ones; the source is looked up once per process.
 
         Raises:
-            ConfigError: if there is no such dataset, configuration, split or column.
+            ConfigError: there is no such dataset, configuration, split or column.
         """
         wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
         if wanted not in self._datasets:
@@ -99,9 +92,9 @@ class HFStream:
                 self._datasets[wanted] = pickle.dumps(self._look_up(wanted))
             except ConfigError:
                 raise
-            except Exception as error:  # the hub's client has tried several times already
+            except Exception as error:  # the hub's client has retried already
                 self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
-        # A dataset holds its position, also that of its inner iterables, so two readers must not share one.
+        # A dataset holds its position, so two readers must not share one.
         return pickle.loads(self._datasets[wanted])
 
     def _look_up(self, split: str) -> Any:
@@ -120,7 +113,7 @@ class HFStream:
         return dataset
 
     def check_field(self, columns: Iterable[str]) -> None:
-        """Raises ConfigError if the text's column is not among those there are."""
+        """Raises ConfigError if there is no column of this name."""
         if self.field not in columns:
             known = ", ".join(sorted(columns))
             raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
@@ -133,38 +126,36 @@ class HFStream:
         return self._val_digests
 
     def wait_or_raise(self, error: Exception, attempt: int, max_retries: int, part: str = "") -> None:
-        """Wait before another try.
+        """Wait before the next try.
 
         Raises:
-            ConfigError: if the connection failed once too often, or what was read is damaged.
+            ConfigError: the connection failed once too often, or what was read is damaged.
             Exception: `error` itself, if it is about neither.
         """
         if not is_transient(error):
-            if isinstance(error, OSError | ValueError) or type(error).__module__.split(".")[0] in (
-                "datasets",
-                "pyarrow",
-            ):
+            package = type(error).__module__.split(".")[0]
+            if isinstance(error, OSError | ValueError) or package in ("datasets", "pyarrow"):
                 raise ConfigError(f"data.name: {self.name}{part} cannot be read: {error or repr(error)}") from error
             raise error
         if attempt >= max_retries:
             raise ConfigError(
                 f"data.name: {self.name}{part} cannot be reached after {attempt + 1} tries ({error!r}); "
-                "check the name and the network, or raise data.max_retries"
+                "check the name and the network"
             ) from error
-        wait_s = min(60.0, self.retry_wait_s * 2**attempt)
+        wait_s = min(60.0, RETRY_WAIT_S * 2**attempt)
         number = f"{attempt + 1} of {max_retries}"
         _log.warning("%s: %r; trying again in %.1f s (%s)", self.name, error, wait_s, number)
         time.sleep(wait_s)
 
 
 class DocumentReader:
-    """Documents of one part of a stream, each with the state that stands after it; survives a failing connection.
+    """Documents of one part of a stream, each with the state after it; retries a failing connection.
 
     Args:
         source: the stream.
-        split: which split; of the training split without validation documents.
+        split: which split; validation documents are left out of the training split.
         part: number of this reader among `num_parts` that share the split; each document is read by one of them.
-        state: go on after the document that came with it; None: from the start.
+        state: resume after the document that came with it; None: from the start.
     """
 
     def __init__(self, source: HFStream, split: Split, part: int = 0, num_parts: int = 1, state: Any = None) -> None:
@@ -201,7 +192,7 @@ class DocumentReader:
             except ConfigError:
                 raise
             except Exception as error:
-                self._source.wait_or_raise(error, attempt, self._source.max_retries)
+                self._source.wait_or_raise(error, attempt, MAX_RETRIES)
                 attempt += 1
 
     def _open(self, state: Any) -> Any:
@@ -228,12 +219,12 @@ class DocumentReader:
 
 
 def digest(text: str) -> bytes:
-    """What two equal documents share."""
+    """Equal for equal documents."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is one of the connection, which can be gone at the next try."""
+    """Whether an error is about the connection, and the next try may succeed."""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
     if type(error).__name__ == "OfflineModeIsEnabled":

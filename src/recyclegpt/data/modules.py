@@ -75,8 +75,6 @@ class HFStreamData(TextDataModule):
         data_files: str | list[str] | dict[str, Any] | None = None,
         revision: str | None = None,
         shuffle_buffer: int = 1000,
-        max_retries: int = 8,
-        retry_wait_s: float = 1.0,
         *,
         tokenizer: TokenizerConfig,
         batch_size: int,
@@ -88,7 +86,7 @@ class HFStreamData(TextDataModule):
         max_skipped: int = 100,
     ) -> None:
         part = (config, train_split, val_split, num_val_documents, field, data_files, revision)
-        source = HFStream(name, *part, shuffle_buffer, max_retries, retry_wait_s)
+        source = HFStream(name, *part, shuffle_buffer)
         shared = (num_val_batches, val_batch_size, mask_documents, num_workers, cache_dir, max_skipped)
         super().__init__(source, tokenizer, batch_size, *shared)
 

@@ -53,7 +53,7 @@ class Packing:
         return max(0, (num_tokens - self.num_views + 1) // self.row_length)
 
     def num_dropped(self, num_tokens: int) -> int:
-        """Tokens after the last full row, which are nobody's target."""
+        """Tokens after the last full row, which are no row's target."""
         rows = self.num_rows(num_tokens)
         return num_tokens - (rows * self.row_length + self.num_views - 1) if rows else num_tokens
 

@@ -14,10 +14,10 @@ _CHUNK = 1 << 22
 def choose_prompts(tokens: NDArray[np.int64], eos_id: int, num: int, length: int) -> NDArray[np.int64]:
     """Beginnings of different documents, (num, length); the same at every call.
 
-    Where fewer documents are long enough, more prompts come from inside documents. No two overlap.
+    If too few documents are long enough, more prompts come from inside documents. No two overlap.
 
     Raises:
-        ConfigError: if the tokens do not hold that many prompts.
+        ConfigError: the tokens do not hold `num` prompts.
     """
     starts = np.concatenate([[0], np.flatnonzero(tokens == eos_id) + 1])
     stops = np.append(starts[1:] - 1, len(tokens))
@@ -41,11 +41,11 @@ def choose_prompts(tokens: NDArray[np.int64], eos_id: int, num: int, length: int
 def draw_prompts(tokens: Tokens, eos_id: int, num: int, length: int, seed: int) -> NDArray[np.int64]:
     """Beginnings of documents drawn at random, (num, length), none twice; the same for the same seed.
 
-    Where fewer documents are long enough, the rest are windows drawn from inside documents: these may overlap, but no
-    two are the same place, and none runs over the end of its document.
+    If too few documents are long enough, the rest are windows drawn from inside documents: these may overlap, but no
+    two start at the same place, and none crosses the end of its document.
 
     Raises:
-        ConfigError: if the tokens do not hold that many prompts.
+        ConfigError: the tokens do not hold `num` prompts.
     """
     ends = [np.empty(0, np.int64)]
     for start in range(0, tokens.num_tokens, _CHUNK):
@@ -58,14 +58,14 @@ def draw_prompts(tokens: Tokens, eos_id: int, num: int, length: int, seed: int) 
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(starts)[:num]
     if (num_missing := num - len(chosen)) > 0:
-        # A document of n tokens holds n - length windows besides its beginning; they are numbered through.
+        # A document of n tokens holds n - length windows besides its beginning; number them all.
         upto = np.cumsum(stops - starts - length)
         num_windows = int(upto[-1]) if len(upto) else 0
         if num_windows < num_missing:
             raise ConfigError(
-                f"data: {num} prompts of {length} tokens are asked for, and a split of {tokens.num_tokens} tokens "
-                f"holds {len(chosen) + num_windows}; ask for fewer (bulk.num_documents, bulk.num_val_documents) or "
-                "shorter ones (bulk.prompt_tokens), or give more text"
+                f"data: {num} prompts of {length} tokens are needed, and a split of {tokens.num_tokens} tokens "
+                f"holds {len(chosen) + num_windows}; ask for fewer (num_documents, num_val_documents) or shorter ones "
+                "(prompt_tokens), or give more text"
             )
         number = draw.choice(num_windows, num_missing, replace=False)
         document = np.searchsorted(upto, number, side="right")

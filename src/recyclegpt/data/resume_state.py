@@ -59,15 +59,6 @@ def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int
             f"data: the checkpoint's data state has format {found}, this version reads {STATE_FORMAT}; resume with "
             "the version that wrote it, or start a new run from its weights"
         ]
-    kinds = {"world_size": int, "fingerprint": str, "settings": dict, "ranks": list}
-    broken = [name for name, kind in kinds.items() if not isinstance(state_dict.get(name), kind)]
-    if not broken and state_dict["world_size"] == world_size != len(state_dict["ranks"]):
-        broken = ["ranks"]
-    if not broken and not all(map(_is_position, state_dict["ranks"])):
-        broken = ["batch"]
-    if broken:
-        remedy = "use another checkpoint, or start a new run from its weights"
-        return [f"data: the checkpoint's data state is damaged ({', '.join(broken)}); {remedy}"]
     problems = []
     if (saved_size := state_dict["world_size"]) != world_size:
         problems.append(
@@ -83,14 +74,6 @@ def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int
             if saved.get(name) != value
         ]
     return problems
-
-
-def _is_position(state: Any) -> bool:
-    """Whether this is the state of a rank: of a stream the workers' states, else the number of the next batch."""
-    if not isinstance(state, dict):
-        return state is None
-    batch = state.get("batch")
-    return isinstance(state.get("workers"), dict) or (isinstance(batch, int) and batch >= 0)
 
 
 def _map_arrays(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:

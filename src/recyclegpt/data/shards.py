@@ -129,7 +129,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY}") from error
     if found != FORMAT:
-        raise ConfigError(f"data.path: {file} has format {found}, this version reads format {FORMAT}; {_REMEDY} again")
+        raise ConfigError(f"data.path: {file} has format {found}, this version reads {FORMAT}; {_REMEDY} again")
     if problems := _meta_problems(meta):
         raise ConfigError([f"data.path: {file}: {problem}; {_REMEDY} again" for problem in problems])
     return meta
@@ -137,8 +137,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def _meta_problems(meta: dict[str, Any]) -> list[str]:
     kinds = {"tokenizer": str, "eos_token": str, "vocab_size": int, "splits": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
-    if wrong:
+    if wrong := [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]:
         return [f"{name} is {meta.get(name)!r:.60}, not {kinds[name].__name__}" for name in wrong]
     problems = []
     for split, facts in meta["splits"].items():

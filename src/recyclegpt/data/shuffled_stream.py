@@ -20,11 +20,11 @@ from recyclegpt.errors import ConfigError
 
 
 class StreamRows(IterableDataset[Batch]):
-    """Documents to tokens to rows to a shuffle buffer, in every worker of every rank for its own documents.
+    """Documents to tokens to rows to a shuffle buffer; every worker of every rank reads its own share of the documents.
 
-    The order depends on the number of workers and ranks. A state holds, for each worker, the position in the stream,
-    the tokens that did not fill a row yet and the whole shuffle buffer, so that nothing is lost or repeated on resume;
-    and which worker's turn it is.
+    The order depends on the number of workers and ranks. The state holds, for each worker, its position in the stream,
+    the tokens that do not fill a row yet and the whole shuffle buffer, so that nothing is lost or repeated on resume;
+    and which worker comes next.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class StreamRows(IterableDataset[Batch]):
         self._resumed = state
 
     def merge(self, state: State | None, batch_state: State) -> State:
-        """See `TrainStream`: the newest state of each worker, and whose turn comes next."""
+        """See `TrainStream`: the newest state of each worker, and which one comes next."""
         workers = {**(state["workers"] if state else {}), batch_state["worker"]: batch_state}
         return {"workers": workers, "next_worker": (batch_state["worker"] + 1) % batch_state["num_workers"]}
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         place, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # A DataLoader asks its first process first, so that one takes the part of the worker whose turn it is.
+        # A DataLoader asks its first process first, so that one takes the part of the worker that comes next.
         state = self._resumed or {"workers": {}, "next_worker": 0}
         worker = (place + state["next_worker"]) % num_workers
         return self._batches(worker, num_workers, state["workers"].get(worker))
@@ -105,7 +105,7 @@ class StreamRows(IterableDataset[Batch]):
 
 
 class _Rows:
-    """Windows of one share of the documents, pass after pass, each with a name no other share uses."""
+    """Windows of one share of the documents, pass after pass, each with a number that no other share uses."""
 
     def __init__(self, stream: StreamRows, part: int, num_parts: int) -> None:
         self._stream = stream

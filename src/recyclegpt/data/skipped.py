@@ -1,7 +1,7 @@
-"""Counts what could not be read, names it once, and stops the run past a limit: text is never lost in silence.
+"""Counts what cannot be read, names it once, and stops the run past a limit: text is never lost silently.
 
-Empty documents are counted and named too, but never stop a run: nothing is lost with them, and some public datasets
-hold one for every blank line.
+Empty documents are counted and named too, but never stop a run: they lose nothing, and some public datasets hold one
+for every blank line.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Skipped:
     """The documents left out of one reading of a corpus.
 
     Args:
-        limit: most documents that may be unreadable.
-        corpus: how messages call the corpus.
+        limit: unreadable documents allowed.
+        corpus: its name in messages.
     """
 
     def __init__(self, limit: int, corpus: str = "corpus") -> None:
@@ -34,20 +34,15 @@ class Skipped:
         return len(self.problems)
 
     def add(self, problem: str) -> None:
-        """Count one unreadable document; `problem` says where it stands and why it was left out.
+        """Count one unreadable document; `problem` says where it is and why it cannot be read.
 
         Raises:
-            ConfigError: naming every document left out, when they are more than `limit`.
+            ConfigError: naming every document left out, when there are more than `limit`.
         """
         self.problems.append(problem)
         if len(self.problems) > self.limit:
-            raise ConfigError(
-                [
-                    f"{self.corpus}: more than data.max_skipped={self.limit} documents cannot be read; "
-                    "repair them or raise data.max_skipped",
-                    *self.problems,
-                ]
-            )
+            limit = f"more than data.max_skipped={self.limit} documents cannot be read"
+            raise ConfigError([f"{self.corpus}: {limit}; repair them or raise data.max_skipped", *self.problems])
 
     def add_empty(self, where: str) -> None:
         """Count one document without text."""
@@ -60,11 +55,11 @@ class Skipped:
         return {"unreadable": list(self.problems), "empty": list(self._empty)}
 
     def all_named(self) -> list[str]:
-        """What was left out, one sentence each: for an error that says why nothing is there."""
+        """Every document left out, one sentence each: for an error that says why nothing is left."""
         return [*self.problems, *(f"{where}: is empty" for where in self._empty)]
 
     def report(self) -> None:
-        """Name what was left out in one warning of each kind; says nothing when nothing was."""
+        """Warn of what was left out, once for each kind."""
         kinds = [(self._empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]
         for names, total, why in kinds:
             if total:

@@ -20,9 +20,9 @@ _VAL_ONE_IN = 20
 
 
 class PythonStdlib:
-    """About 12 MB of real text that every machine has.
+    """About 12 MB of real text on every machine.
 
-    A file belongs to the validation split by a hash of its path, about one in twenty.
+    About one file in twenty is held out for validation, by a hash of its path.
 
     Args:
         root: folder to read instead of the interpreter's own library.
@@ -34,10 +34,10 @@ class PythonStdlib:
         self.root = Path(root).expanduser() if root else Path(sysconfig.get_path("stdlib"))
 
     def files(self, split: Split | None = None) -> list[Path]:
-        """Source files of a split (None: both), sorted by path. Empty files, such as many `__init__.py`, do not count.
+        """Source files of a split (None: both), sorted by path. Empty files, such as many `__init__.py`, are ignored.
 
         Raises:
-            ConfigError: if the folder holds no Python source.
+            ConfigError: the folder holds no Python source.
         """
         found = []
         for folder, folders, names in os.walk(self.root):
@@ -58,10 +58,10 @@ class PythonStdlib:
         return digest.hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
-        """One document a file."""
+        """One document per file."""
         for path in self.files(split):
             try:
-                with tokenize.open(path) as file:  # honours the coding cookie
+                with tokenize.open(path) as file:  # reads the encoding declaration
                     yield Record(file.read())
             except (OSError, SyntaxError, UnicodeError) as error:
                 yield Record("", f"{path}: {error}")

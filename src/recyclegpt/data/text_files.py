@@ -16,40 +16,16 @@ from recyclegpt.errors import ConfigError
 
 _JSONL = {".jsonl", ".ndjson"}
 _PARQUET = {".parquet", ".pq"}
-_ARCHIVES = {".7z", ".bz2", ".gz", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst"}
-_PICTURES = {
-    ".avi",
-    ".bmp",
-    ".gif",
-    ".ico",
-    ".jpeg",
-    ".jpg",
-    ".mov",
-    ".mp3",
-    ".mp4",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".wav",
-    ".webp",
+# fmt: off
+_NOT_TEXT = {
+    ".7z", ".bz2", ".gz", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst",
+    ".avi", ".bmp", ".gif", ".ico", ".jpeg", ".jpg", ".mov", ".mp3", ".mp4", ".png", ".tif", ".tiff", ".wav", ".webp",
+    ".doc", ".docx", ".odt", ".otf", ".pdf", ".ppt", ".pptx", ".ttf", ".woff", ".woff2", ".xls", ".xlsx",
+    ".arrow", ".bin", ".ckpt", ".db", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".sqlite",
+    ".a", ".dll", ".exe", ".mo", ".o", ".pyc", ".pyd", ".so",
 }
-_DOCUMENTS = {".doc", ".docx", ".odt", ".otf", ".pdf", ".ppt", ".pptx", ".ttf", ".woff", ".woff2", ".xls", ".xlsx"}
-_ARRAYS = {
-    ".arrow",
-    ".bin",
-    ".ckpt",
-    ".db",
-    ".npy",
-    ".npz",
-    ".pickle",
-    ".pkl",
-    ".pt",
-    ".pth",
-    ".safetensors",
-    ".sqlite",
-}
-_COMPILED = {".a", ".dll", ".exe", ".mo", ".o", ".pyc", ".pyd", ".so"}
-_NOT_TEXT = _ARCHIVES | _PICTURES | _DOCUMENTS | _ARRAYS | _COMPILED
+# fmt: on
+"""Archives, pictures and sounds, documents and fonts, arrays, compiled code: left out of folders and patterns."""
 _MANY_FILES = 20
 _log = logging.getLogger(__name__)
 
@@ -57,9 +33,9 @@ _log = logging.getLogger(__name__)
 class TextFiles:
     """Text files as a corpus.
 
-    A plain text file is one document, a JSON line or Parquet row is one; bad lines and rows are left out and counted.
-    Without `val_paths` every so many-th document is for validation; of plain text files, where there are fewer than
-    twenty, it is the tail of each, cut at a line end.
+    A document is a plain text file, a JSON line or a Parquet row; bad lines and rows are left out and counted. Without
+    `val_paths`, every 1/`val_fraction`-th document is held out for validation; where there are fewer than twenty plain
+    text files, the tail of each, cut at a line end.
 
     Args:
         paths: files, folders (with their subfolders, hidden files left out) and patterns (`*`, `**`); `~` is expanded.
@@ -153,38 +129,34 @@ def _is_hidden(relative: Path) -> bool:
 
 def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
     """Every file that `paths` names, sorted, once each; appends to `problems`."""
-    if isinstance(paths, str):
-        paths = [paths]
+    paths = [paths] if isinstance(paths, str) else paths
     if not paths:
         problems.append(f"{key}: empty; name at least one file, folder or pattern")
     found: set[Path] = set()
     for given in paths:
         path = Path(given).expanduser()
-        files: list[Path] = []
-        num_not_text = 0
         if "\0" in given:
             problems.append(f"{key}: {given!r} holds a NUL byte, which no file's name may")
-            continue
-        if path.is_file():
-            files = [path]
+        elif path.is_file():
+            found.add(path.resolve())
         elif path.exists() and not path.is_dir():
             problems.append(f"{key}: {given!r} is no regular file; name a file, a folder or a pattern")
-            continue
         else:
-            is_folder = path.is_dir()
-            inside = path.rglob("*") if is_folder else (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
-            for file in inside:
-                # A pipe, or a link that leads nowhere, stays: reading it says why it cannot be read.
-                if file.is_dir() or (is_folder and _is_hidden(file.relative_to(path))):
-                    continue
-                if file.suffix.lower() in _NOT_TEXT:
-                    num_not_text += 1
-                else:
-                    files.append(file)
-        if num_not_text:
-            _log.info("%s: %d files under %s are no text by their names and are left out", key, num_not_text, given)
-        if not files:
-            why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
-            problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
-        found.update(file.resolve() if file.is_file() else file.absolute() for file in files)
+            files = _files_in(path)
+            texts = [file for file in files if file.suffix.lower() not in _NOT_TEXT]
+            if len(texts) < len(files):
+                _log.info("%s: left out %d files under %s, not text by name", key, len(files) - len(texts), given)
+            if not texts:
+                why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
+                problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
+            found.update(file.resolve() if file.is_file() else file.absolute() for file in texts)
     return sorted(found)
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Files of a folder or pattern. Pipes and broken links are among them: reading them reports the problem."""
+    if path.is_dir():
+        inside = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+    else:
+        inside = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    return [file for file in inside if not file.is_dir()]

@@ -1,5 +1,6 @@
 """How text is generated: sampling, the three strategies, and the engine they share."""
 
+from recyclegpt.decoding.config import DecodingConfig
 from recyclegpt.decoding.decoder import Decoder, generate
 from recyclegpt.decoding.fuse import fuse
 from recyclegpt.decoding.generation import Counts, Generation, NewTokens
@@ -20,6 +21,7 @@ __all__ = [
     "Autoregressive",
     "Counts",
     "Decoder",
+    "DecodingConfig",
     "DraftTokens",
     "Generation",
     "NewTokens",

@@ -1,7 +1,7 @@
 """Many documents from one model: prompts continued in fixed batches, each document with random numbers of its own.
 
-What a document says depends on the seed and on its place alone: its split, its number, and the batch that the number
-falls into. Which batches were written before, in this process or another, does not matter.
+A document depends only on the seed and on its place: its split, its number, and the batch that the number falls into.
+It does not matter which batches were written before, in this process or another.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.errors import ConfigError
 
 ENDS = ("length", "stop", "unknown")
-"""How a document ended: with as many tokens as asked for; with an end token of the model's; before a token id that
-the tokenizer does not know, which a model may have room for and writes where it has not learnt better."""
+"""How a document ended: at its length limit; at an end token; before a token id that the tokenizer does not know
+(a vocabulary may be padded, and a model that is hardly trained writes such ids)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BulkConfig:
     new_tokens: int
     """Most tokens that the model adds."""
     batch: int
-    """Documents written at once; part of what they say, since sums in another order are rounded otherwise."""
+    """Documents written at once. It may change the text: sums in another order round differently."""
 
     def __post_init__(self) -> None:
         problems = [f"{name}: {value} is not a positive number" for name, value in asdict(self).items() if value < 1]
@@ -71,7 +71,7 @@ class BulkWriter:
 
     Args:
         decoder: of the model that writes.
-        strategy: a lossless one: what another writes is not the backbone's text.
+        strategy: a lossless one, since another's text is not the backbone's.
         sampling: how tokens are chosen.
         seed: of all documents together.
         new_tokens: most tokens to add to each.
@@ -118,13 +118,13 @@ class BulkWriter:
         return Document([*prompt, *new, self.eos_id], end, len(new) + (end == "stop"))
 
     def _generator(self, split: int, number: int) -> torch.Generator:
-        # Hashed, since seeds that follow one another would give the next document to the next seed.
+        # Hashed: with seed + number, the next seed would write the next document's text.
         mixed = int(np.random.SeedSequence([self.seed, split, number]).generate_state(1, np.uint64)[0])
         return torch.Generator(device=self.decoder.model.device).manual_seed(mixed >> 1)
 
 
 def text_problems(strategy: Strategy) -> list[str]:
-    """Why the text of a strategy is not the backbone's own; empty if it is."""
+    """Why a strategy's text is not the backbone's own; empty if it is."""
     if strategy.lossless:
         return []
     return [

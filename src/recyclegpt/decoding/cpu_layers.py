@@ -11,12 +11,12 @@ from recyclegpt.models import KVCache, RecycleGPT
 from recyclegpt.models.layers import AttentionInputs
 
 KERNEL_QUERIES = 256
-"""With more queries a row than this (a long prompt), attention is left to torch, which is faster there. Up to it a row
-of a batch is bit for bit what it is alone; beyond, rounding depends on the prompts beside it."""
+"""With more queries per row than this (a long prompt), attention is left to torch, which is faster there. Up to it, a
+row of a batch is bit for bit what it is alone; beyond, rounding depends on the other prompts."""
 
 
 class PackedLinear(nn.Module):
-    """A product whose weight lies packed for `kernels.linear`, in its own format or in int8."""
+    """A product whose weight is packed for `kernels.linear`, in its own format or in int8."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool) -> None:
         super().__init__()
@@ -52,26 +52,26 @@ class KernelRMSNorm(nn.Module):
 
 
 class KernelLayer(FusedLayer):
-    """The same with the kernels: eight calls a layer, straight after one another where a cache is read."""
+    """The same on the kernels: eight calls per layer where a cache is read."""
 
     qkv_proj: PackedLinear
     o_proj: PackedLinear
     gate_up_proj: PackedLinear
     down_proj: PackedLinear
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
-        memory = attending.memory
+    def forward(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
+        cache = inputs.memory
         B, T, C = x_BTC.shape
-        if not isinstance(memory, KVCache) or T > KERNEL_QUERIES:
-            return super().forward(x_BTC, layer, attending)
+        if not isinstance(cache, KVCache) or T > KERNEL_QUERIES:
+            return super().forward(x_BTC, layer, inputs)
         x_nC = x_BTC.reshape(B * T, C)
         qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
         if self.has_qk_norm:
             q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
             qkv_BTND = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2)
-        key, value, positions_BT = memory.keys[layer], memory.values[layer], memory.positions_BT
-        # The kernel finds a position's row in the tables by itself (`KernelGPT`).
-        q = kernels.rotate_store(qkv_BTND, attending.cos_BTD, attending.sin_BTD, positions_BT, key, value)
+        key, value, positions_BT = cache.keys[layer], cache.values[layer], cache.positions_BT
+        # The kernel looks up a position's row in the tables itself (`KernelGPT`).
+        q = kernels.rotate_store(qkv_BTND, inputs.cos_BTD, inputs.sin_BTD, positions_BT, key, value)
         y_nC = kernels.attend(q, key, value, positions_BT).view(B * T, -1)
         x_nC = _product(self.o_proj, y_nC, x_nC)
         gate_up = _product(self.gate_up_proj, _normed(self.post_attention_layernorm, x_nC))
@@ -82,7 +82,7 @@ class KernelLayer(FusedLayer):
 
 
 class KernelGPT(RecycleGPT):
-    """A model of such layers: where they read a cache they need neither a mask nor looked-up rotations."""
+    """A model of such layers: where they read a KV cache they need neither a mask nor looked-up rotations."""
 
     def _attention_inputs(
         self,
@@ -92,13 +92,13 @@ class KernelGPT(RecycleGPT):
         cache: KVCache | None,
         num_slots_read: int | None,
     ) -> AttentionInputs:
-        if positions_BT is None or not isinstance(cache, KVCache) or tokens_BT.shape[1] > KERNEL_QUERIES:
+        if positions_BT is None or cache is None or tokens_BT.shape[1] > KERNEL_QUERIES:
             return super()._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         cache.positions_BT = positions_BT.contiguous()
         return AttentionInputs(self.rotary.cos_SD, self.rotary.sin_SD, None, cache)
 
 
-# A small model's pass is mostly Python: these two spare it the way through `Module.__call__`.
+# A small model's pass is mostly Python: these two skip `Module.__call__`.
 def _product(linear: PackedLinear, x_nI: Tensor, plus_nO: Tensor | None = None) -> Tensor:
     y_nO = kernels.linear(x_nI, linear.packed, linear.out_features, linear.scale, plus_nO)
     return y_nO if linear.bias is None else y_nO.add_(linear.bias)

@@ -1,4 +1,4 @@
-"""The model made ready to decode: weights cast once, projections fused, and on a CPU the products of `kernels`.
+"""A model prepared for decoding: weights cast once, projections fused, and on a CPU the products of `kernels`.
 
 Every module here computes what its namesake in `models/` computes; a test holds each equal. B batch, T positions,
 C model width, H query heads, G key/value heads, D head width.
@@ -23,14 +23,14 @@ from recyclegpt.models.rope import Rotary
 def fuse(
     model: RecycleGPT, dtype: torch.dtype | None = None, use_kernels: bool = True, release: bool = False
 ) -> RecycleGPT:
-    """A model for decoding alone, that computes what `model` computes; it shares no tensor that training changes.
+    """A model for decoding only, which computes what `model` computes and shares no tensor that training changes.
 
     Args:
         model: on its device.
         dtype: of weights and states; None for the model's own; int8: weights in int8, one step per output, states in
             the device's fastest format.
         use_kernels: False decodes with torch's own operators on every device.
-        release: free each weight of `model` once it is copied, so that both never lie in memory; `model` is used up.
+        release: free each weight of `model` once it is copied, so that memory never holds both; `model` is used up.
 
     Raises:
         ConfigError: int8 where the kernels cannot be used.
@@ -45,15 +45,11 @@ def fuse(
         raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
     if use_kernels and odd and device.type == "cpu":
         warnings.warn(
-            f"decoding with torch's own kernels, slower and not exact in bf16: ours need even widths ({odd})",
+            f"decoding with torch's own kernels, slower and not exact in bf16: this package's need even widths ({odd})",
             stacklevel=2,
         )
 
-    # What weights are put into, and what those make up.
-    made_of: tuple[type[FusedLinear], type[FusedLayer], type[RecycleGPT]] = (FusedLinear, FusedLayer, RecycleGPT)
-    if packs:
-        made_of = (FusedLinear, KernelLayer, KernelGPT)
-    make_linear, make_layer, make_model = made_of
+    make_layer, make_model = (KernelLayer, KernelGPT) if packs else (FusedLayer, RecycleGPT)
 
     def linear(*modules: nn.Linear) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
@@ -64,7 +60,7 @@ def fuse(
             for module in modules:
                 if module is not model.lm_head:
                     module.weight = nn.Parameter(torch.empty(0, dtype=own, device=device), requires_grad=False)
-        return PackedLinear(weight_OI, bias_O, int8) if packs else make_linear(weight_OI, bias_O)
+        return PackedLinear(weight_OI, bias_O, int8) if packs else FusedLinear(weight_OI, bias_O)
 
     def norm(module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.RMSNorm):
@@ -102,7 +98,7 @@ def fuse(
 
 
 def _odd_widths(model: RecycleGPT) -> str:
-    """The widths of products that the packed layout cannot hold, in words; empty where there is none."""
+    """The widths that the packed layout cannot hold, by name; empty if it holds all."""
     config = model.config
     widths = {
         "hidden_size": config.hidden_size,

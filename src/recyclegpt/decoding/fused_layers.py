@@ -11,11 +11,11 @@ from recyclegpt.models.layers import AttentionInputs, TransformerLayer, attend
 from recyclegpt.models.rope import rotate
 
 MakeLinear = Callable[..., nn.Module]
-"""One product from the weights of one or several, stacked by output."""
+"""Makes one product of one or several linear layers, their weights stacked by output."""
 
 
 class FusedLinear(nn.Module):
-    """The same with torch's product."""
+    """A product on torch's operators, which may add a residual."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
@@ -47,21 +47,21 @@ class FusedLayer(nn.Module):
         self.gate_up_proj = linear(mlp.gate_proj, mlp.up_proj)
         self.down_proj = linear(mlp.down_proj)
 
-    def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
+    def forward(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
         B, T, _ = x_BTC.shape
         qkv_BTND = self.qkv_proj(self.input_layernorm(x_BTC)).view(B, T, -1, self.head_dim)
-        y_BTHD = self._attend(qkv_BTND, layer, attending)
+        y_BTHD = self._attend(qkv_BTND, layer, inputs)
         x_BTC = self.o_proj(y_BTHD.reshape(B, T, -1), x_BTC)
         y_BTC: Tensor = self.down_proj(self._gate(self.gate_up_proj(self.post_attention_layernorm(x_BTC))), x_BTC)
         return y_BTC
 
-    def _attend(self, qkv_BTND: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
+    def _attend(self, qkv_BTND: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
         q, k, v = qkv_BTND.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
-        q = rotate(self.q_norm(q), attending.cos_BTD, attending.sin_BTD)
-        k = rotate(self.k_norm(k), attending.cos_BTD, attending.sin_BTD)
-        if attending.memory is not None:
-            k, v = attending.memory.write(layer, k, v)
-        return attend(q, k, v, attending.mask)
+        q = rotate(self.q_norm(q), inputs.cos_BTD, inputs.sin_BTD)
+        k = rotate(self.k_norm(k), inputs.cos_BTD, inputs.sin_BTD)
+        if inputs.memory is not None:
+            k, v = inputs.memory.write(layer, k, v)
+        return attend(q, k, v, inputs.mask)
 
     def _gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

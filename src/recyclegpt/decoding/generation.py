@@ -1,4 +1,4 @@
-"""What a decoder hands back."""
+"""What a decoder returns."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ class NewTokens(NamedTuple):
 
     row: int
     tokens: list[int]
-    recycled: list[bool]
-    """Which of them the recyclable module wrote."""
+    drafted: list[bool]
+    """Which of them the drafter wrote."""
 
 
 @dataclass
 class Counts:
-    """Sums over rows and cycles; ratios are taken once, at the end."""
+    """Sums over rows and steps; ratios are taken once, at the end."""
 
     num_backbone_passes: int = 0
-    """Passes of the whole batch, the prompt's among them."""
+    """Passes of the whole batch, the prefill among them."""
     num_tokens: int = 0
-    """Tokens emitted, over all rows."""
+    """Tokens written, over all rows."""
+    num_row_steps: int = 0
+    """Steps of rows that had not ended, over all rows; the prefill is none."""
     num_verified: int = 0
-    """Recycled tokens that a backbone pass has read and could therefore check."""
+    """Drafted tokens that a backbone pass has read and could therefore verify."""
     num_matched: int = 0
     """Of those, how many equal the backbone's argmax at that place."""
     num_accepted: int = 0
@@ -32,13 +34,18 @@ class Counts:
 
     @property
     def agreement(self) -> float | None:
-        """Share of checked tokens that equal the backbone's argmax; None if none was checked."""
+        """Share of verified tokens that equal the backbone's argmax; None if none was verified."""
         return self.num_matched / self.num_verified if self.num_verified else None
 
     @property
     def acceptance(self) -> float | None:
-        """Share of checked tokens that were kept; None if none was checked."""
+        """Acceptance rate: share of verified tokens that were accepted; None if none was verified."""
         return self.num_accepted / self.num_verified if self.num_verified else None
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens per backbone pass and row after the prefill, 1 + accepted; None if there was no step."""
+        return 1 + self.num_accepted / self.num_row_steps if self.num_row_steps else None
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -49,7 +56,9 @@ class Generation:
     """Continuations of a batch of prompts, without the prompts."""
 
     tokens: list[list[int]]
-    recycled: list[list[bool]]
+    drafted: list[list[bool]]
+    """Which of the tokens the drafter wrote."""
     finish: list[str]
-    """Per row: `stop` (a stop token, kept as the last one), `length` (as many tokens as asked for) or `context`."""
+    """Why each row ended: `stop` (at a stop token or string, which is kept), `length` (`max_new_tokens` written) or
+    `context` (prompt and text fill the context)."""
     counts: Counts = field(default_factory=Counts)

@@ -1,13 +1,11 @@
-"""What the host does with a session's records: hand out final tokens, cut at stops and limits, count.
-
-B rows, m recycled tokens.
-"""
+"""What the host does with a session's records: hand out final tokens, end rows at stops and limits, count."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from recyclegpt.decoding.generation import Counts, NewTokens
+from recyclegpt.decoding.session import StepRecord
 from recyclegpt.decoding.stop_strings import StopStrings
 from recyclegpt.decoding.strategies import Strategy
 
@@ -18,78 +16,87 @@ class OutputTracker:
     def __init__(
         self,
         prompts: Sequence[Sequence[int]],
-        limits: Sequence[int],
+        max_new_tokens: int,
+        context_length: int,
         strategy: Strategy,
         counts: Counts,
         stop_tokens: Sequence[int] = (),
         stop_strings: StopStrings | None = None,
     ) -> None:
         self.strategy, self.counts = strategy, counts
-        self.stop_tokens, self.stop_strings = frozenset(stop_tokens), stop_strings
-        self.limits = list(limits)
-        self.emitted = [len(prompt) for prompt in prompts]
-        self.written: list[list[int]] = [[] for _ in prompts]
+        self.stop_tokens, self.stop_strings = frozenset(stop_tokens), stop_strings or None
+        self.num_written = [len(prompt) for prompt in prompts]
+        """Positions of each row that were handed out, the prompt's among them."""
+        wanted = [length + max_new_tokens for length in self.num_written]
+        self.limits = [min(length, context_length) for length in wanted]
+        self._at_limit = ["length" if length <= context_length else "context" for length in wanted]
+        self.finish: list[str | None] = [
+            reason if written >= limit else None
+            for written, limit, reason in zip(self.num_written, self.limits, self._at_limit, strict=True)
+        ]
+        """Why each row ended, as `Generation.finish`; None while it has not."""
+        self._texts: list[list[int]] = [[] for _ in prompts]
         self._stopped: list[int] = []
-        self.done = [emitted >= limit for emitted, limit in zip(self.emitted, limits, strict=True)]
+        self._prefilled = False
 
     @property
-    def all_done(self) -> bool:
-        """Whether every row has ended."""
-        return all(self.done)
+    def may_stop(self) -> bool:
+        """Whether a row may end before its limit."""
+        return bool(self.stop_tokens or self.stop_strings)
 
     @property
-    def fewest_cycles(self) -> int:
-        """Cycles until the longest row may have reached its limit, if every recycled token is kept; one at least."""
-        going = zip(self.emitted, self.limits, self.done, strict=True)
-        missing = max((limit - emitted for emitted, limit, done in going if not done), default=0)
+    def unfinished(self) -> list[int]:
+        """Rows that have not ended."""
+        return [row for row, reason in enumerate(self.finish) if reason is None]
+
+    @property
+    def fewest_steps(self) -> int:
+        """Steps until the longest row may have reached its limit, if every drafted token is accepted; at least one."""
+        missing = max((self.limits[row] - self.num_written[row] for row in self.unfinished), default=0)
         return max(1, -(-missing // (self.strategy.num_recycled + 1)))
 
     def pop_stopped(self) -> list[int]:
-        """Rows that ended at a stop since the last time this was asked."""
+        """Rows that ended at a stop since the last call."""
         stopped, self._stopped = self._stopped, []
         return stopped
 
-    def take(
-        self,
-        record_B5: list[list[int]],
-        tokens_BS: list[list[int]],
-        first_slot: int,
-    ) -> Iterator[NewTokens]:
-        """Hand out what one cycle made final.
+    def update(self, record: StepRecord[list[int]], tokens_BS: list[list[int]], first_slot: int) -> Iterator[NewTokens]:
+        """Hand out what one step made final.
 
         Args:
-            record_B5: `Session.record_B5` after the cycle.
+            record: of the prefill at the first call, then of each step.
             tokens_BS: the text from position `first_slot` on, at that time or later: what is final does not change.
-            first_slot: at most the first position not handed out of any row that goes on.
+            first_slot: at most the first position not handed out of any row that has not ended.
         """
-        for row, (start, kept, agreed, offered, offered_now) in enumerate(record_B5):
-            if self.done[row]:
-                continue
-            self.counts.num_verified += offered
-            self.counts.num_matched += agreed
-            self.counts.num_accepted += kept
-            # A decoder that keeps recycled tokens unchecked hands them out at once.
-            unchecked = 0 if self.strategy.lossless else offered_now
-            begin, end = self.emitted[row], min(start + 1 + unchecked, self.limits[row])
-            yield from self._emit(row, tokens_BS[row][begin - first_slot : end - first_slot], begin, start)
+        for row in self.unfinished:
+            self.counts.num_row_steps += self._prefilled
+            self.counts.num_verified += record.num_verified[row]
+            self.counts.num_matched += record.num_matched[row]
+            self.counts.num_accepted += record.num_accepted[row]
+            # A decoder that accepts drafted tokens unverified hands them out at once.
+            unverified = 0 if self.strategy.lossless else record.num_drafted[row]
+            begin = self.num_written[row]
+            end = min(record.position[row] + 1 + unverified, self.limits[row])
+            yield from self._emit(row, tokens_BS[row][begin - first_slot : end - first_slot], record.position[row])
+        self._prefilled = True
 
-    def _emit(self, row: int, tokens: list[int], begin: int, start: int) -> Iterator[NewTokens]:
-        # In a cycle's run of final tokens all are the module's but the backbone's own, at `start`.
-        recycled = [position != start for position in range(begin, begin + len(tokens))]
+    def _emit(self, row: int, tokens: list[int], position: int) -> Iterator[NewTokens]:
         end = next((index + 1 for index, token in enumerate(tokens) if token in self.stop_tokens), None)
         if self.stop_strings is not None:
-            written = self.written[row] + tokens
-            found = self.stop_strings.end(written, len(tokens))
+            text = self._texts[row]
+            found = self.stop_strings.first_stop(text + tokens, len(tokens))
             if found is not None:
-                found -= len(self.written[row])
-                end = found if end is None else min(end, found)
-        if end is not None:
-            tokens, recycled = tokens[:end], recycled[:end]
-            self._stopped.append(row)
-        if self.stop_strings is not None:
-            self.written[row] += tokens
-        self.emitted[row] += len(tokens)
+                end = min(found - len(text), len(tokens) if end is None else end)
+            text += tokens[:end]
+        tokens = tokens[:end]
+        begin = self.num_written[row]
+        self.num_written[row] += len(tokens)
         self.counts.num_tokens += len(tokens)
-        self.done[row] = end is not None or self.emitted[row] >= self.limits[row]
+        if end is not None:
+            self.finish[row] = "stop"
+            self._stopped.append(row)
+        elif self.num_written[row] >= self.limits[row]:
+            self.finish[row] = self._at_limit[row]
         if tokens:
-            yield NewTokens(row, tokens, recycled)
+            # Of a step's final tokens all are the drafter's but the backbone's own, at `position`.
+            yield NewTokens(row, tokens, [slot != position for slot in range(begin, begin + len(tokens))])

@@ -1,6 +1,6 @@
 """From logits to a token: penalty, temperature, filters, and draws that do not depend on the other rows of a batch.
 
-B batch, V vocabulary, m recycled tokens.
+B batch, V vocabulary, m drafted tokens.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def processed_probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor
 
 
 def largest_probability(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """How sure a distribution is, `(...)`: its largest probability after penalty and filters.
+    """Confidence of a distribution, `(...)`: its largest probability after penalty and filters.
 
     Greedy choice has no distribution of its own; it is taken at temperature 1 there.
     """
@@ -119,8 +119,8 @@ def largest_probability(logits: Tensor, config: SamplingConfig, seen: Tensor | N
 class Sampler:
     """Draws for the rows of one batch. Each row has its own generator, so a row's text is the same in any batch.
 
-    The numbers of a cycle are drawn before it begins, into tensors that stay in place: a cycle that was captured as a
-    CUDA graph can read them, and how many are drawn does not depend on what is accepted.
+    The numbers of a step are drawn before it begins, into tensors that stay in place: a step captured as a CUDA graph
+    can read them, and how many are drawn does not depend on what is accepted.
     """
 
     def __init__(self, config: SamplingConfig, generators: Sequence[torch.Generator]) -> None:
@@ -135,14 +135,14 @@ class Sampler:
         return cls(config, [torch.Generator(device=device).manual_seed(seed + row) for row in range(batch)])
 
     def allocate(self, num_recycled: int, vocab_size: int, device: torch.device) -> None:
-        """Make room for a cycle's numbers: a token of the backbone and `num_recycled` of the module."""
+        """Make room for a step's numbers: one token of the backbone and `num_recycled` of the drafter."""
         if not self.config.greedy:
             batch = len(self.generators)
             self.exponential_BNV = torch.empty(batch, num_recycled + 1, vocab_size, device=device)
             self.uniform_Bm = torch.empty(batch, num_recycled, device=device)
 
     def refill(self) -> None:
-        """Draw the next cycle's numbers."""
+        """Draw the next step's numbers."""
         if self.config.greedy:
             return
         for exponential, uniform, generator in zip(self.exponential_BNV, self.uniform_Bm, self.generators, strict=True):
@@ -152,7 +152,7 @@ class Sampler:
     def choose(self, logits_BV: Tensor, draw: int, seen_BV: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """A token for each row, and the distribution it was drawn from (None when greedy).
 
-        `draw` is 0 for the backbone's token of a cycle and k for the k-th recycled one.
+        `draw` is 0 for the backbone's token of a step and k for the k-th drafted one.
         """
         if self.config.greedy:
             return most_likely(penalised(logits_BV, self.config, seen_BV)), None

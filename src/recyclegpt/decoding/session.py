@@ -1,34 +1,49 @@
-"""One batch on its way: prefill, then cycles of one backbone pass and one module pass, on the device alone.
+"""A batch while it is decoded: prefill, then steps of one backbone pass, verification and drafting.
 
-Both caches hold at every moment exactly the rows that training has seen: the backbone reads each token once, and the
-module re-reads every pair (h_t, x_{t+1}) as soon as the true state h_t exists, over the provisional rows it made while
-recycling. A cycle never waits for the device and never asks it for a value; what happened is read from records, later.
+Everything happens on the device, in tensors that stay in place: a step never waits for the device and never asks it for
+a value, so it can be captured as a CUDA graph. What happened is read from its record, later.
 
-B batch, T = m + 1 tokens of a block, S positions, C model width, V vocabulary, m recycled tokens.
+B batch, T = m + 1 tokens of a block, S slots, C model width, V vocabulary, m drafted tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding.sampling import Sampler, largest_probability, most_likely, penalised
+from recyclegpt.decoding.drafters import Drafter, make_drafter
+from recyclegpt.decoding.drafters.module import ModelPass
+from recyclegpt.decoding.sampling import Sampler, most_likely, penalised
 from recyclegpt.decoding.strategies import DraftTokens, Strategy, VerifyLogits
+from recyclegpt.decoding.text_buffer import TextBuffer, row_at
 from recyclegpt.models import KVCache, RecycleGPT
 
-Read = Callable[..., Tensor]
-"""`RecycleGPT.read` or `.recycle`, compiled or not."""
-FREE_TO_ASK = ("cpu",)
-"""Devices that lose nothing when the host asks for a value: there, calls whose tokens nobody keeps are spared."""
+Column = TypeVar("Column", Tensor, list[int])
+
+
+class StepRecord(NamedTuple, Generic[Column]):
+    """What a prefill or step did, a number for each row of the batch: tensors on the device, lists on the host."""
+
+    position: Column
+    """Where the backbone's newest token stands."""
+    num_accepted: Column
+    """Drafted tokens that this step's verification kept."""
+    num_matched: Column
+    """Those that equal the backbone's argmax."""
+    num_verified: Column
+    """Those that the backbone pass has read."""
+    num_drafted: Column
+    """Tokens drafted now, after `position`."""
 
 
 class Session:
-    """The tensors of a batch, allocated once, and the cycle that changes them in place.
+    """The tensors of a batch, allocated once, and the step that changes them in place.
 
-    `tokens_BS` is the text at its positions. `position_B` is where the backbone's last token stands: the next block is
-    that token and the m recycled after it, of which the module stands behind the first `num_drafted_B`.
+    The backbone reads in each step its own newest token and the m drafted after it, in one pass. Its cache holds each
+    position once; the drafter has a cache of its own.
     """
 
     def __init__(
@@ -38,144 +53,91 @@ class Session:
         sampler: Sampler,
         batch: int,
         num_slots: int,
-        read: Read | None = None,
-        recycle: Read | None = None,
+        backbone_states: ModelPass | None = None,
+        recycle: ModelPass | None = None,
     ) -> None:
-        """Allocate. `read` and `recycle` stand in for the model's own in the cycle, where they are compiled."""
+        """Allocate. `backbone_states` and `recycle` stand in for the model's own in steps, where they are compiled."""
         self.model, self.strategy, self.sampler = model, strategy, sampler
-        self.backbone_states, self.recycle = read or model.backbone_states, recycle or model.recycle
+        self.backbone_states = backbone_states or model.backbone_states
         self.m = m = strategy.num_recycled
         self.device, config = model.device, model.config
-        depth = model.recycle_config.num_layers if m else 0
         self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
-        self.draft_cache = KVCache(config, depth, batch, num_slots, model.dtype, self.device)
-        self.tokens_BS = torch.zeros(batch, num_slots, dtype=torch.long, device=self.device)
-        self.position_B = torch.zeros(batch, dtype=torch.long, device=self.device)
-        self.limit_B = torch.zeros_like(self.position_B)
-        self.num_drafted_B = torch.zeros_like(self.position_B)
-        self.block_T = torch.arange(m + 1, device=self.device)
-        self.first_row_B = torch.arange(batch, device=self.device) * (m + 1)
-        self.record_B5 = torch.zeros(batch, 5, dtype=torch.long, device=self.device)
+        self.text = TextBuffer(batch, num_slots, config.vocab_size, self.device)
         sampler.allocate(m, config.vocab_size, self.device)
-        self.proposed_BmV: Tensor | None = None
-        if m and strategy.lossless and not sampler.config.greedy:
-            wide = torch.float64 if model.dtype == torch.float64 else torch.float32
-            self.proposed_BmV = torch.zeros(batch, m, config.vocab_size, dtype=wide, device=self.device)
+        self.drafter: Drafter | None = make_drafter(model, strategy, sampler, self.text, recycle)
+        self.block_T = torch.arange(m + 1, device=self.device)
+        self.record_5B = torch.zeros(5, batch, dtype=torch.long, device=self.device)
+        self.record: StepRecord[Tensor] = StepRecord(*self.record_5B)
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of both caches."""
-        return self.cache.nbytes + self.draft_cache.nbytes
+        """Memory of the KV caches."""
+        return self.cache.nbytes + (0 if self.drafter is None else self.drafter.cache_bytes)
 
-    def begin(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_slots_read: int) -> None:
-        """Read the prompts, padded on the right to one length, and write the first tokens.
+    def state(self) -> list[Tensor]:
+        """All that a step changes, the caches apart: running it again writes the same into those."""
+        text, drafter = self.text, self.drafter
+        drafted = [] if drafter is None else [drafter.num_drafted_B]
+        if drafter is not None and drafter.distributions_BmV is not None:
+            drafted.append(drafter.distributions_BmV)
+        return [text.tokens_BS, text.position_B, self.record_5B, *drafted, *self.strategy.state]
+
+    def prefill(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_slots_read: int) -> None:
+        """Read the prompts, padded on the right to one length, write the backbone's first tokens, and draft.
 
         Padding lies beyond every query until it is overwritten. A row's text never passes position `limits[row]`.
         """
-        lengths = [len(prompt) for prompt in prompts]
+        text, lengths = self.text, [len(prompt) for prompt in prompts]
         width = max(lengths)
         rows = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):
             rows[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
-        self.tokens_BS.zero_()
-        self.tokens_BS[:, :width] = rows.to(self.device)
-        self.position_B.copy_(torch.tensor(lengths))
-        self.limit_B.copy_(torch.tensor(limits))
+        text.tokens_BS.zero_()
+        text.tokens_BS[:, :width] = rows.to(self.device)
+        text.position_B.copy_(torch.tensor(lengths))
+        text.limit_B.copy_(torch.tensor(limits))
         self.sampler.refill()
         positions_BT = torch.arange(width, device=self.device).expand(len(prompts), width)
-        tokens_BT = self.tokens_BS[:, :width]
         hidden_BTC = self.model.backbone_states(
-            tokens_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read
+            text.tokens_BS[:, :width], positions_BT, cache=self.cache, num_slots_read=num_slots_read
         )
-        last_B = self.position_B - 1
-        seen_BV = self._seen(last_B[:, None])
-        logits_BV = self.model.logits(_at(hidden_BTC, last_B))
-        token_B, _ = self.sampler.choose(logits_BV, 0, None if seen_BV is None else seen_BV[:, 0])
-        self._write(self.position_B, token_B)
-        if self.m:
-            following_BT = self.tokens_BS[:, 1 : width + 1]
-            recycled_BTC = self.model.recycle(
-                following_BT, hidden_BTC, positions_BT, cache=self.draft_cache, num_slots_read=num_slots_read
-            )
-            self._propose(_at(recycled_BTC, last_B), num_slots_read)
-        self.record_B5.zero_()
-        self.record_B5[:, 0], self.record_B5[:, 4] = self.position_B, self.num_drafted_B
+        last_B = text.position_B - 1
+        seen_BTV = self._seen(last_B[:, None])
+        logits_BV = self.model.logits(row_at(hidden_BTC, last_B))
+        token_B, _ = self.sampler.choose(logits_BV, 0, None if seen_BTV is None else seen_BTV[:, 0])
+        text.write(text.position_B, token_B)
+        self.record_5B.zero_()
+        self.record.position.copy_(text.position_B)
+        if self.drafter is not None:
+            self.drafter.draft(hidden_BTC, positions_BT, last_B, num_slots_read)
+            self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
-    def cycle(self, num_slots_read: int) -> None:
-        """One backbone pass over the newest m + 1 tokens, one module pass over the pairs it completes, m proposals.
+    def step(self, num_slots_read: int) -> None:
+        """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result.
 
-        `record_B5` then holds, for each row: where the backbone's new token stands, how many recycled tokens were kept,
-        how many the backbone agrees with, how many had been offered, and how many are offered now.
+        `record` then says what happened.
         """
-        positions_BT = self.position_B[:, None] + self.block_T
-        block_BT = self.tokens_BS.gather(1, positions_BT)
+        text, drafter = self.text, self.drafter
+        positions_BT = text.position_B[:, None] + self.block_T
+        block_BT = text.tokens_BS.gather(1, positions_BT)
         hidden_BTC = self.backbone_states(block_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
         logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
-        # A copy, since the next proposals are counted in place before this cycle is recorded.
-        proposals = DraftTokens(block_BT[:, 1:], self.num_drafted_B.clone(), self.proposed_BmV)
-        kept_B, token_B = self.strategy.verify(VerifyLogits(logits_BTV, best_BT, seen_BTV), proposals, self.sampler)
-        agreed_Bm = (best_BT[:, :-1] == proposals.tokens_Bm) & (self.block_T[:-1] < proposals.count_B[:, None])
-        before = [kept_B, agreed_Bm.sum(dim=1), proposals.count_B] if self.m else [self.num_drafted_B] * 3
+        # Cloned, since the drafter counts its next tokens in place before this step is recorded.
+        count_B = torch.zeros_like(text.position_B) if drafter is None else drafter.num_drafted_B.clone()
+        drafts = DraftTokens(block_BT[:, 1:], count_B, None if drafter is None else drafter.distributions_BmV)
+        accepted_B, token_B = self.strategy.verify(VerifyLogits(logits_BTV, best_BT, seen_BTV), drafts, self.sampler)
         # A row that has ended stays where it is; what it writes there was handed out already.
-        self.position_B.copy_(torch.minimum(self.position_B + kept_B + 1, self.limit_B))
-        self._write(self.position_B, token_B)
-        if self.m:
-            following_BT = self.tokens_BS.gather(1, positions_BT + 1)
-            recycled_BTC = self.recycle(
-                following_BT, hidden_BTC, positions_BT, cache=self.draft_cache, num_slots_read=num_slots_read
-            )
-            state_BC = recycled_BTC.flatten(0, 1).index_select(0, self.first_row_B + kept_B)
-            self._propose(state_BC, num_slots_read)
-        torch.stack([self.position_B, *before, self.num_drafted_B], dim=1, out=self.record_B5)
-
-    def _propose(self, state_BC: Tensor, num_slots_read: int) -> None:
-        """Let the module write m tokens after the backbone's, from its state of the newest pair."""
-        threshold = self.strategy.confidence
-        sure_B: Tensor | None = None
-        self.num_drafted_B.fill_(0 if threshold > 0 else self.m)
-        for step in range(1, self.m + 1):
-            logits_BV = self.model.logits(state_BC)
-            position_B = self.position_B + step
-            seen_BTV = self._seen((position_B - 1)[:, None]) if self.sampler.config.penalises else None
-            seen_BV = None if seen_BTV is None else seen_BTV[:, 0]
-            token_B, distribution_BV = self.sampler.choose(logits_BV, step, seen_BV)
-            self._write(position_B, token_B)
-            if self.proposed_BmV is not None and distribution_BV is not None:
-                self.proposed_BmV[:, step - 1] = distribution_BV
-            if threshold > 0:
-                now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > threshold
-                sure_B = now_B if sure_B is None else sure_B & now_B
-                self.num_drafted_B.add_(sure_B)
-                if self.device.type in FREE_TO_ASK and not bool(sure_B.any()):
-                    break
-            if step < self.m:
-                # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
-                state_BC = self.recycle(
-                    token_B[:, None],
-                    state_BC[:, None],
-                    (position_B - 1)[:, None],
-                    cache=self.draft_cache,
-                    num_slots_read=num_slots_read,
-                ).squeeze(1)
-
-    def _write(self, positions_B: Tensor, token_B: Tensor) -> None:
-        self.tokens_BS.scatter_(1, positions_B[:, None], token_B[:, None])
+        text.position_B.copy_(torch.minimum(text.position_B + accepted_B + 1, text.limit_B))
+        text.write(text.position_B, token_B)
+        if drafter is None:
+            self.record.position.copy_(text.position_B)
+            return
+        matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (self.block_T[:-1] < count_B[:, None])
+        drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read)
+        record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
+        torch.stack(record, out=self.record_5B)
 
     def _seen(self, positions_BT: Tensor) -> Tensor | None:
-        """Which tokens stand at or before each position, `(B, T, V)`; None where no penalty asks."""
-        if not self.sampler.config.penalises:
-            return None
-        vocab_size = self.model.config.vocab_size
-        slots_S = torch.arange(self.tokens_BS.shape[1], device=self.device)
-        later_BTS = slots_S > positions_BT[:, :, None]
-        # Later tokens are counted as one beyond the vocabulary, which is cut off again.
-        index_BTS = self.tokens_BS[:, None].expand_as(later_BTS).masked_fill(later_BTS, vocab_size)
-        seen_BTV = torch.zeros(*positions_BT.shape, vocab_size + 1, dtype=torch.bool, device=self.device)
-        return seen_BTV.scatter_(2, index_BTS, True)[..., :-1]
-
-
-def _at(states_BTC: Tensor, index_B: Tensor) -> Tensor:
-    """Row `index_B[b]` of each batch entry, `(B, C)`."""
-    return states_BTC[torch.arange(len(index_B), device=index_B.device), index_B]
+        return self.text.seen(positions_BT) if self.sampler.config.penalises else None

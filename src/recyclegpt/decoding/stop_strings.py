@@ -1,4 +1,4 @@
-"""Strings that end a text, found while tokens come in; a stop may end on any token, recycled or not."""
+"""Strings that end a text: the one place that looks for them, in tokens while decoding and in text while printing."""
 
 from __future__ import annotations
 
@@ -11,33 +11,46 @@ Decode = Callable[[list[int]], str]
 
 
 class StopStrings:
-    """Finds the first of some strings in what a decoder writes; the prompt is not searched."""
+    """Finds the first of some strings in what a decoder writes; the prompt is not searched.
+
+    Without strings it finds nothing, and is false.
+
+    Raises:
+        ConfigError: a string is empty.
+    """
 
     def __init__(self, strings: Sequence[str], decode: Decode) -> None:
-        """Raises:
-        ConfigError: a string is empty, or no string at all.
-        """
-        if any(not isinstance(string, str) or not string for string in strings):
-            raise ConfigError("stop_strings: an empty string would stop every text at once; leave it out")
+        if not all(strings):
+            raise ConfigError("stop: an empty string would end every text at once; leave it out")
         self.strings, self.decode = list(strings), decode
         # A token of a byte-level tokenizer holds at least one byte; a special token holds none.
         self.window = max((len(string.encode()) for string in strings), default=0) + 8
 
-    def end(self, tokens: list[int], num_new: int) -> int | None:
-        """How many of `tokens` there are when the first stop string is complete; None if the new ones complete none."""
-        if not self.strings:
-            return None
-        begin = max(0, len(tokens) - num_new - self.window)
-        if not self._holds_stop(tokens[begin:]):
-            return None
-        for end in range(len(tokens) - num_new + 1, len(tokens) + 1):
-            if self._holds_stop(tokens[begin:end]):
-                return end
-        return len(tokens)
+    def __bool__(self) -> bool:
+        return bool(self.strings)
 
-    def _holds_stop(self, tokens: list[int]) -> bool:
-        text = self.decode(tokens)
-        return any(string in text for string in self.strings)
+    def place(self, text: str) -> int | None:
+        """Where the first stop string in the text begins; None if it holds none."""
+        return min((place for place in map(text.find, self.strings) if place >= 0), default=None)
+
+    def cut(self, text: str) -> str:
+        """The text up to its first stop string."""
+        return text[: self.place(text)]
+
+    def num_safe(self, text: str) -> int:
+        """Characters of a text without a stop string that stay outside one, whatever follows."""
+        for begin in range(max(0, len(text) - self.window), len(text)):
+            if any(string.startswith(text[begin:]) for string in self.strings):
+                return begin
+        return len(text)
+
+    def first_stop(self, tokens: list[int], num_new: int) -> int | None:
+        """Number of tokens up to the one that completes a stop string; None if none of the last `num_new` does."""
+        begin = max(0, len(tokens) - num_new - self.window)
+        if self.place(self.decode(tokens[begin:])) is None:
+            return None
+        ends = range(len(tokens) - num_new + 1, len(tokens) + 1)
+        return next(end for end in ends if self.place(self.decode(tokens[begin:end])) is not None)
 
 
 class TextStreamer:
@@ -46,14 +59,14 @@ class TextStreamer:
     A piece that may be the beginning of a stop string is held back until it is clear that it is not.
     """
 
-    def __init__(self, strings: Sequence[str], step: Callable[[int], str], finish: Callable[[], str]) -> None:
+    def __init__(self, stops: StopStrings, step: Callable[[int], str], finish: Callable[[], str]) -> None:
         """`step` gives the text that a token completes, `finish` what is left at the end."""
-        self.strings, self.step, self.finish = list(strings), step, finish
+        self.stops, self.step, self.finish = stops, step, finish
         self.held: list[tuple[str, bool]] = []
         self.ended = False
 
     def add(self, token: int, mark: bool) -> list[tuple[str, bool]]:
-        """Pieces that may be shown now, each with its mark."""
+        """Pieces that can be shown now, each with its mark."""
         return self._release(self.step(token), mark)
 
     def end(self) -> list[tuple[str, bool]]:
@@ -68,24 +81,16 @@ class TextStreamer:
         if piece:
             self.held.append((piece, mark))
         text = "".join(piece for piece, _ in self.held)
-        found = [place for place in (text.find(string) for string in self.strings) if place >= 0]
-        if found:
-            self.ended = True
-            safe = min(found)
-        else:
-            safe = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
+        stop = self.stops.place(text)
+        self.ended = stop is not None
+        num_safe = self.stops.num_safe(text) if stop is None else stop
         shown: list[tuple[str, bool]] = []
         kept: list[tuple[str, bool]] = []
-        for piece, its_mark in self.held:
-            if piece[:safe]:
-                shown.append((piece[:safe], its_mark))
-            if piece[safe:]:
-                kept.append((piece[safe:], its_mark))
-            safe = max(0, safe - len(piece))
+        for held, its_mark in self.held:
+            if held[:num_safe]:
+                shown.append((held[:num_safe], its_mark))
+            if held[num_safe:]:
+                kept.append((held[num_safe:], its_mark))
+            num_safe = max(0, num_safe - len(held))
         self.held = [] if self.ended else kept
         return shown
-
-
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that begins `string`."""
-    return next((size for size in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:size])), 0)

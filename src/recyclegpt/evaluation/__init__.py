@@ -1,4 +1,4 @@
-"""How good: held-out quality, benchmarks of lm-eval in three scorings."""
+"""How good: held-out quality, lm-eval benchmarks in three scorings."""
 
 from recyclegpt.evaluation.perplexity import continuation_nll, held_out_metrics, unigram_loss
 

@@ -1,4 +1,4 @@
-"""Texts that a decoder writes after many prompts of different lengths, with settings of their own."""
+"""Generates continuations of many prompts of different lengths, each with its own settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("recyclegpt")
 
 
 class Asked(NamedTuple):
-    """How one text is to be written."""
+    """How one text is to be generated."""
 
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -28,10 +28,10 @@ class Asked(NamedTuple):
 
 @dataclass
 class BatchGenerator:
-    """Writes continuations, `batch_size` at a time, and remembers them: the same list asked again is answered at once.
+    """Generates continuations, `batch_size` at a time, and caches the results by request list.
 
-    A prompt keeps its newest tokens where it and the text do not fit into the context, at least half of it. A text
-    ends at the end token too. Text n of a list draws from a generator seeded `seed + n`, whatever its batch holds.
+    If a prompt and its text do not fit into the context, the prompt loses its oldest tokens, but keeps at least half
+    the context. A text also ends at the end token. Text n of a list draws from a generator seeded `seed + n`.
     """
 
     decoder: Decoder
@@ -44,7 +44,7 @@ class BatchGenerator:
     _known: dict[tuple[tuple[str, Asked], ...], list[str]] = field(default_factory=dict, repr=False)
 
     def write(self, asked: Sequence[tuple[str, Asked]]) -> list[str]:
-        """The text after each prompt, without the prompt and without the string that ended it."""
+        """The text after each prompt, without the stop string."""
         key = tuple(asked)
         if key not in self._known:
             self._known[key] = self._write(asked)
@@ -75,17 +75,12 @@ class BatchGenerator:
     def _batch(self, rows: list[list[int]], numbers: list[int], settings: Asked) -> list[str]:
         device = self.decoder.model.device
         generators = [torch.Generator(device).manual_seed(self.seed + number) for number in numbers]
-        stop = StopStrings(settings.stop, self.tokenizer.decode) if settings.stop else None
+        stop = StopStrings(settings.stop, self.tokenizer.decode)
         generation = self.decoder.generate(
             rows, self.strategy, settings.max_new_tokens, settings.sampling, self.tokenizer.stop_ids,
             generators=generators, stop_strings=stop,
         )  # fmt: skip
-        return [self._text(tokens, settings.stop) for tokens in generation.tokens]
-
-    def _text(self, tokens: list[int], stop: tuple[str, ...]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        found = [place for place in (text.find(string) for string in stop) if place >= 0]
-        return text[: min(found)] if found else text
+        return [stop.cut(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generation.tokens]
 
     def _fitting(self, prompt: list[int], max_new_tokens: int) -> list[int]:
         context = self.decoder.model.config.context_length

@@ -1,13 +1,12 @@
-"""Our models in `lm-eval` (EleutherAI's evaluation harness): the one file that imports it.
+"""RecycleGPT models in `lm-eval` (EleutherAI's evaluation harness): translates requests and results.
 
-What is computed stands in `scoring.py` and `continuing.py`; this file translates requests and results.
+`scoring.py` and `batch_generator.py` compute. No other file imports the harness.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import logging
 import math
 import os
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 
@@ -37,19 +37,17 @@ except ImportError as error:
 
 MAX_NEW_TOKENS = 256
 """Of a task that names no `max_gen_toks`."""
-_OBEYED = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p")
-
-log = logging.getLogger("recyclegpt")
+_SUPPORTED = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p")
 
 
 class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
     """One model under one scoring.
 
     Args:
-        scorer: of the model; adapters of other scorings may share it, and then every text is read once.
+        scorer: of the model; adapters of several scorings share it, so that every text is read once.
         tokenizer: the model's own.
         scoring: which of the scorer's answers to give.
-        continuer: writes the texts that `generate_until` asks for; None refuses such tasks.
+        generator: writes the texts that `generate_until` asks for; None refuses such tasks.
     """
 
     def __init__(
@@ -57,11 +55,11 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         scorer: Scorer,
         tokenizer: TextTokenizer,
         scoring: str = "backbone",
-        continuer: BatchGenerator | None = None,
+        generator: BatchGenerator | None = None,
     ) -> None:
         super().__init__()
-        self.scorer, self.scoring, self.continuer = scorer, scoring, continuer
-        # Not `tokenizer`: the harness would look for chat templates in it.
+        self.scorer, self.scoring, self.generator = scorer, scoring, generator
+        # Not named `tokenizer`, where the harness looks for chat templates.
         self.text_tokenizer = tokenizer
 
     @property
@@ -70,11 +68,11 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: what documents begin with, or else end with."""
+        """Precedes a text without context: the start token, or else the end token."""
         return self.text_tokenizer.encode_prompt("")[-1]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text from its beginning on, or of a part of one (`add_special_tokens=False`)."""
+        """Ids of a text with its start token, or of a part of one (`add_special_tokens=False`)."""
         if add_special_tokens is False or not string:
             return self.text_tokenizer.encode(string)
         return self.text_tokenizer.encode_prompt(string)
@@ -89,7 +87,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Each text in windows that fill the context, begun by one token; alternation begins anew in each."""
+        """Each text in windows that fill the context after one token; alternation restarts in each."""
         length = self.scorer.model.config.context_length
         pairs, owners = [], []
         for number, request in enumerate(requests):
@@ -107,9 +105,9 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        if self.continuer is None:
-            raise ConfigError("tasks: one of them wants text to be written; give a decoder")
-        texts = self.continuer.write([(request.args[0], asked(request.args[1])) for request in requests])
+        if self.generator is None:
+            raise ConfigError("tasks: one of them needs generated text; give a generator")
+        texts = self.generator.write([(request.args[0], asked(request.args[1])) for request in requests])
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
@@ -119,14 +117,14 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
 
 
 def asked(settings: Mapping[str, Any]) -> Asked:
-    """How a task wants its text written. Without `do_sample` it is greedy, whatever temperature is named.
+    """How a task wants its text generated: greedily without `do_sample`, whatever its temperature.
 
     Raises:
-        ConfigError: it asks for what these decoders have not, or for impossible numbers.
+        ConfigError: a setting is unknown or impossible.
     """
-    unknown = {key: value for key, value in settings.items() if key not in _OBEYED and value not in (None, False, 1)}
+    unknown = {key: value for key, value in settings.items() if key not in _SUPPORTED and value not in (None, False, 1)}
     if unknown:
-        raise ConfigError(f"tasks: generation_kwargs: {', '.join(unknown)} are not known here; leave them out")
+        raise ConfigError(f"tasks: generation_kwargs: {', '.join(unknown)} are not supported; leave them out")
     until = settings.get("until") or []
     stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
     most = settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS
@@ -141,31 +139,31 @@ def asked(settings: Mapping[str, Any]) -> Asked:
 
 @dataclass
 class TaskSet:
-    """Tasks found and their data read, before a model is asked anything."""
+    """Tasks whose data has been read."""
 
     items: list[Any] = field(default_factory=list)
-    """Tasks and groups of the harness, in the order they were asked for."""
+    """The harness's own, in the order requested."""
     names: list[str] = field(default_factory=list)
-    """Of all groups and tasks, each group before what lies inside it."""
+    """Of all groups and tasks, each group before its members."""
     generative: set[str] = field(default_factory=set)
-    """Names of tasks that want text to be written."""
+    """Names of tasks that need generated text."""
     has_rolling: bool = False
     """Whether one of them scores whole texts."""
     summed_up: set[str] = field(default_factory=set)
-    """Names of tasks whose group has a number for all of them."""
+    """Names of tasks that their group aggregates."""
 
 
 def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None = None) -> TaskSet:
-    """Tasks by name, of a folder of task files or of the harness itself, or made here (`local_tasks.py`).
+    """Tasks by name, from a folder of task files or from the harness, or as mappings (`local_tasks.py`).
 
-    The harness's own thousands are looked through only where a name is not found in the folder.
+    The harness's own thousands are indexed only if the folder lacks a name.
 
     Raises:
-        ConfigError: a name is unknown, or the data of a task cannot be had.
+        ConfigError: a name is unknown, or a task's data cannot be read.
     """
     names = [task for task in wanted if isinstance(task, str)]
     if folder is not None and not Path(folder).expanduser().is_dir():
-        raise ConfigError(f"tasks_path: {folder} is no folder; give one that holds task files (.yaml)")
+        raise ConfigError(f"tasks_path: {folder} is not a folder; give one with task files (.yaml)")
     include = None if folder is None else str(Path(folder).expanduser())
     with _quiet():
         manager = TaskManager(include_path=include, include_defaults=False)
@@ -178,7 +176,7 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
         for task in wanted:
             try:
                 loaded = manager.load([task if isinstance(task, str) else _made(task)])
-            except Exception as error:  # noqa: BLE001 - readers, templates and hubs raise what they like
+            except Exception as error:  # noqa: BLE001 - readers, templates and the hub raise anything
                 reason = (str(error).strip() or "no reason given").splitlines()[0]
                 name = task if isinstance(task, str) else task.get("group", task.get("task"))
                 problems.append(f"tasks: {name}: cannot be read ({type(error).__name__}: {reason})")
@@ -206,10 +204,10 @@ def run_tasks(
     bootstrap_iters: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """What the harness finds under one scoring.
+    """The harness's results under one scoring.
 
     Returns:
-        By name of a task or group: `num_samples`, and `metrics`, each `{"value", "stderr"}` (None where it has none).
+        By name of a task or group: `num_samples`, and `metrics`, each `{"value", "stderr"}` (None if there is none).
     """
     with _quiet():
         results = lm_eval.simple_evaluate(
@@ -228,7 +226,7 @@ def run_tasks(
 
 
 def _made(task: Mapping[str, Any], prefix: str = "") -> Any:
-    """A task or group of the harness from a mapping; members are named after their groups."""
+    """The harness's task or group from a mapping; members are named `group::member`."""
     if "group" not in task:
         return ConfigurableTask(config={**task, "task": prefix + task["task"]})
     name = prefix + task["group"]
@@ -254,7 +252,7 @@ def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float |
 
 
 def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None:
-    """Standard error of sum over count where both vary from text to text, to first order; None for a single text."""
+    """Standard error of sum over count, both varying between texts, to first order; None for a single text."""
     num = len(sums_and_counts)
     if num < 2:
         return None
@@ -265,12 +263,12 @@ def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None
 
 
 def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, float | None]], samples: Sequence[Mapping[str, Any]]) -> None:
-    """The harness has no standard error for perplexities of whole texts, so they get one here."""
+    """The harness has no standard error for perplexities of whole texts; add one."""
     for metric, found in metrics.items():
         pairs = [sample[metric] for sample in samples if isinstance(sample.get(metric), tuple)]
         error = ratio_stderr(pairs) if pairs else None
         if found["stderr"] is None and error is not None and found["value"] is not None:
-            # Of a perplexity exp(x) the error is exp(x) times that of x; of bits it is that of nats over ln 2.
+            # That of exp(x) is exp(x) times that of x; that of bits is that of nats over ln 2.
             found["stderr"] = error / math.log(2) if metric.startswith("bits") else found["value"] * error
 
 
@@ -283,27 +281,12 @@ def _unknown(name: str, manager: Any, folder: str | Path | None) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Standard output is left to our own table, and nothing is reported to the hub's counter of downloads.
-
-    `datasets` counts the reading of local files too, and waits seconds for each where there is no network.
-    """
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return "Custom kwargs can be passed" not in record.getMessage()
-
-    logger = logging.getLogger("lm_eval.api.task")
-    counts, in_pools = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, os.environ.get("DISABLE_MULTIPROC")
-    logger.addFilter(is_news)
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    # Bootstraps in this process: forking one whose libraries have threads may hang.
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logger.removeFilter(is_news)
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        if in_pools is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = in_pools
+    """Keep standard output for our own table, and the harness from forking and from calling the hub."""
+    with (
+        # `datasets` reports the reading of local files too, and waits seconds for each without a network.
+        mock.patch.object(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False),
+        # Bootstrap in this process: forking one whose libraries have threads may hang.
+        mock.patch.dict(os.environ, DISABLE_MULTIPROC="1"),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        yield

@@ -33,7 +33,8 @@ def held_out_metrics(
         views = batch.views_NBT.to(device)
         documents = None if batch.documents_NBT is None else batch.documents_NBT.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            held_out.add(dual_loss(model, views, documents), views)
+            states = model.states(views, documents)
+            held_out.add(dual_loss(states, model.lm_head.weight, views, documents), views)
     return held_out.metrics()
 
 

@@ -1,16 +1,15 @@
-"""How likely a model finds a given continuation, told from three sources: backbone, module, or the two in turn.
+"""Log-likelihood of a given continuation under three scorings: backbone, module, or the two in turn.
 
-One forward pass of whole rows gives all three: the module is unrolled over a row as in training, which a test holds
-equal to what decoding computes.
+One forward pass over whole rows gives all three: the module is unrolled as in training, which equals what decoding
+computes (tested).
 
 B batch, T positions, C model width, V vocabulary, K sources (0 the backbone, k the module's step k), N scored tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,36 +24,36 @@ log = logging.getLogger("recyclegpt")
 
 SCORINGS = ("backbone", "module", "alternating")
 LOGITS_AT_ONCE = 1 << 24
-"""Logits held in fp32 at a time: 64 MiB, whatever batch, length and vocabulary are."""
+"""Logits held in fp32 at a time: 64 MiB."""
 
 
 class Pair(NamedTuple):
-    """Token ids before, at least one, and those to score."""
+    """Token ids of the context, at least one, and of the text to score."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
 
 class Scored(NamedTuple):
-    """Of a whole continuation."""
+    """The score of a whole continuation."""
 
     log_likelihood: float
-    """Nats, the sum over its tokens; 0 for an empty one."""
+    """Nats, summed over its tokens; 0 for an empty one."""
     is_greedy: bool
     """Whether every token is the most likely one of its source."""
 
 
 @dataclass
 class Scorer:
-    """Scores continuations, many at once, and remembers them: each scoring that asks later is answered at once.
+    """Scores continuations in batches under all scorings at once, and caches the results.
 
-    With p the place of a token in context and continuation, x_0 the first:
+    With p the position of a token in context and continuation, x_0 the first:
 
     - `backbone`: log p_backbone(x_p), from h_{p-1}.
     - `module`: log p_recycle(x_p), from r_{p-2}. A token with fewer than two before it is scored by the backbone.
-    - `alternating`: what alternating decoding with `num_recycled` = m would have drawn the token from, begun after the
-      context: the first token and every (m + 1)-th after it come from the backbone, the k-th after such a one from the
-      module's step k.
+    - `alternating`: the distribution that alternating decoding with `num_recycled` = m, started after the context,
+      would have drawn the token from: the backbone's for the first token and every (m + 1)-th after it, the module's
+      step k for the k-th token after one of these.
 
     Raises:
         ConfigError: a scoring is unknown, or a number out of range.
@@ -67,7 +66,7 @@ class Scorer:
     autocast: torch.dtype | None = None
     """Dtype to compute in, as training's mixed precision does; None for the model's own."""
     num_cut: int = 0
-    """Pairs whose oldest tokens did not fit into the context and were left out."""
+    """Pairs whose oldest tokens did not fit into the context."""
     _known: dict[Pair, dict[str, Scored]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,13 +88,14 @@ class Scorer:
             self.scorings = ("backbone",)
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
-        """Every pair under every scoring, in the order given."""
+        """Every pair under every scoring, in the given order."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        # Long ones first: rows of a batch are then of like length, and memory that runs out does so at once.
+        # Longest first: rows of a batch are of similar length, and memory runs out at once or never.
         new.sort(key=lambda pair: -len(pair.context) - len(pair.continuation))
         cut_before = self.num_cut
         with tqdm(total=len(new), desc="scoring", unit="text", disable=None, leave=False) as progress:
-            for batch in _batches(new, self.batch_size):
+            for begin in range(0, len(new), self.batch_size):
+                batch = new[begin : begin + self.batch_size]
                 self._known.update(zip(batch, self._score(batch), strict=True))
                 progress.update(len(batch))
         if cut := self.num_cut - cut_before:
@@ -106,7 +106,7 @@ class Scorer:
         return [self._known[pair] for pair in pairs]
 
     def _score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
-        """One batch; rows are padded on the right, where no token that counts can see it."""
+        """One batch, right-padded."""
         longest = self.model.config.context_length + 1  # the last token is scored and never read
         rows, starts = [], []
         for context, continuation in pairs:
@@ -121,7 +121,7 @@ class Scorer:
         source_by_scoring = self._sources(place_N, torch.tensor(starts, device=self.model.device)[row_N])
         num_steps = max(int(source_N.max()) for source_N in source_by_scoring.values())
         tokens_BS, states = self._states(rows, num_steps)
-        log_p_KN, best_KN = self._classify(states, source_by_scoring, row_N, place_N, tokens_BS)
+        log_p_KN, best_KN = self._token_log_p(states, source_by_scoring, row_N, place_N, tokens_BS)
         scored: list[dict[str, Scored]] = [{} for _ in pairs]
         for name, source_N in source_by_scoring.items():
             log_p_N = log_p_KN.gather(0, source_N[None]).squeeze(0)
@@ -154,11 +154,11 @@ class Scorer:
         with self._precision():
             if not num_steps:
                 return tokens_BS, [self.model.backbone_states(views_NBT[0])]
-            hidden_BTC, recycled = self.model(views_NBT, num_unrolled=num_steps)
+            hidden_BTC, recycled = self.model.states(views_NBT, num_unrolled=num_steps)
         return tokens_BS, [hidden_BTC, *recycled]
 
     @torch.no_grad()
-    def _classify(
+    def _token_log_p(
         self,
         states: Sequence[Tensor],
         source_by_scoring: dict[str, Tensor],
@@ -166,7 +166,7 @@ class Scorer:
         place_N: Tensor,
         tokens_BS: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of each token under each source that someone asks, and whether it is that source's best."""
+        """Log-probability of each token under each source in use, and whether it is that source's argmax."""
         log_p_KN = torch.zeros(len(states), len(place_N), dtype=torch.float64, device=row_N.device)
         best_KN = torch.zeros(len(states), len(place_N), dtype=torch.bool, device=row_N.device)
         target_N = tokens_BS[row_N, place_N]
@@ -187,9 +187,3 @@ class Scorer:
         return torch.autocast(
             self.model.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
         )
-
-
-def _batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
-    iterator = iter(pairs)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -1,8 +1,8 @@
-"""The recyclable module as a draft model: what serving engines load beside a target to decode it speculatively.
+"""The recyclable module as a draft model, which serving engines load next to a target for speculative decoding.
 
 Read from the source of vLLM 0.33.0 (`models/mistral_eagle.py`, `models/llama_eagle.py`,
 `transformers_utils/configs/eagle.py`); a test recomputes both loaders' arithmetic from the written files.
-Embedding and classifier are left out: these loaders take the target's.
+Embedding and LM head are left out: these loaders take the target's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def draft_config(model: RecycleGPT, kind: str, dtype: torch.dtype) -> dict[str, 
     """`config.json` of the draft.
 
     Raises:
-        ConfigError: the loader would compute something else than this module; every difference is named.
+        ConfigError: the loader would compute something else; every difference is named.
     """
     if problems := draft_problems(model, kind):
         raise ConfigError(problems)
@@ -64,7 +64,7 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
     problems = []
     if recycle.norm_inputs:
         problems.append(
-            f"format: {kind} knows no norms on the module's inputs (recycle.norm_inputs=true); train with "
+            f"format: {kind} does not support norms on the module's inputs (recycle.norm_inputs=true); train with "
             "recycle.norm_inputs=false, or use format=recyclegpt"
         )
     if fitting != kind:
@@ -79,13 +79,13 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
             f"format: eagle is a Llama, whose width ({config.hidden_size}) its heads ({config.num_heads}) have to "
             "divide; use format=recyclegpt"
         )
-    # The module's layers are plain on every backbone; a layer that is not would be dropped by the loaders in silence.
+    # The loaders would silently drop these.
     unknown = [
         name for name in model.recyclable.state_dict() if name.endswith((".bias", "q_norm.weight", "k_norm.weight"))
     ]
     if unknown:
         problems.append(
-            f"format: {kind} knows neither biases nor query/key norms in the module's layers ({unknown[0]} for one); "
+            f"format: {kind} supports neither biases nor query/key norms in the module ({unknown[0]} for one); "
             "use format=recyclegpt"
         )
     return problems

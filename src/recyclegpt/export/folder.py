@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all, and replaced only where it is known what would be lost."""
+"""Export folders: written atomically, and replaced only if an export wrote everything in them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ EXPORTED = (
     "custom_generate",
     "custom_generate/generate.py",
 )
-"""All that an export may hold. Whatever else lies in a folder is somebody's work."""
+"""All that an export may hold. Anything else in a folder is somebody's work."""
 WEIGHTS = "*.safetensors"
-"""Every format writes at least one; their headers tell an export from another checkpoint with the same names."""
+"""Every format writes at least one; its header tells an export from another checkpoint with the same file names."""
 
 
 def occupied(folder: Path, overwrite: bool) -> str | None:
-    """Why nothing may be written there; None if it may."""
+    """Why the folder must not be written to; None if it may be."""
     try:
         if folder.is_symlink():
-            return f"{folder} is a link; give the folder itself"
+            return f"{folder} is a symbolic link; give the folder itself"
         if not folder.exists():
             return None
         if not folder.is_dir():
@@ -51,7 +51,7 @@ def occupied(folder: Path, overwrite: bool) -> str | None:
             return f"{folder} holds no weights, so no export wrote it; give another folder"
         foreign = [path.name for path in weights if not is_written_by_export(path)]
     if foreign:
-        return f"{folder} holds what no export wrote ({', '.join(foreign[:3])}); give another folder"
+        return f"{folder} holds files that no export wrote ({', '.join(foreign[:3])}); give another folder"
     if names and not overwrite:
         return f"{folder} is not empty; give another folder, or overwrite=true to replace the export in it"
     return None

@@ -35,14 +35,14 @@ class Export:
     dtype: torch.dtype
     max_shard_size: str | int
     target: str | None
-    """What a draft's serve command calls its target."""
+    """Name of a draft's target in the serve command."""
 
 
 def write_export(export: Export, folder: Path) -> None:
     """Write everything but the card.
 
     Raises:
-        ConfigError: the format cannot hold this model; everything that stands in the way is named.
+        ConfigError: the format cannot hold this model; every obstacle is named.
         OSError: a file cannot be written.
     """
     FORMATS[export.kind].write(export, folder)
@@ -83,7 +83,7 @@ def _text_files(export: Export, folder: Path) -> None:
     end, start = _ends(trained)
     tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": trained.tokenizer.eos_id}
     write_json(folder / "generation_config.json", tokens)
-    if trained.backbone is not None:  # what its makers say of chats, padding and sampling goes along
+    if trained.backbone is not None:  # its makers' settings for chats, padding and sampling
         for name in CARRIED:
             if (trained.backbone / name).is_file():
                 shutil.copyfile(trained.backbone / name, folder / name)
@@ -132,7 +132,7 @@ def _use_draft(export: Export, out: Path) -> str:
 
 
 def _num_unrolled(config: Mapping[str, Any]) -> int:
-    """Tokens in a row that the module was trained to recycle."""
+    """Number of tokens in a row that the module was trained to draft."""
     loss = config.get("loss")
     number = loss.get("num_unrolled") if isinstance(loss, Mapping) else None
     return number if isinstance(number, int) and number > 0 else 1

@@ -12,19 +12,19 @@ from recyclegpt.errors import RunError
 
 
 def repository_problems(name: str) -> list[str]:
-    """What is wrong with the name of a repository, told before anything is written."""
+    """What is wrong with a repository's name, found before anything is written."""
     owner, slash, rest = name.partition("/")
     if not (owner and slash and rest):
         return [f"push: {name!r} does not name an owner; give OWNER/NAME"]
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        return [f"push: {name!r} is no name that the hub allows ({error}); give OWNER/NAME"]
+        return [f"push: {name!r} is not a valid name on the hub ({error}); give OWNER/NAME"]
     return []
 
 
 def push_folder(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder in one commit, into a repository that is made where it does not exist.
+    """Upload a folder in one commit; the repository is created if it does not exist.
 
     Returns:
         The address of the repository.
@@ -36,7 +36,7 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
     try:
         repository = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Export from recyclegpt")
-    except Exception as error:  # errors of HTTP, of the network, of tokens and of validation have no common type
+    except Exception as error:  # HTTP, network, token and validation errors have no common type
         raise RunError(
             f"push: {name}: {_why(error)}. {folder} is written; upload it later with `hf upload {name} {folder}`"
         ) from error
@@ -48,8 +48,8 @@ def _why(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set; unset it to upload"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return "the hub does not know who asks; run `hf auth login`, or set HF_TOKEN to a token that may write"
+        return "not logged in; run `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 403:
-        return "the token may not write there; use one that may, or another owner"
+        return "the token has no write access there; use another token or owner"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"the hub could not be used ({lines[0] if lines else type(error).__name__})"

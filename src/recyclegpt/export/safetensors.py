@@ -17,8 +17,8 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models.huggingface.shards import INDEX
 
 WRITTEN_BY = {"written_by": "recyclegpt export"}
-"""In the header of every weight file. Not in `config.json`, whose keys `transformers` carries over into the next
-checkpoint: weights that were trained further and saved in the same place have lost this mark."""
+"""In the header of every weight file. `config.json` would not do: `transformers` copies its keys when it saves weights
+that were trained further."""
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: str | int) -> None:
@@ -48,7 +48,7 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
 
 
 def is_written_by_export(path: Path) -> bool:
-    """Whether `write_weights` wrote this file, by its header; what cannot be read was written by somebody else."""
+    """Whether `write_weights` wrote this file, by its header; an unreadable file was not."""
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}

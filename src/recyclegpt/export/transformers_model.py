@@ -1,7 +1,7 @@
-"""The model as `transformers` knows models: forward with labels, and `generate` that recycles.
+"""The model as a `transformers` model: forward with labels, and `generate` that recycles.
 
-This is the model of this package in other clothes: its modules are those of a `RecycleGPT`, its decoders are this
-package's own. Needs the extra `hf`. B batch, T positions, C model width, V vocabulary.
+Its modules are those of a `RecycleGPT`, its decoders this package's own. Needs the extra `hf`. B batch, T positions,
+C model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.decoding.decoder import Decoder
@@ -32,8 +31,6 @@ except ImportError as error:
 
 log = logging.getLogger("recyclegpt")
 
-_WORD = 8
-"""Bytes that a checksum adds at a time."""
 KNOWN_PROCESSORS = (
     "RepetitionPenaltyLogitsProcessor",
     "TemperatureLogitsWarper",
@@ -42,25 +39,25 @@ KNOWN_PROCESSORS = (
     "MinPLogitsWarper",
 )
 """What `transformers` derives from the settings that `SamplingConfig` has; the decoders apply those themselves."""
-UNKNOWN_WAYS = ("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers")
-"""Settings by which `transformers` chooses another way to decode."""
+OTHER_METHODS = ("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers")
+"""Settings that make `transformers` choose another decoding method."""
 KNOWN_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
 
 
 class RecycleGPTConfig(PreTrainedConfig):
-    """`model` and `recycle` hold the fields of `ModelConfig` and `RecycleConfig`; all else follows from them."""
+    """`model` and `recycle` hold the fields of `ModelConfig` and `RecycleConfig`; everything else follows from them."""
 
     model_type = MODEL_TYPE
-    # `transformers` makes a dataclass of every config, and an `__init__` of a base would be lost.
+    # `transformers` turns every config into a dataclass, which would drop an `__init__`.
     model: dict[str, Any] | None = None
     recycle: dict[str, Any] | None = None
 
     def __post_init__(self, **others: Any) -> None:
-        # `transformers` makes configs without arguments, to see which values differ from the defaults.
+        # `transformers` also builds a config without arguments, to find the defaults.
         shape = ModelConfig(**(self.model or {"vocab_size": 257}))
         depth = RecycleConfig(**(self.recycle or {"num_layers": 0}))
         self.model, self.recycle = asdict(shape), asdict(depth)
-        # Under the names that `transformers` asks for; a file that says otherwise is not believed.
+        # Under the names that `transformers` reads; these override the file.
         derived = {
             "vocab_size": shape.vocab_size,
             "hidden_size": shape.hidden_size,
@@ -74,7 +71,7 @@ class RecycleGPTConfig(PreTrainedConfig):
 
 
 class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
-    """Backbone, module and classifier under the names they have in `RecycleGPT`, so that one file serves both."""
+    """Backbone, module and LM head under the names they have in `RecycleGPT`, so that one file serves both."""
 
     config_class = RecycleGPTConfig
     base_model_prefix = ""
@@ -86,7 +83,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
         core = RecycleGPT(ModelConfig(**(config.model or {})), RecycleConfig(**(config.recycle or {})))
         self.backbone, self.recyclable = core.backbone, core.recyclable
         self.lm_head, self.rotary = core.lm_head, core.rotary
-        # Beside the registered modules: it is made of the same ones, and would double every name.
+        # Not registered: it consists of the same modules, and would double every name.
         self.__dict__["core"] = core
         self.post_init()
 
@@ -102,13 +99,13 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """The backbone's logits `(B, T, V)`, and with `labels` `(B, T)` its mean loss, -100 left out.
 
-        Without a cache: `generate` decodes through the decoders of this package, which have their own.
+        Without a KV cache: `generate` uses the decoders of this package, which have their own.
         """
         mask, positions_BT = None, position_ids
         if attention_mask is not None and not bool(attention_mask.all()):
             T = input_ids.shape[1]
             causal_TT = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).tril()
-            # A padded query sees itself: a row of attention that sees nothing has no softmax.
+            # A padded query attends to itself: softmax over nothing is NaN.
             own_TT = torch.eye(T, dtype=torch.bool, device=input_ids.device)
             mask = causal_TT & attention_mask[:, None, None, :].bool() | own_TT
             if positions_BT is None:
@@ -122,7 +119,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
-        """All tokens at every step: the slow path that is left when nobody asks for recycling."""
+        """All tokens at every step: the slow path without recycling."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @classmethod
@@ -130,7 +127,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return False
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
-        """As `transformers` does it, and the files of code again, without which a folder cannot recycle."""
+        """As in `transformers`, plus the code files that the folder needs to recycle."""
         super().save_pretrained(save_directory, **settings)
         for place, code in CODE.items():
             path = Path(save_directory) / place
@@ -151,7 +148,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Rotary):
-            # Its tables are in no file. In bf16 an angle would be off by up to a part in 256.
+            # Its tables are in no file, and stay in fp32: bf16 angles would be off by up to 1 in 256.
             module.float()
             module.fill()
         else:
@@ -161,19 +158,19 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
 def generate(
     *arguments: Any, model: RecycleGPTForCausalLM, streamer: Any = None, assistant_model: Any = None, **settings: Any
 ) -> Any:
-    """`model.generate`, decoded by recycling: `strategy`, `num_recycled` and `confidence` are further settings.
+    """`model.generate`, decoded by recycling; `strategy`, `num_recycled`, `confidence_threshold` are extra settings.
 
-    It is what `custom_generate/generate.py` of an exported folder offers to `transformers`, which passes `model` by its
-    name, and on the way by which the function was found (`custom_generate`, `trust_remote_code`). See `recycle`.
+    `custom_generate/generate.py` of an exported folder offers this to `transformers`, which passes `model` by name
+    together with `custom_generate` and `trust_remote_code`. See `recycle`.
 
     Raises:
-        ConfigError: a setting asks for something that these decoders do not do.
+        ConfigError: a setting asks for something that these decoders cannot do.
     """
     if streamer is not None:
-        # `transformers` hands streamers to its own methods alone, and would wait for the end of this one for ever.
+        # `transformers` passes a streamer to its own methods only, so its reader would wait forever.
         raise ConfigError("streamer: not passed on to custom decoding; iterate over Decoder.stream instead")
     if assistant_model is not None:  # not passed on either, but dropped
-        raise ConfigError("assistant_model: the module of this model drafts; leave it out")
+        raise ConfigError("assistant_model: this model's own module drafts; leave it out")
     settings |= {"custom_generate": recycle}
     settings.pop("trust_remote_code", None)
     return GenerationMixin.generate(model, *arguments, **settings)
@@ -188,10 +185,10 @@ def recycle(
     generation_config: Any,
     strategy: str = "verified",
     num_recycled: int = 1,
-    confidence: float = 0.0,
+    confidence_threshold: float = 0.0,
     **model_kwargs: Any,
 ) -> Tensor:
-    """A decoding method for `generate(custom_generate=recycle)`: prompts and continuations, padded on the right.
+    """A decoding method for `generate(custom_generate=recycle)`: returns prompts and continuations, right-padded.
 
     Args:
         model: a `RecycleGPTForCausalLM`.
@@ -201,14 +198,14 @@ def recycle(
         generation_config: max_length, eos_token_id, do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
         strategy: `autoregressive`, `alternating` (not exact) or `verified` (lossless).
         num_recycled: tokens recycled per backbone pass.
-        confidence: recycle only while the module's largest probability is above this.
+        confidence_threshold: recycle only while the module's largest probability is above this.
         model_kwargs: `attention_mask` `(B, T)` is read.
 
     Raises:
-        ConfigError: a setting asks for something that these decoders do not do.
+        ConfigError: a setting asks for something that these decoders cannot do.
     """
     settings = generation_config
-    if problems := _unknown_wishes(logits_processor, stopping_criteria, settings):
+    if problems := _unsupported(logits_processor, stopping_criteria, settings):
         raise ConfigError(problems)
     real_BT = model_kwargs.get("attention_mask")
     real_BT = torch.ones_like(input_ids) if real_BT is None else real_BT
@@ -228,11 +225,11 @@ def recycle(
     _warn_of_context(model, max(map(len, prompts)), new_tokens)
     generation = _decoder(model).generate(
         prompts,
-        make_strategy(strategy, num_recycled, confidence),
+        make_strategy(strategy, num_recycled, confidence_threshold),
         new_tokens,
         sampling,
         stop_tokens,
-        # The global generator decides, as it does for every way to sample that `transformers` has.
+        # From the global generator, as for all sampling in `transformers`.
         seed=int(torch.randint(2**62, ())) if settings.do_sample else 0,
     )
     padding = settings.pad_token_id if settings.pad_token_id is not None else [*stop_tokens, 0][0]
@@ -242,19 +239,19 @@ def recycle(
     return torch.cat([input_ids, new_BT], dim=1)
 
 
-def _unknown_wishes(processors: Sequence[Any], criteria: Sequence[Any], settings: Any) -> list[str]:
-    """What these decoders would leave out in silence."""
+def _unsupported(processors: Sequence[Any], criteria: Sequence[Any], settings: Any) -> list[str]:
+    """Settings that these decoders would otherwise ignore."""
     problems = [
-        f"{type(wish).__name__}: recycling decoders do not know it; leave out the setting that asks for it, or call "
+        f"{type(part).__name__}: recycling decoders do not support it; leave out its setting, or call "
         "transformers.GenerationMixin.generate(model, ...), which decodes without recycling"
-        for wish in [*processors, *criteria]
-        if type(wish).__name__ not in (*KNOWN_PROCESSORS, *KNOWN_CRITERIA)
+        for part in [*processors, *criteria]
+        if type(part).__name__ not in (*KNOWN_PROCESSORS, *KNOWN_CRITERIA)
     ]
     if (settings.num_beams or 1) > 1:
         problems.append(f"num_beams: {settings.num_beams}; recycling decoders have no beams, use 1")
     problems += [
-        f"{name}: recycling decoders have no such way to decode; leave it out"
-        for name in UNKNOWN_WAYS
+        f"{name}: recycling decoders do not support it; leave it out"
+        for name in OTHER_METHODS
         if getattr(settings, name, None) is not None
     ]
     if settings.return_dict_in_generate:
@@ -263,31 +260,24 @@ def _unknown_wishes(processors: Sequence[Any], criteria: Sequence[Any], settings
 
 
 def _warn_of_context(model: RecycleGPTForCausalLM, longest: int, new_tokens: int) -> None:
-    """Say once that texts will be shorter than was asked for."""
+    """Warn once that texts will be shorter than requested."""
     context = model.core.config.context_length
     if longest + new_tokens > context and not model.__dict__.get("_warned"):
         model.__dict__["_warned"] = True
         log.warning(
-            "max_new_tokens: %d do not fit behind a prompt of %d tokens into the context of %d; texts end where it "
-            "does (told once)", new_tokens, longest, context,
+            "max_new_tokens: %d do not fit after a prompt of %d tokens into the context of %d; texts end there "
+            "(reported once)", new_tokens, longest, context,
         )  # fmt: skip
 
 
 def _decoder(model: RecycleGPTForCausalLM) -> Decoder:
-    """A decoder made ready for the weights as they are; made anew when one was changed, moved or converted."""
-    # `weight.data += x` changes neither address nor version.
-    state = [(weight.data_ptr(), weight._version, weight.dtype, _checksum(weight)) for weight in model.parameters()]
+    """A decoder made ready for these weights; made anew after one was changed, moved or converted.
+
+    `weight.data += x` changes neither address nor version, so it is not seen: use `weight += x` in `torch.no_grad()`.
+    """
+    state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters()]
     made = model.__dict__.get("_ready")
     if made is None or made[0] != state:
         made = model.__dict__["_ready"] = (state, Decoder.optimised(model.core))
     decoder: Decoder = made[1]
     return decoder
-
-
-def _checksum(weight: Tensor) -> tuple[int, ...]:
-    """Sums of the bits of each sixteenth of a weight, exact in whole numbers: one read of it, as a decoded token is."""
-    bits = weight.detach().reshape(-1).view(torch.uint8)
-    if bits.numel() % _WORD or bits.storage_offset() % _WORD:
-        bits = F.pad(bits, (0, -bits.numel() % _WORD)).clone()
-    words = bits.view(torch.int64)
-    return tuple(torch.stack([part.sum() for part in words.chunk(16)]).tolist())

@@ -1,4 +1,4 @@
-"""The decoder-only transformer whose states are recycled. B batch, T positions, C model width, V vocabulary."""
+"""The decoder-only transformer whose states are recycled. B batch, T positions, C model width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Backbone(nn.Module):
     """Token embedding, layers and final norm."""
 
     recompute_every = 0
-    """In training, every so many layers are run again in the backward pass instead of kept; 0: none."""
+    """In training, every n-th layer is recomputed in the backward pass instead of kept in memory; 0: none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -21,6 +21,6 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, tokens_BT: Tensor, attending: AttentionInputs) -> Tensor:
-        """Return `hidden_BTC`, the state h_t after the final norm."""
+        """The states h_t after the final norm, `hidden_BTC`."""
         x_BTC = run_layers(self.layers, self.embed_tokens(tokens_BT), attending, self.recompute_every)
         return self.norm(x_BTC)

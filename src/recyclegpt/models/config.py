@@ -1,12 +1,23 @@
 """The two shapes a model is built from. Both are plain numbers, frozen, and check themselves."""
 
+# No `from __future__ import annotations`: Hydra and the hub mixin read the types of the fields.
+
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.rope import RopeScaling
 
 MAX_RECYCLED = 8
-"""Most tokens recycled per backbone pass. Twice as many positions lie beyond the context, for proposals cut off."""
+"""Most tokens recycled per backbone pass. Twice as many positions exist beyond the context, for rejected drafts."""
+
+if TYPE_CHECKING:
+    Derived = int
+else:
+    Derived = int | None
+"""A number that may be given as None; the finished config always holds the number derived from the others."""
+DERIVE: Any = None
+DERIVED = ("num_kv_heads", "head_dim", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -22,22 +33,22 @@ class ModelConfig:
     num_layers: int = 8
     hidden_size: int = 256
     num_heads: int = 4
-    num_kv_heads: int = 0
-    """Key/value heads of grouped-query attention; 0: as many as `num_heads`."""
-    head_dim: int = 0
-    """Width of one head; 0: `hidden_size / num_heads`."""
-    intermediate_size: int = 0
-    """Width of the SwiGLU layer; 0: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
+    num_kv_heads: Derived = DERIVE
+    """Key/value heads of grouped-query attention; None: equal to `num_heads`."""
+    head_dim: Derived = DERIVE
+    """Width of one head; None: `hidden_size / num_heads`."""
+    intermediate_size: Derived = DERIVE
+    """Width of the SwiGLU layer; None: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     init_std: float = 0.02
     qkv_bias: bool = False
-    """Biases of queries, keys and values, as Qwen2 has them."""
+    """Biases of queries, keys and values, as in Qwen2."""
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    """RMSNorm over each head's query and key before they are rotated, as Qwen3 has it."""
+    """RMSNorm over each head's query and key before they are rotated, as in Qwen3."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
     def __post_init__(self) -> None:
@@ -47,21 +58,21 @@ class ModelConfig:
             f"{name}: {getattr(self, name)} is not positive" for name in positive if not getattr(self, name) > 0
         ]
         problems += [
-            f"{name}: {getattr(self, name)} is negative; 0 chooses it"
-            for name in ("num_kv_heads", "head_dim", "intermediate_size")
-            if getattr(self, name) < 0
+            f"{name}: {getattr(self, name)} is not positive; null derives it"
+            for name in DERIVED
+            if getattr(self, name) is not None and not getattr(self, name) > 0
         ]
         if not self.init_std >= 0:
             problems.append(f"init_std: {self.init_std} is negative")
         if problems:
             raise ConfigError(problems)
-        if not self.num_kv_heads:
+        if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if not self.intermediate_size:
+        if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // (3 * 64)) * 64)
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads={self.num_heads}")
-        if not self.head_dim and self.hidden_size % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
             fitting = [heads for heads in range(1, self.hidden_size + 1) if self.hidden_size % heads == 0]
             nearest = sorted(fitting, key=lambda heads: abs(heads - self.num_heads))[:3]
             problems.append(
@@ -69,7 +80,7 @@ class ModelConfig:
                 f"choose {', '.join(map(str, sorted(nearest)))}, or set head_dim"
             )
         else:
-            head_dim = self.head_dim or self.hidden_size // self.num_heads
+            head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
             object.__setattr__(self, "head_dim", head_dim)
             if head_dim % 2:
                 problems.append(f"head_dim: {head_dim} is odd; rotary position embedding needs an even width")
@@ -78,9 +89,9 @@ class ModelConfig:
 
     @property
     def plain(self) -> "ModelConfig":
-        """The same shape with LLaMA's own layers, which is what the recyclable module has on every backbone.
+        """The same shape with plain LLaMA layers, which the recyclable module has on every backbone.
 
-        Serving engines know it with these alone (`docs/serving.md`).
+        These are the layers that serving engines support for draft models (`docs/serving.md`).
         """
         return replace(self, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False)
 

@@ -1,7 +1,7 @@
-"""LLaMA layers: RMSNorm, rotary position embedding, grouped-query attention, SwiGLU; biases and query/key norms where a
-pretrained backbone's family has them.
+"""LLaMA layers: RMSNorm, rotary position embedding, grouped-query attention, SwiGLU.
 
-Given the same weights they compute what `transformers` computes for that family; tests hold the two equal.
+Biases and query/key norms are there where a pretrained backbone's family has them. Given the same weights, the layers
+compute what `transformers` computes for that family; tests hold the two equal.
 
 B batch, T positions, C model width, H query heads, G key/value heads, D head width, S keys attended to, F SwiGLU width.
 """
@@ -19,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.rope import rotate
-from recyclegpt.models.unrolled_attention import causal_and_own
+from recyclegpt.models.unrolled import causal_and_own
 
 
-class Memory(Protocol):
-    """Keys and values that one attention layer sees besides those it has just computed."""
+class KVStore(Protocol):
+    """Keys and values that attention sees in addition to those just computed."""
 
     def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new rows and return all keys and values `(B, S, G, D)` this pass may attend to."""
@@ -34,14 +34,14 @@ class Memory(Protocol):
 class AttentionInputs:
     """What every attention layer of one pass needs to know about positions.
 
-    `mask` is True where a query may look, shape `(T, S)` or `(B, 1, T, S)`; None means causal over the T rows given,
-    and of a memory that returns further T (unrolled training) to each row its own.
+    `mask` is True where a query may look, shape `(T, S)` or `(B, 1, T, S)`. None means causal over the T rows given,
+    and, if the memory returns further blocks of T rows (unrolled training), each row's own row of every block.
     """
 
     cos_BTD: Tensor
     sin_BTD: Tensor
     mask: Tensor | None = None
-    memory: Memory | None = None
+    memory: KVStore | None = None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -50,7 +50,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return self._norm(x)
-        # On CUDA autocast of torch 2.13 would widen the input to fp32, keep that for the backward pass and return fp32.
+        # On CUDA, torch 2.13's autocast would widen the input to fp32, keep that for the backward pass and return fp32.
         with torch.autocast(x.device.type, enabled=False):
             return self._norm(x)
 
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention `(B, T, H, D)` of queries to the keys and values of G heads, by a mask as `AttentionInputs` has it."""
+    """Attention `(B, T, H, D)` of queries to the keys and values of G heads; for `mask` see `AttentionInputs`."""
     q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     if mask is None and k_BSGD.shape[1] > q_BTHD.shape[1]:
         return causal_and_own(q_BHTD, k_BGSD, v_BGSD).transpose(1, 2)
@@ -110,7 +110,7 @@ class SwiGLU(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm residual layer. `input_norm=False` leaves the first norm out, as EAGLE-1's first layer does."""
+    """Pre-norm residual layer; `input_norm=False` leaves out the first norm, as EAGLE-1's first layer does."""
 
     def __init__(self, config: ModelConfig, input_norm: bool = True) -> None:
         super().__init__()
@@ -128,14 +128,14 @@ class TransformerLayer(nn.Module):
 def run_layers(
     layers: Iterable[nn.Module], x_BTC: Tensor, attending: AttentionInputs, recompute_every: int = 0
 ) -> Tensor:
-    """The layers one after another.
+    """Run the layers one after another.
 
-    With `recompute_every=n` every n-th of them keeps for the backward pass what it was given, and is run again there
-    for the rest (activation checkpointing, Chen et al., arXiv 1604.06174). Results are the same to the last bit.
+    With `recompute_every=n`, every n-th layer keeps only its input and is recomputed in the backward pass (activation
+    checkpointing, Chen et al., arXiv 1604.06174). Results are the same to the last bit.
     """
     for number, layer in enumerate(layers):
         if recompute_every and number % recompute_every == 0 and torch.is_grad_enabled():
-            # Nothing in a layer draws random numbers, so no generator has to be set back.
+            # Layers draw no random numbers, so there is no generator to restore.
             x_BTC = checkpoint(layer, x_BTC, number, attending, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BTC = layer(x_BTC, number, attending)
@@ -143,7 +143,7 @@ def run_layers(
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights, but zero where a layer writes into the residual stream: each layer starts as the identity."""
+    """Normal weights, but zero where a layer writes to the residual stream, so that it starts as the identity."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
             if name.endswith(("o_proj", "down_proj")):

@@ -1,4 +1,4 @@
-"""Whether a shape fits into this machine's memory, told from its numbers before anything is made."""
+"""Sizes of a model, and whether a shape fits into this machine's memory."""
 
 from __future__ import annotations
 
@@ -9,45 +9,40 @@ from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 _BYTES = 4
-_LAYER_NORMS = 2
 
 
 def num_weights(model: ModelConfig, recycle: RecycleConfig) -> int:
-    """Weights of a model of this shape, by arithmetic; norms at the ends and the module's fold included."""
+    """Weights of a model of this shape by arithmetic, without building it. Biases and query/key norms are left out."""
     width = model.hidden_size
     attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
-    layer = attention + 3 * width * model.intermediate_size + _LAYER_NORMS * width
-    extras = model.qkv_bias * model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + model.o_bias * width
-    extras += model.mlp_bias * (2 * model.intermediate_size + width) + 2 * model.qk_norm * model.head_dim
+    layer = attention + 3 * width * model.intermediate_size + 2 * width
     embeddings = model.vocab_size * width * (1 if model.tie_embeddings else 2)
     fold = 2 * width * width + width if recycle.num_layers else 0
-    return embeddings + (model.num_layers + recycle.num_layers) * layer + model.num_layers * extras + width + fold
+    return embeddings + (model.num_layers + recycle.num_layers) * layer + width + fold
 
 
 def memory_problems(model: ModelConfig, recycle: RecycleConfig) -> list[str]:
-    """Why a shape cannot be made here: its weights in fp32, or its tables of positions, exceed the memory."""
+    """Why a shape cannot be built here: its weights in fp32, or its tables of positions, exceed the memory."""
     memory = physical_memory()
     if memory is None:
         return []
-    weights = num_weights(model, recycle)
-    needed = weights * _BYTES
-    tables = 2 * model.context_length * model.head_dim * _BYTES
+    weights, tables = num_weights(model, recycle), 2 * model.context_length * model.head_dim
     problems = []
-    if needed > memory:
+    if weights * _BYTES > memory:
         problems.append(
-            f"model: {weights:,} weights take {needed / 1e9:,.0f} GB and this machine has {memory / 1e9:,.0f} GB; "
-            "lower model.num_layers, model.hidden_size or the vocabulary"
+            f"model: {weights:,} weights take {weights * _BYTES / 1e9:,.0f} GB and this machine has "
+            f"{memory / 1e9:,.0f} GB; lower model.num_layers, model.hidden_size or the vocabulary"
         )
-    if tables > memory:
+    if tables * _BYTES > memory:
         problems.append(
-            f"model.context_length: tables of {model.context_length} positions take {tables / 1e9:,.0f} GB and this "
-            f"machine has {memory / 1e9:,.0f} GB; lower it"
+            f"model.context_length: tables of {model.context_length} positions take {tables * _BYTES / 1e9:,.0f} GB "
+            f"and this machine has {memory / 1e9:,.0f} GB; lower it"
         )
     return problems
 
 
 def model_facts(model: RecycleGPT) -> dict[str, Any]:
-    """Sizes; `recycle_overhead` is the module's parameters over all others."""
+    """Parameter counts; `recycle_overhead` is the module's parameters over all others."""
     total, module = model.num_parameters(), model.num_parameters_recycle()
     return {
         "num_parameters": total,

@@ -1,4 +1,4 @@
-"""The recyclable module: from a state already computed and the token that followed it, a guess at the token after.
+"""The recyclable module: predicts one token further from a state already computed and the token that followed it.
 
 B batch, T positions, C model width.
 """
@@ -22,7 +22,7 @@ class RecyclableModule(nn.Module):
     """
 
     recompute_every = 0
-    """As in the backbone."""
+    """See `Backbone.recompute_every`."""
 
     def __init__(self, config: ModelConfig, recycle: RecycleConfig) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class RecyclableModule(nn.Module):
     def balance_fold(self, embedding_std: float) -> None:
         """Initialise the fold so that both inputs add equal variance to z_t, which starts with unit variance.
 
-        A state after its norm has unit scale while an embedding has that of its initialisation; drawn alike, the fold
-        would drown the token in the state.
+        A state after its norm has unit scale, an embedding that of its initialisation. With equal weights the state
+        would drown out the token.
         """
         width = self.fc.out_features
         normed = isinstance(self.embed_norm, RMSNorm)
@@ -51,6 +51,6 @@ class RecyclableModule(nn.Module):
             nn.init.normal_(self.fc.weight[:, width:], std=1 / math.sqrt(2 * width))
 
     def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: AttentionInputs) -> Tensor:
-        """Return `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
+        """The states `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
         x_BTC = self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
         return self.norm(run_layers(self.layers, x_BTC, attending, self.recompute_every))

@@ -1,4 +1,4 @@
-"""RecycleGPT: backbone, recyclable module and the one classifier they share.
+"""RecycleGPT: backbone, recyclable module and the LM head they share.
 
 B batch, T positions, C model width, V vocabulary, N views, K unrolled steps.
 """
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.kv_cache import KVCache, UnrolledKVStore
+from recyclegpt.models.kv_cache import KVCache
 from recyclegpt.models.layers import AttentionInputs, initialise
 from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary
+from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
 
 
 class States(NamedTuple):
-    """Outputs of one training forward, before the classifier."""
+    """States of backbone and module over whole rows, before the LM head."""
 
     hidden_BTC: Tensor
     recycled_KBTC: list[Tensor]
@@ -36,7 +37,7 @@ class RecycleGPT(
 ):
     """A decoder-only language model that can also predict one token further from states it has already computed.
 
-    `p_backbone(x_{t+1}) = softmax(W h_t)` and `p_recycle(x_{t+2}) = softmax(W r_t)` with one classifier W
+    `p_backbone(x_{t+1}) = softmax(W h_t)` and `p_recycle(x_{t+2}) = softmax(W r_t)` with one LM head W
     (RecycleGPT, arXiv 2308.03421). `from_pretrained`, `save_pretrained` and `push_to_hub` come from `huggingface_hub`.
     """
 
@@ -55,7 +56,11 @@ class RecycleGPT(
         if model.tie_embeddings:
             self.lm_head.weight = self.backbone.embed_tokens.weight
 
-    # --- the two passes and the classifier: training and decoding use these and nothing else ---
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """The backbone's logits `(B, T, V)` for token ids `(B, T)`, attending causally."""
+        return self.logits(self.backbone_states(input_ids))
+
+    # --- the two passes and the LM head: decoding uses these and nothing else ---
 
     def backbone_states(
         self,
@@ -94,28 +99,28 @@ class RecycleGPT(
         )
 
     def logits(self, state_BTC: Tensor) -> Tensor:
-        """Logits `(..., V)` of a state of either kind."""
+        """Logits `(..., V)` of states of either kind."""
         return self.lm_head(state_BTC)
 
     # --- training ---
 
-    def forward(
+    def states(
         self,
         views_NBT: Tensor,
         documents_NBT: Tensor | None = None,
         num_unrolled: int = 1,
-        backbone_gradient: float = 1.0,
+        backbone_grad_scale: float = 1.0,
     ) -> States:
-        """States of backbone and module over whole rows.
+        """States of backbone and module over whole rows, for training and scoring.
 
         Args:
             views_NBT: the row and the same row one, two, ... tokens later; step k of the module reads view k.
-            documents_NBT: number of the document each token belongs to; attention then stays inside a document.
-            num_unrolled: steps K of the module; from the second on it reads its own output instead of a state.
-            backbone_gradient: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
+            documents_NBT: number of the document each token belongs to; attention then stays within documents.
+            num_unrolled: steps K of the module; from the second on it reads its own output instead of the backbone's.
+            backbone_grad_scale: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
 
         Returns:
-            `hidden_BTC`, and K tensors `recycled_BTC`; none if the model has no module.
+            `hidden_BTC` and K tensors `recycled_BTC` (none if the model has no module).
         """
         mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
         hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
@@ -123,25 +128,25 @@ class RecycleGPT(
         if self.recyclable is None:
             return States(hidden_BTC, recycled)
         T = views_NBT.shape[-1]
-        memory = UnrolledKVStore() if num_unrolled > 1 else None
-        state_BTC = _scale_gradient(hidden_BTC, backbone_gradient)
-        weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_gradient)
+        store = UnrolledKVStore() if num_unrolled > 1 else None
+        state_BTC = _scale_gradient(hidden_BTC, backbone_grad_scale)
+        weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
         for step in range(1, num_unrolled + 1):
-            step_mask = mask if mask is None or step == 1 else UnrolledKVStore.mask(step, mask)
+            step_mask = mask if mask is None or step == 1 else unrolled_mask(step, mask)
             positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
             cos, sin = self.rotary(positions_T)
             embedded_BTC = F.embedding(views_NBT[step], weight)
-            seen = None if memory is None else memory.at(step)
-            state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, seen))
+            memory = None if store is None else store.at(step)
+            state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, memory))
             recycled.append(state_BTC)
         return States(hidden_BTC, recycled)
 
     # --- bookkeeping ---
 
     def materialise(self, device: torch.device | str = "cpu") -> None:
-        """Give memory to a model that was made on the meta device, where every weight has yet to be loaded.
+        """Allocate memory for a model made on the meta device, whose weights have yet to be loaded.
 
-        The rotary tables are computed in fp32, and a tied classifier is tied again: `to_empty` knows of neither.
+        Also computes the rotary tables in fp32 and ties a tied LM head again, which `to_empty` does not do.
         """
         self.to_empty(device=device)
         self.rotary.float().fill()
@@ -150,20 +155,20 @@ class RecycleGPT(
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Where the weights are."""
         return self.backbone.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Format of the states."""
+        """Dtype of the states."""
         return self.backbone.embed_tokens.weight.dtype
 
     def num_parameters(self) -> int:
-        """All parameters, a tied classifier counted once."""
+        """All parameters, a tied LM head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_parameters_recycle(self) -> int:
-        """Parameters of the recyclable module alone (it shares embedding and classifier)."""
+        """Parameters of the recyclable module alone (it shares embedding and LM head)."""
         return 0 if self.recyclable is None else sum(parameter.numel() for parameter in self.recyclable.parameters())
 
     def _attention_inputs(
@@ -176,11 +181,11 @@ class RecycleGPT(
     ) -> AttentionInputs:
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-            if isinstance(cache, KVCache):
+            if cache is not None:
                 positions_BT = positions_BT.expand_as(tokens_BT)
         cos, sin = self.rotary(positions_BT)
-        if isinstance(cache, KVCache):
-            mask = cache.seek(positions_BT, num_slots_read)
+        if cache is not None:
+            mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
 
 
@@ -191,7 +196,7 @@ def _document_mask(documents_BT: Tensor) -> Tensor:
 
 
 def _scale_gradient(x: Tensor, share: float) -> Tensor:
-    """`x` itself, through which only `share` of a gradient flows back."""
+    """`x` itself, letting only `share` of the gradient flow back."""
     if share == 1.0:
         return x
     return x.detach() if share == 0.0 else x.detach() + share * (x - x.detach())

@@ -1,9 +1,9 @@
-"""Rotary position embedding and the ways in which pretrained models stretch it over longer texts.
+"""Rotary position embedding, and how pretrained models stretch it over longer texts.
 
 B batch, T positions, H heads, D head width, S positions in the tables.
 """
 
-# No `from __future__ import annotations`: types of fields are looked at where configs are read back.
+# No `from __future__ import annotations`: Hydra and the checkpoint reader look at the types of the fields.
 
 import math
 from dataclasses import asdict, dataclass
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.models.stored_values import is_of
+from recyclegpt.files import matches_type
 
 KINDS = ("none", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How the frequencies of a rotary embedding are changed. Each kind reads the numbers it names, and no other.
+    """How the frequencies of a rotary embedding are changed. Each kind reads only the numbers listed for it.
 
     `linear`: `factor` (position interpolation, Chen et al., arXiv 2306.15595). `llama3`: `factor`, `low_freq_factor`,
     `high_freq_factor`, `original_context` (Llama 3.1). `yarn`: `factor`, `original_context`, `beta_fast`, `beta_slow`,
@@ -38,7 +38,7 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
-    """What cosines and sines are multiplied by."""
+    """Factor of cosines and sines."""
     truncate: bool = True
     """Round the borders of YaRN's ramp to whole dimensions."""
 
@@ -54,13 +54,11 @@ class RopeScaling:
             problems.append(f"rope_scaling.original_context: {self.original_context} is not positive")
         if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             problems.append(
-                f"rope_scaling: low_freq_factor {self.low_freq_factor} has to lie between 0 and high_freq_factor "
+                f"rope_scaling: low_freq_factor {self.low_freq_factor} is not between 0 and high_freq_factor "
                 f"{self.high_freq_factor}"
             )
         if self.kind == "yarn" and not 0 < self.beta_slow < self.beta_fast:
-            problems.append(
-                f"rope_scaling: beta_slow {self.beta_slow} has to lie between 0 and beta_fast {self.beta_fast}"
-            )
+            problems.append(f"rope_scaling: beta_slow {self.beta_slow} is not between 0 and beta_fast {self.beta_fast}")
         if not self.attention_factor > 0:
             problems.append(f"rope_scaling.attention_factor: {self.attention_factor} is not positive")
         if problems:
@@ -68,7 +66,7 @@ class RopeScaling:
 
     @classmethod
     def of(cls, values: "RopeScaling | dict[str, Any]") -> "RopeScaling":
-        """Itself, or what a checkpoint or a JSON file stored of one.
+        """From what a checkpoint or a JSON file stored; an instance is returned as it is.
 
         Raises:
             ConfigError: a value is unknown or of another type.
@@ -81,7 +79,7 @@ class RopeScaling:
             if key in default
             else f"rope_scaling.{key}: unknown; choose from {', '.join(default)}"
             for key, value in values.items()
-            if key not in default or not is_of(value, type(default[key]))
+            if key not in default or not matches_type(value, type(default[key]))
         ]
         if wrong:
             raise ConfigError(wrong)
@@ -89,9 +87,9 @@ class RopeScaling:
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling, device: torch.device | str = "cpu") -> Tensor:
-    """Angle a position adds, for each pair of a head: `(D / 2,)` in fp32, in the order of operations of `transformers`.
+    """Angle per position for each pair of a head: `(D / 2,)` in fp32, in the order of operations of `transformers`.
 
-    Far positions multiply a rounding error, so that another order would show in the logits of long texts.
+    Far positions multiply a rounding error, so another order would show in the logits of long texts.
     """
     exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
     frequency = 1.0 / theta**exponents
@@ -105,7 +103,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling, device: torch
 
 
 def _llama3(frequency: Tensor, scaling: RopeScaling) -> Tensor:
-    """Fast pairs stay, slow ones are stretched by the factor, those between are blended."""
+    """Fast pairs stay, slow ones are stretched by the factor, those in between are blended."""
     turns = scaling.original_context * frequency / (2 * math.pi)
     """Full turns within the original context."""
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -114,7 +112,7 @@ def _llama3(frequency: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn(wavelength: Tensor, head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
-    """The same blend, its borders given by turns within the original context, linear in the pair's number."""
+    """The same blend, linear in the pair's number, between bounds given in turns within the original context."""
 
     def pair_that_turns(times: float) -> float:
         return head_dim * math.log(scaling.original_context / (times * 2 * math.pi)) / (2 * math.log(theta))
@@ -143,7 +141,7 @@ class Rotary(nn.Module):
     sin_SD: Tensor
 
     def fill(self) -> None:
-        """Compute the tables in fp32 on their device; also called after a model was made on the meta device."""
+        """Compute the tables in fp32 on their device; called again once a meta-device model is materialised."""
         device = self.cos_SD.device
         frequency = frequencies(self.head_dim, self.theta, self.scaling, device)
         angle = torch.outer(torch.arange(self.num_positions, device=device).float(), frequency)

@@ -12,8 +12,8 @@ Row = dict[str, Any]
 def draw_bench(document: dict[str, Any], path: Path) -> None:
     """Draw the document of `recyclegpt bench`.
 
-    One panel a group of equal batch, lengths, format and compilation: bars are measured speedups with their spread, the
-    long tick above each its measured-cost ceiling, the dotted one its byte ceiling.
+    One panel per batch, length and dtype: bars are measured speedups with their spread, the solid tick
+    above each is its measured-cost ceiling, the dotted one its byte ceiling.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -25,9 +25,8 @@ def draw_bench(document: dict[str, Any], path: Path) -> None:
 
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in document["rows"]:
-        groups[tuple(row[key] for key in ("batch", "prompt_tokens", "new_tokens", "dtype"))].append(row)
-    groups = {key: [row for row in rows if _shown(row)] for key, rows in groups.items()}
-    groups = {key: rows for key, rows in groups.items() if rows}
+        if row["strategy"] != "autoregressive":
+            groups[tuple(row[key] for key in ("batch", "prompt_tokens", "new_tokens", "dtype"))].append(row)
     if not groups:
         return
     widest = max(map(len, groups.values()))
@@ -48,10 +47,6 @@ def draw_bench(document: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     plt.close(figure)
-
-
-def _shown(row: Row) -> bool:
-    return bool(row["strategy"] != "autoregressive")
 
 
 def _panel(axis: Any, rows: list[Row]) -> None:
@@ -83,4 +78,4 @@ def _label(row: Row) -> str:
     if row["strategy"] == "transformers":
         return f"transformers\n{row['cache']}"
     label = f"{row['strategy']}\ndepth {row['recycle_num_layers']}, m {row['num_recycled']}"
-    return label if row["strategy"] == "alternating" else f"{label}\nkept {row['acceptance']:.0%}"
+    return label if row["strategy"] == "alternating" else f"{label}\nacceptance {row['acceptance']:.0%}"

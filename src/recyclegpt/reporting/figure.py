@@ -1,4 +1,4 @@
-"""What a figure shows, without saying how it is drawn: one description for pictures and for interactive pages."""
+"""What a figure shows, independent of how it is drawn."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Okabe and Ito's palette: told apart also by people who see fewer colours.
+# Okabe and Ito's palette, distinguishable with colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F3F", "#333333")
-
-Style = Literal["line", "points", "both", "faint", "dashed"]
 
 
 @dataclass
@@ -24,10 +22,10 @@ class Series:
     """Standard deviation of each y."""
     error_x: Sequence[float | None] | None = None
     notes: Sequence[str] | None = None
-    """What hovering over each point says."""
-    style: Style = "both"
+    """Shown when hovering over each point."""
+    style: Literal["line", "points", "both", "faint", "dashed"] = "both"
     colour: str = PALETTE[0]
-    marker: Literal["circle", "square", "diamond", "triangle"] = "circle"
+    marker: Literal["circle", "square", "diamond"] = "circle"
 
 
 @dataclass
@@ -50,25 +48,16 @@ class Panel:
     series: list[Series] = field(default_factory=list)
     levels: list[Level] = field(default_factory=list)
     ticks: list[float] | None = None
-    """Places named on the x axis; None: wherever it seems good."""
-    tick_names: Sequence[str] | None = None
-    """What stands at the ticks; None: their numbers."""
-    log_x: bool = False
-    """Equal factors are equal distances."""
-
-    @property
-    def empty(self) -> bool:
-        return not any(len(series.x) for series in self.series)
+    """Places named on the x axis; None: chosen when drawn."""
 
 
 @dataclass
 class Figure:
-    """A row of panels under one name; `name` is that of its file."""
+    """A row of panels, those without points left out; `name` is that of its file."""
 
     name: str
     title: str
     panels: list[Panel]
 
-    @property
-    def empty(self) -> bool:
-        return all(panel.empty for panel in self.panels)
+    def __post_init__(self) -> None:
+        self.panels = [panel for panel in self.panels if any(len(series.x) for series in panel.series)]

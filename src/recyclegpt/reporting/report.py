@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recyclegpt.reporting.draw import draw_html, draw_png, plotly_script
 from recyclegpt.reporting.figure import Figure
-from recyclegpt.reporting.figures import QUALITY_OF, make_figures, pareto_points
-from recyclegpt.reporting.page import Block, Bullets, Heading, Paragraph, Picture, Table
-from recyclegpt.reporting.pages import WrittenFiles, write_pages
+from recyclegpt.reporting.figures import QUALITY_OF, make_figures, pareto_points, with_module
+from recyclegpt.reporting.page import Block, Heading, Table, to_html, to_markdown
 from recyclegpt.reporting.run_folders import read_runs
 from recyclegpt.reporting.runs import COMPLETED, FAILED, UNFINISHED, UNREADABLE, Run, Runs
 from recyclegpt.reporting.settings import (
@@ -22,30 +22,26 @@ from recyclegpt.reporting.settings import (
     summarise,
     swept_keys,
 )
-from recyclegpt.reporting.tables import SUMMARY, run_rows, summary_cells, summary_rows
+from recyclegpt.reporting.tables import SUMMARY, run_rows, summary_cells, summary_rows, write_csv
 
 MOST_LISTED = 20
-EFFECTS = (
-    "val/ppl_backbone",
-    "val/ppl_recycle",
-    "val/ppl_alternating",
-    "val/agreement",
-    "decode/acceptance",
-    "decode/speedup_alternating",
-    "decode/speedup_verified",
-)
+EFFECTS = tuple(SUMMARY)[:7]
+"""Quality, acceptance rate and speedup."""
 
 
 @dataclass
-class Report(WrittenFiles):
-    """What was written, and what it came from."""
+class Report:
+    """What was written, and from what."""
 
     runs: Runs
     settings: list[Setting]
+    files: list[Path]
+    not_drawn: list[str]
+    """Missing packages, without which figures or the interactive page were not written."""
 
 
 def write_report(folders: Sequence[Path | str], output: Path | str, title: str | None = None) -> Report:
-    """Read the runs in or below `folders` and write their report into `output`.
+    """Write `results.csv`, `summary.csv`, `figures/*.png`, `report.md` and `report.html` of the runs below `folders`.
 
     Raises:
         ConfigError: no run is found.
@@ -54,39 +50,52 @@ def write_report(folders: Sequence[Path | str], output: Path | str, title: str |
     runs = read_runs(*folders)
     settings = summarise(runs)
     output = Path(output).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
     title = title or f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}"
     figures = make_figures(runs, settings)
-    tables = {"results.csv": run_rows(runs), "summary.csv": summary_rows(settings)}
-    written = write_pages(output, title, make_blocks(runs, settings, figures), figures, tables)
-    return Report(written.files, written.not_drawn, runs, settings)
+    report = Report(runs, settings, [output / "results.csv", output / "summary.csv"], [])
+    write_csv(report.files[0], run_rows(runs))
+    write_csv(report.files[1], summary_rows(settings))
+    drawn: dict[str, str] = {}
+    try:
+        for figure in figures:
+            drawn[figure.name] = f"figures/{figure.name}.png"
+            draw_png(figure, output / drawn[figure.name])
+    except ImportError:
+        drawn.clear()
+        report.not_drawn.append("matplotlib")
+    blocks = make_blocks(runs, settings, figures)
+    pages = {"report.md": to_markdown(title, blocks, lambda figure: drawn.get(figure.name))}
+    try:
+        pages["report.html"] = to_html(title, blocks, plotly_script() if figures else "", draw_html)
+    except ImportError:
+        report.not_drawn.append("plotly")
+    for name, text in pages.items():
+        (output / name).write_text(text, encoding="utf-8")
+    report.files += [output / name for name in (*drawn.values(), *pages)]
+    return report
 
 
 def make_blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) -> list[Block]:
     """The report's sections, in order."""
     blocks: list[Block] = [*_what_was_run(runs, repeated(runs, settings))]
     if settings:
-        blocks += [
-            Heading("Results"),
-            Paragraph("Mean over seeds, ± standard deviation."),
-            Table(*summary_cells(settings)),
-        ]
-    by_name = {figure.name: figure for figure in figures}
-    if "pareto" in by_name:
-        blocks += [Heading("Speed against quality"), *_pareto(settings), Picture(by_name["pareto"])]
+        blocks += [Heading("Results"), "Mean over seeds, ± standard deviation.", Table(*summary_cells(settings))]
+    if figures and figures[0].name == "pareto":
+        blocks += [Heading("Speed against quality"), _pareto(settings), figures[0]]
     if costs := cost_rows(settings):
-        told = (
-            "Perplexity of the backbone less that of the control of the same seed, mean over seeds ± standard "
-            "deviation. Seeds change data order and first weights for all alike, so this is sharper than a difference "
-            "of means."
+        text = (
+            "Perplexity of the backbone minus that of the control with the same seed, mean over seeds ± standard "
+            "deviation. A seed fixes data order and initial weights for all of them, so this is sharper than a "
+            "difference of means."
         )
-        blocks += [Heading("What the module costs the backbone"), Paragraph(told), Table(*costs)]
+        blocks += [Heading("What the module costs the backbone"), text, Table(*costs)]
     if effects := effect_rows(runs, settings):
         header = ("setting", "metric", "from", "to", "largest difference", "seed spread", "verdict")
-        told = "The largest difference of means along a setting, beside the standard deviation between seeds (pooled)."
-        blocks += [Heading("Effects against the spread of seeds"), Paragraph(told), Table(header, effects)]
-    others = [figure for figure in figures if figure.name != "pareto"]
-    if others:
-        blocks += [Heading("Curves"), *(Picture(figure) for figure in others)]
+        text = "The largest difference of means along a setting, next to the pooled standard deviation between seeds."
+        blocks += [Heading("Effects compared with the spread of seeds"), text, Table(header, effects)]
+    if others := [figure for figure in figures if figure.name != "pareto"]:
+        blocks += [Heading("Curves"), *others]
     return blocks + _what_is_missing(runs)
 
 
@@ -120,7 +129,7 @@ def _what_was_run(runs: Runs, repeats: Sequence[Run]) -> list[Block]:
     warnings = [f"Runs differ in {name.lower()}: compare them with care." for name in facts if differs[name]]
     if repeats:
         names = ", ".join(run.name for run in repeats[:MOST_LISTED])
-        warnings.append(f"{len(repeats)} runs repeat setting and seed of another and are not counted: {names}.")
+        warnings.append(f"{len(repeats)} runs repeat the setting and seed of another and are not counted: {names}.")
     unread = [run.name for run in complete if not run.config_read]
     if unread:
         warnings.append(f"{len(unread)} runs have no readable config and belong to no setting: {', '.join(unread)}.")
@@ -128,10 +137,10 @@ def _what_was_run(runs: Runs, repeats: Sequence[Run]) -> list[Block]:
     replaced = [run for run in contended if run.bench]
     if contended:
         warnings.append(
-            f"{len(contended)} runs were contended (other programs used the processors), so the speeds measured while "
-            f"they trained are left out; of {len(replaced)} a later benchmark gives the decoding speeds."
+            f"{len(contended)} runs were contended (other programs used the processors), so speeds measured while they "
+            f"trained are left out; {len(replaced)} of them have decoding speeds from a later benchmark."
         )
-    return [Heading("What was run"), Bullets([*items, *warnings])]
+    return [Heading("What was run"), [*items, *warnings]]
 
 
 def _commit(run: Run) -> str:
@@ -142,7 +151,7 @@ def _commit(run: Run) -> str:
     return f"{str(git['commit'])[:12]}{changes}"
 
 
-def _pareto(settings: Sequence[Setting]) -> list[Block]:
+def _pareto(settings: Sequence[Setting]) -> str:
     points = pareto_points(settings)
     front = set(pareto_front([(speedup, perplexity) for *_, speedup, perplexity in points]))
     on_front = [
@@ -151,15 +160,12 @@ def _pareto(settings: Sequence[Setting]) -> list[Block]:
     beaten = [f"{s.label} {decoder}" for i, (s, decoder, _, _) in enumerate(points) if i not in front]
     text = f"No other choice is both faster and better than: {'; '.join(on_front)}."
     text += f" Beaten: {'; '.join(beaten)}." if beaten else ""
-    slower = [s.label for s in settings if s.control is None and _slower(s)]
-    text += f" Slower than plain decoding with every decoder: {'; '.join(slower)}." if slower else ""
-    return [Paragraph(text)]
-
-
-def _slower(setting: Setting) -> bool:
-    speedups = [setting.mean(f"decode/speedup_{decoder}") for decoder in QUALITY_OF]
-    known = [speedup for speedup in speedups if speedup is not None]
-    return bool(known) and max(known) < 1
+    speeds = {
+        s.label: [x for name in QUALITY_OF if (x := s.mean(f"decode/speedup_{name}")) is not None]
+        for s in with_module(settings)
+    }
+    slower = [label for label, speedups in speeds.items() if speedups and max(speedups) < 1]
+    return text + (f" Slower than autoregressive decoding with every decoder: {'; '.join(slower)}." if slower else "")
 
 
 def cost_rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]] | None:
@@ -167,11 +173,10 @@ def cost_rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]] 
     metric = "val/ppl_backbone"
     of = {id(s): {run.seed: y for run in s.runs if (y := run.value(metric)) is not None} for s in settings}
     controls = [setting for setting in settings if setting.control is not None and of[id(setting)]]
-    with_module = [setting for setting in settings if setting.control is None]
-    if not controls or not with_module:
+    if not controls or not with_module(settings):
         return None
     rows = []
-    for setting in with_module:
+    for setting in with_module(settings):
         row = [setting.label]
         for control in controls:
             mine, theirs = of[id(setting)], of[id(control)]
@@ -225,5 +230,5 @@ def _what_is_missing(runs: Runs) -> list[Block]:
     for name, items in lists.items():
         if items:
             more = [f"and {len(items) - MOST_LISTED} more"] if len(items) > MOST_LISTED else []
-            blocks += [Heading(name), Bullets([*items[:MOST_LISTED], *more])]
+            blocks += [Heading(name), [*items[:MOST_LISTED], *more]]
     return blocks

@@ -21,7 +21,7 @@ def draw_run(
     Args:
         speeds: tokens per second by decoder; NaN: not measured.
         perplexities: held-out perplexity of the text each decoder takes, by decoder.
-        offered: share of the tokens recycled at thresholds of confidence from 0 up, in equal steps.
+        offered: share of tokens drafted at confidence thresholds from 0 up, in equal steps.
         agreement: share of those that equal the backbone's own choice.
         agreement_by_place: agreement in equal parts of a row, from its first token to its last.
     """
@@ -40,9 +40,9 @@ def draw_run(
     if left.collections:
         left.legend()
     thresholds = [step / len(offered) for step in range(len(offered))]
-    middle.plot(thresholds, agreement, marker="o", ms=3, color="#2a9d8f", label="agreement of recycled tokens")
-    middle.plot(thresholds, offered, marker="o", ms=3, color="#b5651d", label="share of tokens recycled")
-    middle.set(xlabel="threshold of confidence", ylim=(0, 1.03), title="What decoding.confidence trades")
+    middle.plot(thresholds, agreement, marker="o", ms=3, color="#2a9d8f", label="agreement of drafted tokens")
+    middle.plot(thresholds, offered, marker="o", ms=3, color="#b5651d", label="share of tokens drafted")
+    middle.set(xlabel="confidence threshold", ylim=(0, 1.03), title="What decoding.confidence_threshold trades")
     middle.legend()
     places = [(i + 0.5) / len(agreement_by_place) for i in range(len(agreement_by_place))]
     right.bar(places, agreement_by_place, width=0.9 / len(places), color="#3d5a98")

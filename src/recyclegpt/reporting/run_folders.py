@@ -1,7 +1,4 @@
-"""Reads run folders: finds them, and takes from each what can be read.
-
-No file ends a report: what is half-written, corrupt or foreign is named among the problems.
-"""
+"""Finds run folders and reads them. A half-written, corrupt or foreign file is reported and does not stop a report."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from recyclegpt.reporting.runs import Job, Problem, Run, Runs
 
 CONTROL_KEY = "sweep.control"
 BOOKKEEPING = ("hydra", "paths", "logger", "name", "sweep", "resume")
-"""Parts of a config that say where a run lies, not what it is; the config's hash leaves them out too."""
+"""Parts of a config that say where a run is stored, not what it is; the config hash ignores them too."""
 
 
 def read_runs(*folders: Path | str) -> Runs:
@@ -39,12 +36,12 @@ def read_runs(*folders: Path | str) -> Runs:
                 continue
             seen.add(folder.resolve())
             if _is_run(folder, files):
-                found.runs.append(_read_run(folder, found.problems))
+                found.append(_read_run(folder, found.problems))
             elif "jobs.json" in files:
                 found.missing += _read_jobs(folder / "jobs.json", found.problems)
-    found.runs.sort(key=lambda run: _natural(run.folder))
-    found.missing = [job for job in found.missing if not any(_is_job(run, job) for run in found.runs)]
-    if not found.runs and not found.missing:
+    found.sort(key=lambda run: _natural(run.folder))
+    found.missing = [job for job in found.missing if not any(_is_job(run, job) for run in found)]
+    if not found and not found.missing:
         names = ", ".join(str(place) for place in places)
         raise ConfigError(
             [
@@ -151,11 +148,16 @@ def _take_result(run: Run, path: Path) -> None:
     run.error = None if error is None else ([line for line in str(error).splitlines() if line.strip()] or [""])[-1]
     run.seed = _seed(result.get("seed")) if run.seed is None else run.seed
     run.config_hash = str(result["config_hash"]) if result.get("config_hash") else run.config_hash
-    run.metrics = {str(name): number(value) for name, value in sections["metrics"].items()}
+    run.metrics = {_tag(str(name)): number(value) for name, value in sections["metrics"].items()}
     run.train = {str(name): number(value) for name, value in sections["train"].items()}
     run.model = {str(name): number(value) for name, value in sections["model"].items()}
     run.hardware = {str(name): plain(value) for name, value in sections["hardware"].items()}
     speeds.leave_out_contended(run)
+
+
+def _tag(name: str) -> str:
+    key = name.removeprefix("decode/")
+    return f"decode/{speeds.RENAMED[key]}" if key in speeds.RENAMED and key != name else name
 
 
 def _read_jobs(path: Path, problems: list[Problem]) -> list[Job]:

@@ -1,11 +1,10 @@
-"""A run as its folder tells it, and the runs of a report."""
+"""A run as read from its folder, and the runs of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from recyclegpt.reporting.plain_values import Plain
 
@@ -88,27 +87,16 @@ class Run:
         return self.metrics.get(name)
 
 
-@dataclass
-class Runs(Sequence[Run]):
-    """The runs found, in order of their folders; the jobs that were asked for and never began; files not readable."""
+class Runs(list[Run]):
+    """The runs of a report, in order of their folders."""
 
-    runs: list[Run] = field(default_factory=list)
-    missing: list[Job] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self.runs)
-
-    @overload
-    def __getitem__(self, index: int) -> Run: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Run]: ...
-    def __getitem__(self, index: int | slice) -> Run | list[Run]:
-        return self.runs[index]
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing: list[Job] = []
+        """Jobs of a sweep that have no folder."""
+        self.problems: list[Problem] = []
+        """Files that could not be used."""
 
     def of_status(self, status: str) -> list[Run]:
-        """Runs that ended, or did not end, in this way."""
-        return [run for run in self.runs if run.status == status]
+        """Runs with this status."""
+        return [run for run in self if run.status == status]

@@ -1,4 +1,4 @@
-"""Runs that agree in all but the seed, taken together: means, and how far seeds lie apart."""
+"""Runs that differ only in the seed, taken together: means, and the spread between seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recyclegpt.reporting.plain_values import Plain
 from recyclegpt.reporting.runs import Run
 
 FOLLOWS = ("data.seed", "callbacks.decoding_monitor.seed")
-"""Settings that only repeat another one, where a config spells them out."""
+"""Settings that only repeat another one in older configs."""
 SHORT = {
     "recycle.num_layers": "depth",
     "model.num_layers": "layers",
@@ -59,19 +59,18 @@ class Setting:
 
 
 def control_name(run: Run) -> str | None:
-    """What a run without a module is called; None of a run that has one, whatever the sweep calls it."""
+    """Name of a run without a module; None for a run that has one, whatever the sweep calls it."""
     if run.has_module:
         return None
     return run.control or "no_module"
 
 
 def swept_keys(runs: Iterable[Run]) -> list[str]:
-    """Full names of the settings in which runs with a module differ, in order of the config; the seed is none."""
+    """Full names of the settings in which runs with a module differ, in order of the config; without the seed."""
     return _differing([run for run in runs if run.has_module])
 
 
 def _differing(runs: Iterable[Run]) -> list[str]:
-    """A key that some configs lack, because another version wrote them, counts by the values it has."""
     seen: dict[str, set[Plain]] = defaultdict(set)
     for run in runs:
         if run.config_read:

@@ -15,9 +15,10 @@ SUMMARY = {
     "val/ppl_recycle": "ppl module",
     "val/ppl_alternating": "ppl alternating",
     "val/agreement": "agreement",
-    "decode/acceptance": "acceptance",
+    "decode/acceptance": "acceptance rate",
     "decode/speedup_alternating": "speedup alternating",
     "decode/speedup_verified": "speedup verified",
+    "decode/mean_accepted_length": "mean accepted length",
     "decode/ceiling_alternating": "ceiling alternating",
     "decode/tokens_per_s_autoregressive": "tokens/s autoregressive",
     "train.tokens_per_s": "tokens/s training",
@@ -29,7 +30,7 @@ COUNTED = ("model.num_parameters",)
 
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, Plain]]:
-    """A row a run with everything known of it; all rows have the same columns. Numbers are as they were measured."""
+    """A row a run with everything known about it; all rows have the same columns."""
     keys = swept_keys(runs)
     sections: dict[str, dict[str, None]] = {"metrics": {}, "train": {}, "hardware": {}, "model": {}}
     for run in runs:
@@ -62,7 +63,7 @@ def summary_rows(settings: Sequence[Setting]) -> list[dict[str, Plain]]:
 
 
 def summary_cells(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the same for people: `35.5 ± 0.2`; columns that nothing has are left out."""
+    """The same as header and cells for people: `35.5 ± 0.2`; empty columns are left out."""
     metrics = [metric for metric in SUMMARY if any(setting.mean(metric) is not None for setting in settings)]
     rows = [
         [setting.label, str(len(setting.runs)), *(cell(setting, metric) for metric in metrics)] for setting in settings

@@ -1,4 +1,4 @@
-"""What `recyclegpt train` says before it begins: sizes, steps, where it writes, and whether the memory suffices."""
+"""What `recyclegpt train` prints before it begins: sizes, steps, the run folder, and whether the memory suffices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from recyclegpt.configuration.train_checks import num_steps
@@ -17,7 +17,7 @@ from recyclegpt.files import relative
 from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.parameter_count import model_facts
-from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
+from recyclegpt.training.memory_plan import StepShape, memory_plan
 
 log = logging.getLogger("recyclegpt")
 
@@ -31,17 +31,32 @@ def announce(
     optimizer: Optimizer,
     checkpoint: Path | None,
 ) -> None:
-    """Print it to stderr, and warn where the plan of the memory exceeds what the device has."""
+    """Print it to stderr, and warn where the planned memory exceeds what the device has."""
+    if not trainer.is_global_zero:
+        return
     facts = model_facts(model)
     tokens = datamodule.train_num_tokens
-    size = "an endless stream" if tokens is None else f"{tokens:,} training tokens"
     device = trainer.strategy.root_device
     batch = datamodule.batch_size * datamodule.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
-    plan, available = _plan(cfg, datamodule, model, trainer, optimizer), memory_of(device)
+    sharded = str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("ModelParallelStrategy")
+    step = StepShape(
+        batch=datamodule.batch_size,
+        row_length=datamodule.row_length,
+        precision=str(trainer.precision),
+        num_unrolled=cfg.loss.num_unrolled,
+        recompute_every=int(cfg.training.activation_checkpointing),
+        masked=datamodule.mask_documents,
+        chunk_size=cfg.loss.chunk_size,
+        on_cuda=device.type == "cuda",
+        num_shards=trainer.world_size if sharded else 1,
+        bucketed=trainer.world_size > 1 and not sharded,
+    )
+    plan, available = memory_plan(model, optimizer, step), memory_of(device)
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {size}, vocabulary {datamodule.vocab_size:,}",
+        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, "
+        f"vocabulary {datamodule.vocab_size:,}",
         f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
         f"memory  {plan.describe(available)}",
@@ -49,46 +64,13 @@ def announce(
     ]
     if checkpoint is not None:
         lines.append(f"resumed {relative(checkpoint)}")
-    if trainer.is_global_zero:
-        print("\n".join(lines), file=sys.stderr)
-        if available is not None and plan.total > available:
-            log.warning(
-                "the memory of %s may not suffice: %.3g GB are planned and it has %.3g GB; %s",
-                device,
-                plan.total / 1e9,
-                available / 1e9,
-                ", or ".join(_remedies(cfg, datamodule)),
-            )
-
-
-def _plan(
-    cfg: DictConfig, datamodule: TextDataModule, model: RecycleGPT, trainer: Trainer, optimizer: Optimizer
-) -> MemoryPlan:
-    sharded = _is_sharded(cfg)
-    step = StepShape(
-        batch=datamodule.batch_size,
-        row_length=datamodule.row_length,
-        precision=str(trainer.precision),
-        num_unrolled=cfg.loss.num_unrolled,
-        recompute_every=int(cfg.activation_checkpointing),
-        masked=datamodule.mask_documents,
-        chunk_size=cfg.loss.chunk_size,
-        on_cuda=trainer.strategy.root_device.type == "cuda",
-        num_shards=trainer.world_size if sharded else 1,
-        bucketed=trainer.world_size > 1 and not sharded,
-    )
-    return memory_plan(model, optimizer, step)
-
-
-def _is_sharded(cfg: DictConfig) -> bool:
-    strategy = cfg.trainer.strategy
-    return isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith("ModelParallelStrategy")
-
-
-def _remedies(cfg: DictConfig, datamodule: TextDataModule) -> list[str]:
-    remedies = [] if cfg.activation_checkpointing else ["set activation_checkpointing=true"]
-    if datamodule.batch_size > 1:
-        remedies.append("lower data.batch_size (trainer.accumulate_grad_batches makes up for it)")
-    if not _is_sharded(cfg):
-        remedies.append("spread weights and optimizer over several GPUs with trainer=fsdp")
-    return remedies
+    print("\n".join(lines), file=sys.stderr)
+    if available is not None and plan.total > available:
+        log.warning(
+            "the memory of %s may not suffice: about %.3g GB are needed and it has %.3g GB; set "
+            "training.activation_checkpointing=true, lower data.batch_size (trainer.accumulate_grad_batches makes up "
+            "for it), or spread weights and optimizer over several GPUs with trainer=fsdp",
+            device,
+            plan.total / 1e9,
+            available / 1e9,
+        )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.initial_weights import freeze_backbone, take_backbone
-from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import RecycleConfig, RecycleGPT
+from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 
 
 class BuiltModel(NamedTuple):
-    """A model to train, and what its checkpoints have to say of a backbone that they do not hold."""
+    """A model to train, and what its checkpoints say about a backbone that they do not hold."""
 
     model: RecycleGPT
     backbone: dict[str, Any] | None
@@ -25,7 +25,7 @@ class BuiltModel(NamedTuple):
 
 
 def make_model(
-    cfg: DictConfig, backbone: PretrainedBackbone | None, recycle: RecycleConfig, datamodule: TextDataModule
+    cfg: DictConfig, shape: ModelConfig | PretrainedBackbone, recycle: RecycleConfig, datamodule: TextDataModule
 ) -> BuiltModel:
     """The model of a run, frozen where the config says so. Draws from torch's global generator.
 
@@ -33,21 +33,21 @@ def make_model(
         ConfigError: weights and corpus do not belong together.
     """
     tokenizer = datamodule.tokenizer
-    if backbone is not None:
-        tokenizer = _its_tokenizer(backbone, tokenizer)
+    if isinstance(shape, PretrainedBackbone):
+        tokenizer = _its_tokenizer(shape, tokenizer)
         try:
-            model = backbone.load(recycle).train()
+            model = shape.load(recycle).train()
         except ConfigError as error:
             raise ConfigError([f"model.{problem}" for problem in error.problems]) from error
     else:
         vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        model = RecycleGPT(build(cfg.model, "model", vocab_size=vocabulary), recycle)
+        model = RecycleGPT(replace(shape, vocab_size=vocabulary), recycle)
     if cfg.backbone.checkpoint is not None:
         take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
     if cfg.backbone.frozen:
         freeze_backbone(model)
-        if backbone is not None:
-            return BuiltModel(model, backbone.reference(), tokenizer)
+        if isinstance(shape, PretrainedBackbone):
+            return BuiltModel(model, shape.reference(), tokenizer)
     return BuiltModel(model, None, tokenizer)
 
 

@@ -64,7 +64,7 @@ def collect(config_hash: str, argv: Sequence[str] | None = None, **facts: Any) -
 def write_provenance(folder: Path | str, config_hash: str, argv: Sequence[str] | None = None, **facts: Any) -> Path:
     """Write `provenance.json` into a run folder, whole or not at all.
 
-    A run that goes on in its folder keeps what was written before, oldest first, under `earlier_starts`.
+    A run that resumes in its folder keeps what was written before, oldest first, under `earlier_starts`.
 
     Args:
         folder: run folder; made when missing.

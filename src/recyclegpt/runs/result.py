@@ -1,10 +1,11 @@
-"""`result.json`, the file a run is known by, and the table that is printed from it."""
+"""`result.json`, which says what came out of a run, and the table that is printed from it."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from recyclegpt.callbacks.decoding_monitor import TAGS
 from recyclegpt.console import format_table
 
 FORMAT = 1
@@ -17,20 +18,7 @@ METRICS = (
     "val/ppl_alternating",
     "val/bits_per_byte",
     "val/agreement",
-    "decode/tokens_per_s_autoregressive",
-    "decode/tokens_per_s_alternating",
-    "decode/tokens_per_s_verified",
-    "decode/speedup_alternating",
-    "decode/speedup_verified",
-    "decode/ceiling_alternating",
-    "decode/ceiling_verified",
-    "decode/ceiling_bytes",
-    "decode/rho",
-    "decode/c",
-    "decode/agreement",
-    "decode/acceptance",
-    "decode/nll_autoregressive",
-    "decode/nll_alternating",
+    *(tag for tag in TAGS if tag != "decode/seconds"),
 )
 
 
@@ -52,57 +40,73 @@ def make_result(
 
 
 def result_table(result: dict[str, Any], num_recycled: int) -> str:
-    """What a run came to, for people: quality of the three ways of decoding, their speed, and the ceiling."""
+    """The result for people: quality of the backbone and the module, speed of the decoders next to their ceilings."""
     metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-    quality = format_table(
-        [
-            (
-                "backbone",
-                metrics["val/loss_backbone"],
-                metrics["val/ppl_backbone"],
-                metrics["val/bits_per_byte"],
-                math.nan,
-            ),
-            ("module", metrics["val/loss_recycle"], metrics["val/ppl_recycle"], math.nan, metrics["val/agreement"]),
-            (
-                "alternating",
-                (metrics["val/loss_backbone"] + metrics["val/loss_recycle"]) / 2,
-                metrics["val/ppl_alternating"],
-                math.nan,
-                math.nan,
-            ),
-            ("unigram model", metrics["val/loss_unigram"], math.exp(metrics["val/loss_unigram"]), math.nan, math.nan),
-        ],
-        header=("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement"),
+    loss = {name: metrics[f"val/loss_{name}"] for name in ("backbone", "recycle", "unigram")}
+    tables = [
+        format_table(
+            [
+                (
+                    "backbone",
+                    loss["backbone"],
+                    metrics["val/ppl_backbone"],
+                    metrics["val/bits_per_byte"],
+                    math.nan,
+                ),
+                ("module", loss["recycle"], metrics["val/ppl_recycle"], math.nan, metrics["val/agreement"]),
+                (
+                    "alternating",
+                    (loss["backbone"] + loss["recycle"]) / 2,
+                    metrics["val/ppl_alternating"],
+                    math.nan,
+                    math.nan,
+                ),
+                ("unigram model", loss["unigram"], math.exp(loss["unigram"]), math.nan, math.nan),
+            ],
+            header=("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement"),
+        )
+    ]
+    hardware, train, model = result["hardware"], result["train"], result["model"]
+    notes = []
+    # Without the monitor nothing was decoded.
+    if math.isfinite(metrics["decode/tokens_per_s_autoregressive"]):
+        tables.append(_speed_table(metrics))
+        notes.append(
+            f"{num_recycled} token{'' if num_recycled == 1 else 's'} recycled per backbone pass, batch 1, "
+            f"{hardware['decode_dtype']} on {hardware['device']}, {hardware['threads']} threads"
+        )
+        if math.isfinite(metrics["decode/verify_cost"]):
+            notes.append(
+                f"ceilings: from the measured costs of the passes (verify cost {metrics['decode/verify_cost']:.2f}, "
+                f"draft cost {metrics['decode/draft_cost']:.2f}); by bytes read "
+                f"{metrics['decode/ceiling_bytes']:.2f} for alternating"
+            )
+    notes.append(
+        f"{model['num_parameters']:,} parameters, {model['num_parameters_recycle']:,} of them in the module; "
+        f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training "
+        f"at {train['tokens_per_s']:.0f} tokens/s"
     )
+    if hardware["contended"]:
+        notes.append("contended: other processes were using the CPU; speeds are unreliable")
+    return "\n" + "\n\n".join([*tables, "\n".join(notes)])
+
+
+def _speed_table(metrics: dict[str, float]) -> str:
     share = {"alternating": metrics["decode/agreement"], "verified": metrics["decode/acceptance"]}
-    speed = format_table(
+    return format_table(
         [
             (
                 name,
                 metrics[f"decode/tokens_per_s_{name}"],
-                1.0 if name == "autoregressive" else metrics[f"decode/speedup_{name}"],
-                math.nan if name == "autoregressive" else metrics[f"decode/ceiling_{name}"],
+                metrics.get(f"decode/speedup_{name}", 1.0),
+                metrics.get(f"decode/ceiling_{name}", math.nan),
                 share.get(name, math.nan),
                 metrics.get(f"decode/nll_{name}", metrics["decode/nll_autoregressive"]),
             )
             for name in ("autoregressive", "alternating", "verified")
         ],
-        header=("decoding", "tokens/s", "speedup", "ceiling", "agreed/accepted", "nats/token of its text"),
+        header=("decoding", "tokens/s", "speedup", "ceiling", "agreement/acceptance", "nats/token of its text"),
     )
-    hardware, train, model = result["hardware"], result["train"], result["model"]
-    notes = [
-        f"{num_recycled} token{'' if num_recycled == 1 else 's'} recycled per backbone pass, batch 1, "
-        f"{hardware['decode_dtype']} on {hardware['device']}, {hardware['threads']} threads",
-        f"ceiling: measured cost of the passes (rho {metrics['decode/rho']:.2f}, c {metrics['decode/c']:.2f}); "
-        f"by bytes read {metrics['decode/ceiling_bytes']:.2f} for alternating",
-        f"{model['num_parameters']:,} parameters, {model['num_parameters_recycle']:,} of them the module; "
-        f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training "
-        f"at {train['tokens_per_s']:.0f} tokens/s",
-    ]
-    if hardware["contended"]:
-        notes.append("contended: other programs used the processors meanwhile, so these speeds are not to be trusted")
-    return f"\n{quality}\n\n{speed}\n\n" + "\n".join(notes)
 
 
 def _number(value: Any) -> float | None:

@@ -1,34 +1,18 @@
-"""What a job of a multirun has beside a single run: company, a place in a row, and a launcher."""
+"""Where a sweep stands: `job 3 of 12, about 9 min left`."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL
 from hydra_plugins.recyclegpt_controlled_sweeper.job_list import FILE_NAME as JOB_LIST
+from recyclegpt.configuration.multirun import in_multirun, shares_machine
 from recyclegpt.runs.folder import PROVENANCE, RESULT
-
-
-def in_multirun() -> bool:
-    """Whether this process runs a job of a multirun."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def runs_beside_others(launcher: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether a launcher starts several jobs at a time on one machine, so that their speeds disturb each other."""
-    target = str(OmegaConf.select(OmegaConf.create(dict(launcher)), "_target_") or "")
-    if "joblib" in target:
-        return launcher.get("n_jobs", -1) != 1
-    return target.endswith("LocalLauncher")  # submitit on this machine starts all jobs at once
 
 
 def progress_line() -> str | None:
@@ -50,7 +34,7 @@ def progress_line() -> str | None:
     if not seconds:
         return line
     line += f"; {len(seconds)} complete"
-    if runs_beside_others(hydra.launcher):
+    if shares_machine():
         return line
     return f"{line}, about {_minutes(statistics.median(seconds) * (len(jobs) - len(seconds)))} left"
 

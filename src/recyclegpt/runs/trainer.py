@@ -16,14 +16,14 @@ from recyclegpt.configuration.instantiate import build
 from recyclegpt.models import has_native_bf16
 
 
-def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int, goes_on: bool) -> Trainer:
+def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int, resumes: bool) -> Trainer:
     callbacks = [callback for callback in build(cfg.callbacks, "callbacks").values() if callback is not None]
     callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
         callbacks.append(Throughput())
-    # What a killed run logged after its last checkpoint is logged again: TensorBoard is told to forget it.
-    purge = {"purge_step": first_step} if goes_on and _is_tensorboard(cfg.logger) else {}
+    # What a killed run logged after its last checkpoint is logged again: TensorBoard has to forget it.
+    purge = {"purge_step": first_step} if resumes and _is_tensorboard(cfg.logger) else {}
     logger = build(cfg.logger, "logger", **purge) or False
     if not logger:  # there is nowhere to write it, and Lightning would refuse
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
@@ -32,7 +32,7 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
         precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
     if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # Checkpoints puts the job back, outside of the handler
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # CheckpointEverySteps requeues the job
     extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
     trainer: Trainer = build(cfg.trainer, "trainer", **extra)
     return trainer
@@ -46,7 +46,7 @@ def trains_on(cfg: DictConfig) -> torch.device:
 
 def compiles(cfg: DictConfig) -> bool:
     """Whether layers and loss are compiled."""
-    return trains_on(cfg).type == "cuda" if cfg.compile == "auto" else bool(cfg.compile)
+    return trains_on(cfg).type == "cuda" if cfg.training.compile == "auto" else bool(cfg.training.compile)
 
 
 def matmul_precision(cfg: DictConfig) -> str:
@@ -59,8 +59,8 @@ def _is_tensorboard(logger: DictConfig | None) -> bool:
 
 
 def _compared(plain: dict[str, Any]) -> dict[str, Any]:
-    """The settings by which runs are compared: what is learnt from what, and how; not how it is watched or kept."""
-    left_out = ("callbacks", "logger", "paths", "sweep", "checkpoint", "resume")
+    """The settings by which runs are compared: what is learnt and how, not how it is watched or kept."""
+    left_out = ("callbacks", "logger", "paths", "sweep", "checkpointing", "resume")
     return {
         key: _compared(value) if isinstance(value, dict) else value
         for key, value in plain.items()

@@ -1,4 +1,4 @@
-"""The one function that puts a training run together."""
+"""A training run, put together and run: everything that may be refused first, then the folder, then the training."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
+from torch.optim import Optimizer
 
 from recyclegpt.callbacks import DecodingMonitor, Throughput
 from recyclegpt.checkpoints.load import FOLDER, TOKENIZER, hyper_parameters
 from recyclegpt.configuration.hash import to_plain
-from recyclegpt.configuration.instantiate import build_all
-from recyclegpt.configuration.pretrained import pretrained_backbone
-from recyclegpt.configuration.train_checks import (
-    num_steps,
-)
+from recyclegpt.configuration.hydra_app import write_hydra_folder
+from recyclegpt.configuration.multirun import shares_machine
+from recyclegpt.configuration.train_checks import build_parts, num_steps
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError
@@ -31,20 +29,32 @@ from recyclegpt.hardware.device import device_name
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.announce import announce
-from recyclegpt.runs.folder import RESULT
-from recyclegpt.runs.model import make_model
+from recyclegpt.runs.folder import RESULT, RunLog
+from recyclegpt.runs.model import BuiltModel, make_model
 from recyclegpt.runs.provenance import write_provenance
 from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
-from recyclegpt.runs.sweep_progress import in_multirun, runs_beside_others
 from recyclegpt.runs.trainer import compiles, make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 
 log = logging.getLogger("recyclegpt")
 
 
-def start_afresh() -> None:
-    """Put back the global settings a former job of the same process may have left behind."""
+class PreparedRun(NamedTuple):
+    """A run that nothing speaks against, before anything is written."""
+
+    module: LitRecycleGPT
+    built: BuiltModel
+    datamodule: TextDataModule
+    trainer: Trainer
+    optimizer: Optimizer
+    checkpoint: Path | None
+    """The checkpoint it resumes from."""
+    unigram_loss: float
+
+
+def reset_globals() -> None:
+    """Put back the global settings that an earlier job of the same process may have left behind."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
     torch.use_deterministic_algorithms(False)
@@ -57,49 +67,50 @@ def start_afresh() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # A run that goes on from another folder's checkpoint keeps its own from then on.
+    # A run that resumes from another folder's checkpoint keeps its own from then on.
     warnings.filterwarnings("ignore", message="The dirpath has changed from .*")
 
 
-def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
-    backbone = pretrained_backbone(cfg)
+def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
+    """Build everything a run needs.
+
+    Raises:
+        ConfigError: something is wrong with config, corpus, model or checkpoint; the folder is as it was.
+    """
+    parts = build_parts(cfg)
     plain = to_plain(cfg)
-    built = build_all(cfg, ["recycle", "loss", "data", "optimizer", "scheduler"])
-    datamodule: TextDataModule = built["data"]
+    datamodule: TextDataModule = parts["data"]
     datamodule.connect(cfg.model.context_length, num_views=2 + cfg.loss.num_unrolled, seed=cfg.seed)
     datamodule.prepare()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    made = make_model(cfg, backbone, built["recycle"], datamodule)
-    model = made.model
-    num_bytes = torch.zeros(model.config.vocab_size, dtype=torch.long)
-    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
     torch.set_float32_matmul_precision(matmul_precision(cfg))
-    module = LitRecycleGPT(
-        model,
-        built["loss"],
-        built["optimizer"],
-        built["scheduler"],
-        num_steps(cfg),
-        num_bytes,
-        hyper_parameters(model, plain, made.backbone),
-        cfg.max_skipped_steps,
-        compiles(cfg),
-        int(cfg.activation_checkpointing),
-    )
-    # Made again by the trainer; here so that an impossible schedule is told now, not after the first batches are read.
+    module = _lightning_module(cfg, plain, parts, built, datamodule)
+    # The trainer makes it again; an impossible schedule is found here, before the first batches are read.
     optimizer = module.configure_optimizers()["optimizer"]
-    begun = checkpoint_to_resume(cfg, folder, num_steps(cfg))
-    first_step = 0 if begun is None else begun.step
-    trainer = make_trainer(cfg, plain, digest, first_step, goes_on=(folder / "tensorboard").exists())
+    point = checkpoint_to_resume(cfg, folder, num_steps(cfg))
+    first_step = 0 if point is None else point.step
+    trainer = make_trainer(cfg, plain, digest, first_step, resumes=(folder / "tensorboard").exists())
     datamodule.check_lengths(trainer.world_size)
-    checkpoint = None if begun is None else begun.path
-    if begun is not None:
-        check_resumable(begun, cfg, made, datamodule, trainer.world_size)
-        del begun  # it maps the whole file
+    if point is not None:
+        check_resumable(point, cfg, built, datamodule, trainer.world_size)
     # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
+    # Of the resume point only the path is kept: its content maps the whole file.
+    return PreparedRun(module, built, datamodule, trainer, optimizer, None if point is None else point.path, unigram)
+
+
+def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str, run_log: RunLog) -> None:
+    """Write what a run folder holds from the start: `.hydra/`, the log, `provenance.json` and the tokenizer.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        if run.trainer.is_global_zero:
+            write_hydra_folder(cfg, folder)
+            run_log.write_to(folder / "train.log")
     except OSError as error:
         raise ConfigError(
             f"{folder / FOLDER}: cannot be made ({error.strerror}); choose another folder, or repair this one"
@@ -107,33 +118,39 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     write_provenance(
         folder,
         digest,
-        resumed_from=None if checkpoint is None else str(checkpoint),
-        data_fingerprint=datamodule.fingerprint,
-        tokenizer_fingerprint=datamodule.tokenizer.fingerprint,
-        data_settings=datamodule.settings,
+        resumed_from=None if run.checkpoint is None else str(run.checkpoint),
+        data_fingerprint=run.datamodule.fingerprint,
+        tokenizer_fingerprint=run.datamodule.tokenizer.fingerprint,
+        data_settings=run.datamodule.settings,
     )
-    made.tokenizer.save(folder / FOLDER / TOKENIZER)
-    if len(made.tokenizer.stop_ids) > 1:
-        write_stop_tokens(folder / FOLDER, made.tokenizer.stop_ids)
-    announce(cfg, folder, datamodule, model, trainer, optimizer, checkpoint)
-    del optimizer
+    run.built.tokenizer.save(folder / FOLDER / TOKENIZER)
+    if len(run.built.tokenizer.stop_ids) > 1:
+        write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
+    announce(cfg, folder, run.datamodule, run.built.model, run.trainer, run.optimizer, run.checkpoint)
 
+
+def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float | None:
+    """Train, validate, write `result.json` and print it.
+
+    Returns:
+        Held-out perplexity of the backbone; None in all processes but the first.
+    """
+    trainer = run.trainer
     with ExternalCpuLoad() as load:
-        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
     if "val/loss_backbone" not in trainer.callback_metrics:
         # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-
+        trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return None
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | {"val/loss_unigram": unigram}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     result = make_result(
         "completed",
         digest,
         cfg.seed,
-        model=model_facts(model),
-        metrics=metrics,
+        model=model_facts(run.built.model),
+        metrics=metrics | {"val/loss_unigram": run.unigram_loss},
         train={
             "steps": trainer.global_step,
             "tokens": throughput.total_tokens,
@@ -148,6 +165,26 @@ def train_run(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     return metrics["val/ppl_backbone"]
 
 
+def _lightning_module(
+    cfg: DictConfig, plain: dict[str, Any], parts: dict[str, Any], built: BuiltModel, datamodule: TextDataModule
+) -> LitRecycleGPT:
+    num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
+    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    return LitRecycleGPT(
+        built.model,
+        parts["loss"],
+        parts["optimizer"],
+        parts["scheduler"],
+        num_steps(cfg),
+        num_bytes,
+        hyper_parameters(built.model, plain, built.backbone),
+        cfg.training.max_skipped_steps,
+        use_compile=compiles(cfg),
+        activation_checkpointing=int(cfg.training.activation_checkpointing),
+        backbone_external=built.backbone is not None,
+    )
+
+
 def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) -> dict[str, Any]:
     device = trainer.strategy.root_device
     decode = named_dtype(cfg.decoding.dtype, device, decoding=True)
@@ -156,13 +193,11 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
     shares = [share for share in others.values() if share is not None]
     # What others do on the processors does not slow a GPU down; another job of the same sweep does.
     contended = is_contended(max(shares)) if shares and device.type == "cpu" else None
-    if in_multirun() and runs_beside_others(HydraConfig.get().launcher):
-        contended = True
     return {
         "device": device_name(device),
         "dtype": str(trainer.precision),
         "decode_dtype": str(decode).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "contended": contended,
+        "contended": True if shares_machine() else contended,
         "others_cpu": others,
     }

@@ -1,7 +1,7 @@
 """Cross entropy straight from states, without ever holding the logits of a whole batch.
 
-The classifier's logits are the memory peak of a language model, twice over with two losses. A chunk of rows at a time,
-this computes loss *and* gradient in the forward pass, so that no logits survive it; backward only scales.
+The logits are the memory peak of a language model, twice over with two losses. One chunk of rows at a time, this
+computes loss *and* gradient in the forward pass, so that no logits survive it; the backward pass only scales.
 
 M rows (positions of a batch), m rows of a chunk, C model width, V vocabulary.
 """
@@ -25,7 +25,7 @@ _ROWS_MULTIPLE = 128
 
 
 def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> int:
-    """Rows of logits held at a time: as many as are wanted, else what suits device and vocabulary."""
+    """Rows of logits held at a time: `wanted`, or else what suits device and vocabulary."""
     if wanted is not None:
         return wanted
     if not on_cuda:
@@ -34,7 +34,7 @@ def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> 
 
 
 class TokenLosses(NamedTuple):
-    """The weighted sum to minimise, and what is known of each row (without gradient)."""
+    """The weighted sum to minimise, and figures of each row (without gradient)."""
 
     total: Tensor
     """Sum over rows of `scale_M * ((1 - teacher_share) * nll + teacher_share * KL)`."""
@@ -54,20 +54,20 @@ def chunked_cross_entropy(
     teacher_MC: Tensor | None = None,
     teacher_share: float = 0.0,
     chunk_size: int | None = None,
-    compile: bool = False,  # noqa: A002 - the word users know
+    use_compile: bool = False,
 ) -> TokenLosses:
-    """Classify rows with the head `weight_VC` and compare with labels, and with a teacher's distribution if wanted.
+    """Cross entropy of the LM head's logits with labels, and with a teacher's distribution if there is one.
 
     Args:
-        state_MC: states to classify.
-        weight_VC: weight of the head, without bias.
+        state_MC: states, one per prediction.
+        weight_VC: weight of the LM head, which has no bias.
         label_M: the right tokens.
         scale_M: weight of each row in `total`; 0 leaves a row out.
         teacher_MC: states whose distribution under the same head is the soft target, taken as given (no gradient).
         teacher_share: weight of KL(teacher || student) against the label's cross entropy, 0 to 1.
         chunk_size: rows of logits held at a time; None: by `rows_of_chunk`.
-        compile: run what lies between the products through `torch.compile`: one kernel instead of about ten passes over
-            the logits.
+        use_compile: run the arithmetic between the matrix products through `torch.compile`: one kernel instead of
+            about ten passes over the logits.
     """
     chunk_size = rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
     if teacher_MC is None:
@@ -81,7 +81,7 @@ def chunked_cross_entropy(
         teacher_share,
         chunk_size,
         not torch.is_grad_enabled(),
-        compile,
+        use_compile,
     )
     return TokenLosses(total, nll_M, prediction_M, confidence_M)
 
@@ -98,9 +98,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_share: float,
         chunk_size: int,
         predict: bool,
-        compiled: bool,
+        use_compile: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        row_losses = _compiled_row_losses() if compiled else _row_losses
+        row_losses = _compiled_row_losses() if use_compile else _row_losses
         wide = torch.float64 if state_MC.dtype == torch.float64 else torch.float32
         need_state, need_weight = ctx.needs_input_grad[:2]
         grad_state_MC = torch.empty_like(state_MC) if need_state else None
@@ -124,9 +124,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             nll_M[rows] = nll_m1.squeeze(1)
             if predict:
                 confidence_M[rows] = largest_m1.squeeze(1)
-            # A row that is left out must not spoil the sum, whatever its loss is.
+            # A row that is left out must not spoil the sum, even if its loss is not finite.
             total += torch.where(scale_m1 == 0, 0, scale_m1 * loss_m1).sum()
-            # The rows' scales go to the narrow side of each product, which saves a pass over the logits.
+            # Scaling the narrow side of each product saves a pass over the logits.
             if grad_state_MC is not None:
                 grad_state_MC[rows] = (grad_mV @ weight_VC.to(logits_mV.dtype)).to(state_MC.dtype) * scale_m1
             if grad_weight_VC is not None:
@@ -150,7 +150,7 @@ def _row_losses(
     wide: torch.dtype,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row: nll, loss, the largest probability, and the loss's gradient in the format of the logits."""
+    """For each row: nll, loss, the largest probability, and the loss's gradient in the dtype of the logits."""
     p_mV = logits_mV.softmax(dim=-1, dtype=wide)
     # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
     largest_m1 = p_mV.amax(dim=-1, keepdim=True)
@@ -167,7 +167,7 @@ def _row_losses(
         return nll_m1, loss_m1, largest_m1, logits_mV
     share = 1 - teacher_share
     if torch.compiler.is_compiling():
-        # A scatter would end the kernel here, and store the probabilities for it.
+        # A scatter would end the fused kernel here and store the probabilities.
         columns_V = torch.arange(logits_mV.shape[1], device=logits_mV.device)
         grad_mV = torch.where(columns_V == label_m1, grad_mV - share, grad_mV)
     else:

@@ -30,22 +30,19 @@ def flops_per_token(
     num_unrolled: int = 1,
     train_backbone: bool = True,
 ) -> FlopsPerToken:
-    """Operations of training on one position: the usual 6 per weight of every matrix, and attention.
+    """Operations of training on one position: the usual 6 per matrix weight, plus attention.
 
     Matrix multiplications only, as in PaLM (arXiv 2204.02311, appendix B): attention counts all `seq_len` keys although
-    half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the optimizer count nothing.
+    half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the optimizer are not counted.
 
     Args:
         model: shape of the backbone and of the module's layers.
-        recycle: shape of the module; None or depth 0: there is none.
+        recycle: shape of the module; None or depth 0: no module.
         seq_len: positions T of a row.
         num_unrolled: steps K the module is unrolled.
-        train_backbone: False where embedding, backbone and classifier are frozen: then the backbone runs forward only,
-            and the classifier's backward pass makes no gradient of its weight.
+        train_backbone: False where embedding, backbone and LM head are frozen: the backbone then runs forward only, and
+            the backward pass of the LM head computes no gradient of its weight.
     """
-    assert model.num_kv_heads is not None
-    assert model.head_dim is not None
-    assert model.intermediate_size is not None
     width, head_width = model.hidden_size, model.head_dim
     attention_weights = 2 * width * head_width * (model.num_heads + model.num_kv_heads)
     layer_forward = 2 * (attention_weights + 3 * width * model.intermediate_size)

@@ -15,7 +15,7 @@ from recyclegpt.training.dual_loss import LossTerms
 
 SUMS = ("tokens", "nll_backbone", "nll_recycle", "agreed", "bytes", "recycled")
 NUM_BINS = 20
-"""Of the module's confidence (its largest probability, equal parts of 0 to 1) and of the place in the row."""
+"""Equal parts of the module's confidence (its largest probability, 0 to 1), and of the place in the row."""
 
 
 class HeldOutMetrics:
@@ -26,24 +26,24 @@ class HeldOutMetrics:
         self.token_num_bytes_V = token_num_bytes_V.to(device)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.by_confidence = torch.zeros(2, NUM_BINS, dtype=torch.float64, device=device)
-        """Recycled tokens, and those of them that agreed, by the module's confidence."""
+        """Recycled tokens, and those of them that agreed with the backbone, by the module's confidence."""
         self.by_place = torch.zeros_like(self.by_confidence)
         """The same by place in the row."""
 
-    def add(self, parts: LossTerms, views_NBT: Tensor) -> None:
-        """Add a batch: the tokens that both the backbone and the module have predicted."""
+    def add(self, terms: LossTerms, views_NBT: Tensor) -> None:
+        """Add a batch: the tokens that both the backbone and the module predict."""
         shape = views_NBT.shape[1:]
-        counted_BT = parts.draft_mask_BT[:, :-1]
+        counted_BT = terms.draft_mask_BT[:, :-1]
         label_BT = views_NBT[1][:, 1:]
-        nll_backbone_BT = parts.backbone.nll_M.view(shape)[:, 1:]
+        nll_backbone_BT = terms.backbone.nll_M.view(shape)[:, 1:]
         values = {
             "tokens": counted_BT,
             "nll_backbone": nll_backbone_BT * counted_BT,
             "bytes": self.token_num_bytes_V[label_BT] * counted_BT,
         }
-        if parts.recycle_K:
-            module = parts.recycle_K[0]
-            agreed_BT = parts.backbone.prediction_M.view(shape)[:, 1:] == module.prediction_M.view(shape)[:, :-1]
+        if terms.recycle_K:
+            module = terms.recycle_K[0]
+            agreed_BT = terms.backbone.prediction_M.view(shape)[:, 1:] == module.prediction_M.view(shape)[:, :-1]
             values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * counted_BT
             values["agreed"] = agreed_BT * counted_BT
             values["recycled"] = counted_BT

@@ -1,4 +1,4 @@
-"""What Lightning trains: the model, its dual loss, its optimizer."""
+"""The LightningModule: training and validation steps, optimizer, non-finite steps."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ class LitRecycleGPT(LightningModule):
     A step whose loss or gradient is not finite changes nothing: every gradient is dropped, on all ranks alike because
     they have been summed by then. Each such step leaves a line in `not_finite.jsonl` that names the rows it was
     computed from, and after `max_skipped_steps` of them in a row training stops.
+
+    Args:
+        model: the model to train.
+        loss: weights and target of the dual loss.
+        optimizer: called with the named parameters.
+        scheduler: called with the optimizer and the number of optimizer steps.
+        num_steps: optimizer steps of the whole run, from the config (never from the trainer).
+        token_num_bytes: `(V,)` bytes of text that each token stands for.
+        hyper_parameters: plain Python config, stored in every checkpoint.
+        max_skipped_steps: non-finite steps in a row that are skipped before training stops.
+        use_compile: run the layers of backbone and module, and the loss, through `torch.compile`, in place.
+        activation_checkpointing: every n-th layer is recomputed in the backward pass, not kept; 0: none.
+        backbone_external: a frozen backbone stays where it was read from, and checkpoints hold the module alone.
     """
 
     def __init__(
@@ -60,74 +73,62 @@ class LitRecycleGPT(LightningModule):
         token_num_bytes: Tensor,
         hyper_parameters: dict[str, Any] | None = None,
         max_skipped_steps: int = 10,
-        compile: bool = False,  # noqa: A002 - the word users know
+        use_compile: bool = False,
         activation_checkpointing: int = 0,
+        backbone_external: bool = False,
     ) -> None:
-        """Args:
-        model: what is trained.
-        loss: weights and target of the dual loss.
-        optimizer: called with the named parameters.
-        scheduler: called with the optimizer and the number of optimizer steps.
-        num_steps: optimizer steps of the whole run, from the config (never from the trainer).
-        token_num_bytes: `(V,)` bytes of text each token stands for.
-        hyper_parameters: plain Python config, stored in every checkpoint. With the key `backbone`, which tells where a
-            frozen backbone lies, checkpoints hold the recyclable module alone.
-        max_skipped_steps: non-finite steps in a row that are skipped before training stops.
-        compile: run the layers of backbone and module, and the loss, through `torch.compile`, in place.
-        activation_checkpointing: every so many layers are run again in the backward pass, not kept; 0: none.
-        """
         super().__init__()
         self.model = model
-        self.dual_loss = DualLoss(loss, compile)
+        self.dual_loss = DualLoss(loss, use_compile)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.num_steps = num_steps
         self.max_skipped_steps = max_skipped_steps
         self.num_skipped_steps = 0
         self.num_skipped_in_a_row = 0
         self._window: list[tuple[Batch, Tensor]] = []
-        """Batches whose gradients the next optimizer step will take, and their losses."""
+        """Batches of the next optimizer step, and their losses."""
         self._grad_norm = torch.zeros(())
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOutMetrics | None = None
         self.save_hyperparameters(hyper_parameters or {})
-        self.strict_loading = "backbone" not in (hyper_parameters or {})
-        set_up_layers(model, compile, activation_checkpointing, loss.num_unrolled)
+        self.backbone_external = backbone_external
+        self.strict_loading = not backbone_external
+        set_up_layers(model, use_compile, activation_checkpointing, loss.num_unrolled)
 
     token_num_bytes_V: Tensor
 
     def configure_model(self) -> None:
-        """Spread the weights over processes, where the strategy has laid out a mesh for it (`trainer=fsdp`)."""
+        """Shard the weights over processes if the strategy has set up a mesh (`trainer=fsdp`)."""
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self, self.model, self.device_mesh["data_parallel"])
 
-    def loss_parts(self, batch: Batch) -> LossTerms:
+    def loss_terms(self, batch: Batch) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
+        views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
+        states = self.model.states(views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale)
         progress = self.trainer.global_step / self.num_steps
-        parts: LossTerms = self.dual_loss(self.model, batch.views_NBT, batch.documents_NBT, progress)
-        return parts
+        terms: LossTerms = self.dual_loss(states, self.model.lm_head.weight, views_NBT, documents_NBT, progress)
+        return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; tells the data module where its stream stands."""
-        trained_on = getattr(self.trainer.datamodule, "trained_on", None)  # type: ignore[attr-defined]
-        if trained_on is not None:
-            trained_on(batch.state)
-        parts = self.loss_parts(batch)
-        self.log("train/loss", parts.loss.detach(), prog_bar=True)
-        self.log("train/loss_backbone", parts.backbone.nll_M.mean())
-        if parts.recycle_K:
-            trained_M = parts.draft_mask_BT.flatten()
-            count = trained_M.sum().clamp(min=1)
-            self.log("train/loss_recycle", (parts.recycle_K[0].nll_M * trained_M).sum() / count)
-            for step, rows in enumerate(parts.recycle_K[1:], start=2):
-                self.log(f"train/loss_recycle_{step}", (rows.nll_M * trained_M).sum() / count)
+        """Loss of one batch."""
+        terms = self.loss_terms(batch)
+        self.log("train/loss", terms.loss.detach(), prog_bar=True)
+        self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        if terms.recycle_K:
+            mask_M = terms.draft_mask_BT.flatten()
+            count = mask_M.sum().clamp(min=1)
+            self.log("train/loss_recycle", (terms.recycle_K[0].nll_M * mask_M).sum() / count)
+            for step, rows in enumerate(terms.recycle_K[1:], start=2):
+                self.log(f"train/loss_recycle_{step}", (rows.nll_M * mask_M).sum() / count)
             self.log(
                 "train/recycle_weight",
                 self.dual_loss.config.recycle_weight_at(self.trainer.global_step / self.num_steps),
             )
-        loss = parts.loss.detach()
+        loss = terms.loss.detach()
         self._window.append((batch, loss))
-        # A loss that is not finite makes all gradients so, here and, once they are summed, on every other rank.
-        return parts.loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
+        # A loss that is not finite makes all gradients non-finite: here, and after the reduction on every other rank.
+        return terms.loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
 
     def on_validation_epoch_start(self) -> None:
         """Begin new sums."""
@@ -136,7 +137,7 @@ class LitRecycleGPT(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the sums."""
         assert self.held_out is not None, "Lightning calls on_validation_epoch_start first"
-        self.held_out.add(self.loss_parts(batch), batch.views_NBT)
+        self.held_out.add(self.loss_terms(batch), batch.views_NBT)
 
     def on_validation_epoch_end(self) -> None:
         """Reduce the sums over ranks, then divide once and log."""
@@ -149,7 +150,7 @@ class LitRecycleGPT(LightningModule):
             self.log(name, value, sync_dist=False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Drop every gradient if one is not finite; the optimizer then leaves all weights as they are."""
+        """Drop every gradient if one is not finite; the optimizer then leaves all weights unchanged."""
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self._grad_norm = torch.nn.utils.get_total_norm(grads)
         norm = self._grad_norm.full_tensor() if isinstance(self._grad_norm, DTensor) else self._grad_norm
@@ -177,7 +178,7 @@ class LitRecycleGPT(LightningModule):
             {"format": 1, "step": step, "rank": self.global_rank, "grad_norm": str(norm), "batches": batches}
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as opened:  # one short write a line, so that ranks do not mix theirs
+        with file.open("a", encoding="utf-8") as opened:  # one short write per line, so that ranks do not interleave
             opened.write(f"{line}\n")
         what = "gradient" if all(math.isfinite(loss) for loss in losses) else "loss"
         _log.warning("step %d: the %s was not finite and the step was skipped; its rows are in %s", step, what, file)
@@ -189,13 +190,13 @@ class LitRecycleGPT(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count skipped steps on after a restart; leave out a backbone that stays where it was read from."""
-        if not self.strict_loading:
+        """Store the counts of skipped steps; leave out an external backbone."""
+        if self.backbone_external:
             checkpoint["state_dict"] = module_weights(checkpoint["state_dict"])
         checkpoint["skipped_steps"] = [self.num_skipped_steps, self.num_skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count skipped steps on."""
+        """Restore the counts of skipped steps."""
         self.num_skipped_steps, self.num_skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
 
     def configure_gradient_clipping(

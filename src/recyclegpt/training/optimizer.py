@@ -1,13 +1,13 @@
 """AdamW, and Muon for the matrices with AdamW for the rest, as one optimizer.
 
-Both take named parameters, leave frozen ones out, and let only matrices decay (norms and other vectors do not).
+Both take named parameters, leave out frozen ones, and decay only matrices (not norms and other vectors).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.training.muon import Muon
 
 Named = Iterable[tuple[str, Parameter]]
 
@@ -38,18 +37,17 @@ def adamw(
         named_parameters: as `module.named_parameters()` yields them; a tied weight counts once.
         lr: learning rate before the schedule.
         betas: decay of the two running means.
-        weight_decay: decoupled decay of the matrices, embedding and classifier included.
+        weight_decay: decoupled decay of the matrices, embedding and LM head included.
         eps: added to the denominator.
-        fused: one kernel for the whole step; null: wherever the parameters' device has it.
-        backbone_lr: learning rate of backbone and classifier, where a pretrained one should change little; null: `lr`.
+        fused: one kernel for the whole step; None: wherever the parameters' device has it.
+        backbone_lr: learning rate of backbone and LM head, lower for a pretrained one that should change little; None:
+            `lr`.
 
     Raises:
         ConfigError: naming every value that cannot work.
     """
     parameters = _trainable(named_parameters)
-    problems = _problems_of_adamw(lr, betas, weight_decay, eps) + _problems_of_backbone_lr(backbone_lr)
-    problems += _problems_of_parameters(parameters)
-    if problems:
+    if problems := _problems(parameters, lr, betas, weight_decay, eps, backbone_lr):
         raise ConfigError(problems)
     groups = [
         {**group, "lr": rate}
@@ -60,31 +58,24 @@ def adamw(
 
 
 class MuonAdamW(Optimizer):
-    """Muon on the matrices of the layers and of the fold, AdamW on embedding, classifier, norms and vectors.
+    """Muon on the matrices of the layers and of the fold, AdamW on embedding, LM head, norms and vectors.
 
-    One optimizer because Lightning's automatic optimisation refuses two. The updates are the library's own: every step
-    hands the groups of each kind to `torch.optim.Muon` (on CUDA in batches, see `muon.py`) or `torch.optim.AdamW`,
-    which then work on this optimizer's groups and state, so that schedulers see all groups and one state dict holds
-    everything.
+    One optimizer, because Lightning's automatic optimisation refuses two. The updates are the library's: every step
+    hands each kind of group to `torch.optim.Muon` or `torch.optim.AdamW`, which work on this optimizer's groups and
+    state, so that schedulers see all groups and one state dict holds everything.
 
     With `adjust_lr_fn="match_rms_adamw"` (Moonlight, arXiv 2502.16982) an update of Muon has the root mean square of
     one of AdamW, so the same learning rate and decay serve both; `"original"` is Keller Jordan's scale
     (https://kellerjordan.github.io/posts/muon/), which wants a `muon_lr` of its own, around 0.02.
 
     Args:
-        named_parameters: as `module.named_parameters()` yields them; a tied weight counts once.
-        lr: learning rate of the AdamW groups, before the schedule.
-        muon_lr: learning rate of the Muon group; null: `lr`.
-        weight_decay: decoupled decay of all matrices.
-        betas: AdamW's decay of the two running means.
-        eps: AdamW's addend of the denominator.
+        named_parameters, weight_decay, fused, backbone_lr: as in `adamw`.
+        lr, betas, eps: of the AdamW groups.
+        muon_lr: learning rate of the Muon group; None: `lr`.
         momentum: Muon's decay of the running mean of gradients.
         nesterov: whether Muon looks ahead by one gradient.
         num_newton_schulz_steps: iterations of Muon's orthogonalisation.
         adjust_lr_fn: how Muon's learning rate grows with a matrix's shape.
-        fused: as in `adamw`, for the AdamW groups.
-        backbone_lr: learning rate of backbone and classifier in every group, where a pretrained one should change
-            little; null: as the others.
 
     Raises:
         ConfigError: naming every value that cannot work.
@@ -106,18 +97,15 @@ class MuonAdamW(Optimizer):
         backbone_lr: float | None = None,
     ) -> None:
         parameters = _trainable(named_parameters)
-        problems = _problems_of_adamw(lr, betas, weight_decay, eps) + _problems_of_backbone_lr(backbone_lr)
+        problems = _problems(parameters, lr, betas, weight_decay, eps, backbone_lr)
         if muon_lr is not None and not _is_finite(muon_lr):
             problems.append(f"optimizer.muon_lr: {muon_lr} is not a finite number >= 0; null takes lr")
         if not 0 <= momentum < 1:
             problems.append(f"optimizer.momentum: {momentum} is not in [0, 1)")
         if not 1 <= num_newton_schulz_steps < 100:
-            problems.append(
-                f"optimizer.num_newton_schulz_steps: {num_newton_schulz_steps} is not in 1 to 99; 5 is usual"
-            )
+            problems.append(f"optimizer.num_newton_schulz_steps: {num_newton_schulz_steps} is not in 1 to 99")
         if adjust_lr_fn not in MUON_LR_RULES:
             problems.append(f"optimizer.adjust_lr_fn: {adjust_lr_fn!r} is unknown; choose {' or '.join(MUON_LR_RULES)}")
-        problems += _problems_of_parameters(parameters)
         if problems:
             raise ConfigError(problems)
 
@@ -126,7 +114,7 @@ class MuonAdamW(Optimizer):
         self._parts: dict[str, Optimizer] = {}
         rate = lr if muon_lr is None else muon_lr
         if matrices:
-            self._parts["muon"] = Muon(
+            self._parts["muon"] = torch.optim.Muon(
                 [
                     {"name": f"{prefix}muon", "params": [weight for _, weight in part], "lr": own}
                     for prefix, own, part in _by_rate(matrices, rate, backbone_lr)
@@ -154,12 +142,12 @@ class MuonAdamW(Optimizer):
         super().__init__(groups, defaults={})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over groups and state after `load_state_dict`, unpickling or a copy."""
+        """Take over groups and state from `load_state_dict`, unpickling or a copy."""
         super().__setstate__(state)
-        # An optimizer pickles and copies its groups and state alone; the parts are made again from the groups.
+        # An optimizer pickles and copies only its groups and state; the parts are made again from the groups.
         if "_parts" not in self.__dict__:
             self._parts = {}
-        makers: dict[str, Callable[..., Optimizer]] = {"muon": Muon, "adamw": torch.optim.AdamW}
+        makers: dict[str, Callable[..., Optimizer]] = {"muon": torch.optim.Muon, "adamw": torch.optim.AdamW}
         for kind in dict.fromkeys(group["kind"] for group in self.param_groups):
             if kind not in self._parts:
                 self._parts[kind] = makers[kind]([dict(group) for group in self.param_groups if group["kind"] == kind])
@@ -169,28 +157,18 @@ class MuonAdamW(Optimizer):
                     for name, value in self._parts[kind].defaults.items():
                         group.setdefault(name, value)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; one without is left as it is.
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
 
-        Args:
-            closure: computes the loss and the gradients; called once.
-
-        Returns:
-            What the closure returned.
+        `closure`, if given, computes loss and gradients and is called once; its loss is returned.
         """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for kind, part in self._parts.items():
-            # Loading replaces groups and state, and a scheduler writes into the groups: link anew every time.
+            # Loading replaces groups and state, and a scheduler writes into the groups, so link them at every step.
             part.param_groups = [group for group in self.param_groups if group["kind"] == kind]
             part.state = self.state
             part.step()
@@ -213,7 +191,7 @@ def _trainable(named_parameters: Named) -> list[tuple[str, Parameter]]:
 def _by_rate(
     parameters: list[tuple[str, Parameter]], lr: float, backbone_lr: float | None
 ) -> list[tuple[str, float, list[tuple[str, Parameter]]]]:
-    """Prefix of the groups' names, learning rate and parameters: all together, or backbone and classifier apart."""
+    """(Prefix of the groups' names, learning rate, parameters); backbone and LM head apart if they have their own."""
     if backbone_lr is None:
         return [("", lr, parameters)]
     module = [(name, weight) for name, weight in parameters if name.startswith("recyclable.")]
@@ -224,7 +202,7 @@ def _by_rate(
 def _decay_groups(
     parameters: list[tuple[str, Parameter]], weight_decay: float, prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """One group of matrices that decay and one of the rest; an empty one is left out."""
+    """A group of matrices, which decay, and one of vectors, which do not; an empty one is left out."""
     decay = [parameter for _, parameter in parameters if parameter.ndim >= 2]
     no_decay = [parameter for _, parameter in parameters if parameter.ndim < 2]
     groups = [
@@ -244,22 +222,22 @@ def _is_finite(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-def _problems_of_adamw(lr: float, betas: tuple[float, float], weight_decay: float, eps: float) -> list[str]:
+def _problems(
+    parameters: list[tuple[str, Parameter]],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    backbone_lr: float | None,
+) -> list[str]:
+    numbers = {"lr": lr, "weight_decay": weight_decay, "eps": eps, "backbone_lr": backbone_lr}
     problems = [
         f"optimizer.{name}: {value} is not a finite number >= 0"
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps))
-        if not _is_finite(value)
+        for name, value in numbers.items()
+        if value is not None and not _is_finite(value)
     ]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         problems.append(f"optimizer.betas: {list(betas)} are not two numbers in [0, 1)")
+    if not parameters:
+        problems.append("optimizer: the model has no trainable parameter; unfreeze backbone or module")
     return problems
-
-
-def _problems_of_backbone_lr(backbone_lr: float | None) -> list[str]:
-    if backbone_lr is None or _is_finite(backbone_lr):
-        return []
-    return [f"optimizer.backbone_lr: {backbone_lr} is not a finite number >= 0; null takes lr"]
-
-
-def _problems_of_parameters(parameters: list[tuple[str, Parameter]]) -> list[str]:
-    return [] if parameters else ["optimizer: the model has no trainable parameter; unfreeze backbone or module"]

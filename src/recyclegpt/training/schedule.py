@@ -1,4 +1,8 @@
-"""Learning-rate schedules. `step` counts optimizer steps already taken: 0 is the rate of the first one.
+"""Learning-rate schedules: linear warm-up, then `wsd`, `cosine` or `constant`.
+
+All of them multiply the rates of every group by the same factor. `step` counts optimizer steps already taken: 0 is the
+rate of the first one. `num_steps` are the optimizer steps of the whole run, `num_warmup_steps` those of the rise (the
+last of them has the full rate), and `floor` is the share of the full rate left at the end and kept from then on.
 
 The length of the run is an argument. Asking the trainer for it (`estimated_stepping_batches`) would build the data
 loader early and so keep its saved state from being restored (lightning#20550).
@@ -15,20 +19,9 @@ from recyclegpt.errors import ConfigError
 
 
 def wsd(
-    optimizer: Optimizer,
-    num_steps: int,
-    num_warmup_steps: int = 0,
-    decay_fraction: float = 0.4,
-    floor: float = 0.0,
+    optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, decay_fraction: float = 0.4, floor: float = 0.0
 ) -> LambdaLR:
-    """Warm-up, stable, decay (arXiv 2404.06395): linear up, constant, linear down over the last part of the run.
-
-    Args:
-        optimizer: whose groups' rates are multiplied, all by the same factor.
-        num_steps: optimizer steps of the whole run.
-        num_warmup_steps: steps of the rise; the last of them has the full rate.
-        decay_fraction: share of `num_steps` over which the rate falls, at the end.
-        floor: share of the full rate that is left at `num_steps` and kept after.
+    """Warm-up, stable, decay (arXiv 2404.06395): linear up, constant, linear down over the last `decay_fraction`.
 
     Raises:
         ConfigError: naming every value that cannot work.
@@ -49,12 +42,6 @@ def wsd(
 def cosine(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, floor: float = 0.1) -> LambdaLR:
     """Linear warm-up, then half a cosine down to `floor` at `num_steps` (arXiv 1608.03983, without restarts).
 
-    Args:
-        optimizer: whose groups' rates are multiplied, all by the same factor.
-        num_steps: optimizer steps of the whole run.
-        num_warmup_steps: steps of the rise; the last of them has the full rate.
-        floor: share of the full rate that is left at `num_steps` and kept after.
-
     Raises:
         ConfigError: naming every value that cannot work.
     """
@@ -64,12 +51,7 @@ def cosine(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, floo
 
 
 def constant(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0) -> LambdaLR:
-    """Linear warm-up, then the full rate for good.
-
-    Args:
-        optimizer: whose groups' rates are multiplied, all by the same factor.
-        num_steps: optimizer steps of the whole run.
-        num_warmup_steps: steps of the rise; the last of them has the full rate.
+    """Linear warm-up, then the full rate to the end.
 
     Raises:
         ConfigError: naming every value that cannot work.
@@ -107,7 +89,7 @@ def cosine_factor(step: int, num_steps: int, num_warmup_steps: int, floor: float
 def _problems(num_steps: int, num_warmup_steps: int, floor: float) -> list[str]:
     problems = []
     if num_steps < 1:
-        problems.append(f"the run has {num_steps} optimizer steps; it needs one at least")
+        problems.append(f"the run has {num_steps} optimizer steps; it needs at least one")
     if num_warmup_steps < 0:
         problems.append(f"scheduler.num_warmup_steps: {num_warmup_steps} is negative; 0 means no warm-up")
     elif num_warmup_steps > num_steps >= 1:

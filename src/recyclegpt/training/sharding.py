@@ -1,4 +1,4 @@
-"""Weights spread over processes (FSDP2, `torch.distributed.fsdp.fully_shard`), and gathered again."""
+"""Weights sharded over processes (FSDP2, `torch.distributed.fsdp.fully_shard`), and gathered again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from recyclegpt.training.compile import layers_of
 
 
 def shard(module: LightningModule, model: RecycleGPT, mesh: DeviceMesh) -> None:
-    """Spread the weights over the processes of a one-dimensional mesh, in place.
+    """Shard the weights over the processes of a one-dimensional mesh, in place.
 
-    Each layer is gathered when it runs. Embedding, norms, fold and classifier belong to the step as a whole, because
-    the dual loss reads the classifier's weight itself: they are gathered when a step begins and kept until its backward
-    pass has ended.
+    Each layer is gathered when it runs. Embedding, norms, fold and LM head are gathered when a step begins and kept
+    until its backward pass has ended, because the dual loss reads the LM head's weight itself.
     """
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
@@ -27,15 +26,12 @@ def shard(module: LightningModule, model: RecycleGPT, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether any weight is spread over processes."""
+    """Whether any weight is sharded over processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def gathered(model: RecycleGPT) -> RecycleGPT:
-    """A whole copy of a model of which each process holds a part. Every process has to call it.
-
-    A model that is whole already is given back itself.
-    """
+    """A whole copy of a sharded model; a model that is not sharded is returned as it is. Every process must call it."""
     if not is_sharded(model):
         return model
     with torch.device("meta"):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, stage_seconds
-from recyclegpt.benchmark.breakdown import STAGES
+from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
+from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.grid import BenchConfig, bench
 from recyclegpt.benchmark.speed import decode, interleave
@@ -83,7 +83,7 @@ def test_pass_timer_measures_what_the_decoder_runs(model: RecycleGPT) -> None:
     calls.clear()
     timer.measure(1)
     assert list(dict.fromkeys(calls)) == [("read", 1), ("read", 4), ("recycle", 4), ("recycle", 1)]
-    assert timer.costs().rho == timer.costs().c == 1, "every pass took one tick"
+    assert timer.costs().verify_cost == timer.costs().draft_cost == 1, "every pass took one tick"
 
 
 def test_bytes_of_a_fused_model_are_those_of_the_plain_one(model: RecycleGPT) -> None:
@@ -99,8 +99,8 @@ def test_bytes_of_a_fused_model_are_those_of_the_plain_one(model: RecycleGPT) ->
 
 def test_stages_add_up_to_a_generation(model: RecycleGPT) -> None:
     decoder = Decoder.optimised(model)
-    seconds = stage_seconds(decoder, [[1, 2, 3]], Verified(2), 40)
-    assert tuple(seconds) == STAGES
+    seconds = step_breakdown(decoder, [[1, 2, 3]], Verified(2), 40)
+    assert tuple(seconds) == PARTS
     assert all(seconds[stage] > 0 for stage in ("backbone", "head", "module", "sampling"))
     run = decode(decoder, [[1, 2, 3]], Verified(2), 40)
     # A loose bound, since the machine may be busy: what it catches is a stage counted twice or a wrong unit.

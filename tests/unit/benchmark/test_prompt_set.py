@@ -90,7 +90,7 @@ def test_rows_count_what_the_decoders_wrote() -> None:
             assert row["equal"] == 1
             assert row["common_prefix"] == num
         if row["strategy"] == "autoregressive":
-            assert row["speedup"] == row["tokens_per_pass"] == 1
+            assert row["speedup"] == row["mean_accepted_length"] == 1
             assert row["acceptance"] is None
     for m in (1, 2):
         common, same = [], []
@@ -102,6 +102,6 @@ def test_rows_count_what_the_decoders_wrote() -> None:
         row = by_key[OVERALL, "alternating", m]
         assert row["equal"] == sum(same) / 3
         assert row["common_prefix"] == pytest.approx(sum(common) / 3)
-        assert row["tokens_per_pass"] == m + 1
+        assert row["mean_accepted_length"] == m + 1
     verified = by_key[OVERALL, "verified", 1]
-    assert verified["tokens_per_pass"] == pytest.approx(1 + verified["acceptance"])
+    assert verified["mean_accepted_length"] == pytest.approx(1 + verified["acceptance"])

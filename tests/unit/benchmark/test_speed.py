@@ -61,7 +61,11 @@ def test_budget_stops_after_whole_rounds(model: TickingModel) -> None:
 def test_pass_costs_and_ceilings(model: TickingModel) -> None:
     costs = measure_pass_costs(Decoder(model), 2, position=20, repetitions=2, clock=lambda: model.now)
     assert costs.backbone_pass_s == 11
-    assert (costs.rho, costs.c, costs.c_one) == (pytest.approx(13 / 11), pytest.approx(3 / 11), pytest.approx(3 / 11))
+    assert (costs.verify_cost, costs.draft_cost, costs.single_draft_cost) == (
+        pytest.approx(13 / 11),
+        pytest.approx(3 / 11),
+        pytest.approx(3 / 11),
+    )
     assert costs.ceiling() == pytest.approx(3 / (13 / 11 + 6 / 11))
     assert costs.ceiling(acceptance=0.5) == pytest.approx(2 / (13 / 11 + 6 / 11))
     assert PassCosts(1, 1.0, 1.0, 0.25, 0.2).ceiling() == pytest.approx(2 / 1.25)

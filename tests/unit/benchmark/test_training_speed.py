@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -48,33 +47,6 @@ def test_a_row_is_medians_and_their_spread() -> None:
 def test_the_module_is_compared_with_its_operations() -> None:
     shares = module_shares(speed([1.5], 120.0), speed([1.2], 100.0))
     assert shares == pytest.approx({"flops_share": 0.2, "time_share": 0.25, "time_beyond_flops": 0.05})
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_phases_of_all_passes_are_summed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self, stream: Any) -> None:
-            assert stream == "stream"
-            self.moment = now
-
-        def elapsed_time(self, later: Event) -> float:  # milliseconds
-            return (later.moment - self.moment) * 1e3
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    monkeypatch.setattr("torch.cuda.Event", Event)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda _: "stream")
-    marks = _Marks(torch.device(kind))
-    for phase, duration in (("begin", 9), ("forward", 1), ("backward", 2), ("forward", 3), ("backward", 4)):
-        now += duration
-        marks.at(phase)
-    now += 5
-    marks.at("optimizer")
-    assert marks.seconds() == pytest.approx({"forward": 4.0, "backward": 6.0, "optimizer": 5.0})
 
 
 def test_a_step_trains() -> None:

@@ -85,9 +85,10 @@ def fit(
     return trainer, module
 
 
-def monitor(folder: Path, **settings: object) -> DecodingMonitor:
+def monitor(folder: Path, temperature: float = 0.0, **settings: object) -> DecodingMonitor:
     chosen = {"num_prompts": 2, "prompt_tokens": 6, "new_tokens": 8, "repetitions": 2, **settings}
-    return DecodingMonitor(folder=str(folder), dtype="float32", **chosen)
+    decoding = {"strategy": "verified", "dtype": "float32", "temperature": temperature}
+    return DecodingMonitor(decoding, str(folder), **chosen)
 
 
 def test_training_with_the_monitor_equals_training_without_bit_for_bit(tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def test_every_tag_is_measured_and_written(tmp_path: Path) -> None:
         assert rows[-1][tag] == pytest.approx(value, rel=1e-5)
     metrics = trainer.callback_metrics
     assert 0 <= metrics["decode/acceptance"] <= 1
+    assert 1 <= metrics["decode/mean_accepted_length"] <= 2
     assert metrics["decode/ceiling_alternating"] >= metrics["decode/ceiling_verified"]
     assert len(rows[0]["repetitions"]["verified"]) == 2
 
@@ -140,20 +142,6 @@ def test_rows_after_the_point_of_resumption_are_written_again(tmp_path: Path) ->
     assert [row.get("old", False) for row in rows] == [True, False, False]
 
 
-def test_the_monitor_alone_leaves_the_random_state(tmp_path: Path) -> None:
-    class Checked(DecodingMonitor):
-        def _measure(self, trainer: Trainer, pl_module: LitRecycleGPT) -> object:
-            torch.rand(100)
-            return super()._measure(trainer, pl_module)
-
-        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LitRecycleGPT) -> None:
-            before = torch.get_rng_state()
-            super().on_validation_epoch_end(trainer, pl_module)
-            assert torch.equal(torch.get_rng_state(), before)
-
-    fit(tmp_path, Checked(prompt_tokens=6, new_tokens=8, num_prompts=1, repetitions=1, dtype="float32"))
-
-
 def test_nothing_runs_in_the_sanity_check(tmp_path: Path) -> None:
     class Counting(DecodingMonitor):
         calls = 0
@@ -168,7 +156,7 @@ def test_nothing_runs_in_the_sanity_check(tmp_path: Path) -> None:
     assert counting.calls == 2
 
 
-def test_a_failed_measurement_is_told_and_does_not_end_training(tmp_path: Path) -> None:
+def test_a_failed_measurement_is_reported_and_does_not_end_training(tmp_path: Path) -> None:
     class Failing(DecodingMonitor):
         def _measure(self, trainer: Trainer, pl_module: LitRecycleGPT) -> object:
             torch.rand(100)
@@ -181,7 +169,7 @@ def test_a_failed_measurement_is_told_and_does_not_end_training(tmp_path: Path) 
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), without.parameters(), strict=True))
 
 
-def test_too_long_prompts_are_told(tmp_path: Path) -> None:
+def test_too_long_prompts_are_reported(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"prompt_tokens \+ new_tokens = 30 exceed the context of 24"):
         fit(tmp_path, monitor(tmp_path, new_tokens=24))
 

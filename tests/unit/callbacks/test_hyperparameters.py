@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
-from recyclegpt.callbacks.hyperparameters import HyperParameters, flatten
+from recyclegpt.callbacks.hyperparameters import HyperParameters
 
 CONFIG = {
     "seed": 3,
@@ -114,20 +114,3 @@ def test_a_failed_run_has_values_but_no_mark_of_success(tmp_path: Path) -> None:
     found = content(run(tmp_path, fails=True))
     assert metadata.SESSION_START_INFO_TAG in found
     assert metadata.SESSION_END_INFO_TAG not in found
-
-
-def test_another_rank_writes_nothing(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
-
-    class Rank1:
-        is_global_zero, interrupted, global_step, loggers = False, False, 0, [logger]
-
-    callback = HyperParameters(CONFIG, METRICS)
-    callback.on_fit_start(Rank1, None)
-    callback.on_fit_end(Rank1, None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_flatten_spells_out_what_the_tab_cannot_hold() -> None:
-    nested = {"a": {"b": {"c": 1}, "empty": {}}, "nan": math.nan, "path": Path("x"), "yes": True, "text": "t"}
-    assert flatten(nested) == {"a.b.c": 1, "a.empty": "{}", "nan": "nan", "path": "x", "yes": True, "text": "t"}

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from recyclegpt.callbacks.throughput import Throughput, peak_memory_bytes
+from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.data import Batch
 from recyclegpt.hardware.device import peak_flops
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -125,15 +125,6 @@ def test_tokens_of_all_processes() -> None:
     assert run.logged[0][1]["train/tokens_per_s"] == 4 * B * T
 
 
-def test_nothing_trained_and_a_failure() -> None:
-    run = Run()
-    assert math.isnan(run.throughput.tokens_per_s)
-    run.batch(wait_s=0, step_s=3)
-    run.throughput.on_exception(run.trainer, run.module, RuntimeError())
-    run.now += 100
-    assert run.throughput.seconds == 3
-
-
 def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     config, recycle = ModelConfig(vocab_size=32, hidden_size=16, num_heads=2, num_layers=1), RecycleConfig(num_layers=1)
     run = Run(world_size=2)
@@ -156,14 +147,8 @@ def test_mfu_is_not_guessed() -> None:
     ("name", "peak"),
     [
         ("NVIDIA H200", 989.4e12),
-        ("NVIDIA H200 NVL", 835.5e12),
-        ("NVIDIA GH200 480GB", 989.4e12),
         ("NVIDIA H100 80GB HBM3", 989.4e12),
         ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40", 181.05e12),
-        ("NVIDIA L40S", 362.05e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12),
     ],
 )
@@ -176,10 +161,6 @@ def test_known_peaks(name: str, peak: float) -> None:
 )
 def test_unknown_peaks(name: str) -> None:
     assert math.isnan(peak_flops(name))
-
-
-def test_memory_is_in_bytes() -> None:
-    assert 2**20 < peak_memory_bytes(torch.device("cpu")) < 2**40
 
 
 class Tiny(LightningModule):

@@ -41,7 +41,7 @@ def test_tensorboard_gets_curve_and_figure_where_there_is_a_module(tmp_path: Pat
     views_NBT = torch.randint(29, (3, 2, 20))
     lit.held_out = HeldOutMetrics(lit.token_num_bytes_V, torch.device("cpu"))
     with torch.no_grad():
-        lit.held_out.add(lit.dual_loss(lit.model, views_NBT), views_NBT)
+        lit.held_out.add(lit.dual_loss(lit.model.states(views_NBT), lit.model.lm_head.weight, views_NBT), views_NBT)
     for name in ("val/ppl_backbone", "val/ppl_alternating", "decode/tokens_per_s_alternating"):
         trainer.callback_metrics[name] = torch.tensor(20.0)
     TradeOffFigure().on_validation_end(trainer, lit)

@@ -1,4 +1,4 @@
-"""A small config tree with everything the command line has to explain."""
+"""A small config tree with groups, a sweep and run folders of its own."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ hydra:
     "data/stdlib.yaml": "rows: 1\n",
     "data/text_files.yaml": "rows: 2\npaths: ???\n",
     "data/tiny.yaml": "rows: 3\n",
-    "experiment/deep.yaml": "# @package _global_\ndefaults:\n  - override /data: tiny\ndepth: 12\nextra_key: 1\n",
+    "experiment/deep.yaml": "# @package _global_\ndefaults:\n  - override /data: tiny\ndepth: 12\n",
     "sweep/depths.yaml": """\
 # @package _global_
 defaults:
@@ -48,18 +48,6 @@ hydra:
     controls:
       no_data: [data=tiny]
       heavy: [loss.recycle_weight=9, depth=7]
-""",
-    "sweep/broken.yaml": """\
-# @package _global_
-defaults:
-  - override /hydra/sweeper: controlled
-hydra:
-  mode: MULTIRUN
-  sweeper:
-    params:
-      depht: 1,2
-    controls:
-      other: [data=nothing]
 """,
 }
 

@@ -1,6 +1,5 @@
 """Runs, sweeps and shown configs through Hydra, with a task that only notes what it saw."""
 
-import json
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from recyclegpt.configuration.hydra_app import hydra_run, parse_flags
+from recyclegpt.configuration.hydra_app import hydra_run, write_hydra_folder
 from recyclegpt.errors import ConfigError, Stopped
 
 
@@ -86,11 +85,17 @@ def test_a_sweep_file_needs_no_flag(conf_dir, program):
 
 
 def test_a_mistake_is_explained_before_anything_starts(conf_dir, program, tmp_path, capfd):
-    with pytest.raises(ConfigError) as caught:
-        hydra_run(pytest.fail, "train", program("dpeth=1", "data=foo"), conf_dir=conf_dir)
-    assert len(caught.value.problems) == 2
+    for argv in (("dpeth=1",), ("-m", "data=foo,tiny", "hydra/sweeper=controlled"), ("depth=1,2",)):
+        with pytest.raises(ConfigError) as caught:
+            hydra_run(pytest.fail, "train", program(*argv), conf_dir=conf_dir)
+        assert len(caught.value.problems) == 1
     assert not (tmp_path / "runs").exists()
-    assert capfd.readouterr() == ("", "")
+
+
+def test_a_mistake_in_the_last_job_is_found_before_the_first_runs(conf_dir, program):
+    argv = program("sweep=depths", "hydra.sweeper.controls.heavy=['data=nowhere']")
+    with pytest.raises(ConfigError, match="nowhere"):
+        hydra_run(pytest.fail, "train", argv, conf_dir=conf_dir)
 
 
 def test_a_config_error_of_a_single_run_comes_out_whole_and_quiet(conf_dir, program, capfd):
@@ -143,7 +148,7 @@ def test_a_run_that_was_asked_to_stop_ends_its_sweep(conf_dir, program):
 
 
 def test_cfg_job_prints_and_runs_nothing(conf_dir, program, tmp_path, capsys):
-    argv = program("depth=8", "--cfg", "job", "data=text_files")
+    argv = program("depth=8", "data=text_files", "--cfg", "job")
     assert hydra_run(pytest.fail, "train", argv, conf_dir=conf_dir) is None
     out = capsys.readouterr().out
     assert "depth: 8" in out
@@ -153,46 +158,9 @@ def test_cfg_job_prints_and_runs_nothing(conf_dir, program, tmp_path, capsys):
     assert "recycle_weight: 0.3" in capsys.readouterr().out
 
 
-def test_help_and_info_run_nothing(conf_dir, program, capsys):
-    with pytest.raises(SystemExit) as leaving:
-        hydra_run(pytest.fail, "train", program("--help"), conf_dir=conf_dir)
-    assert leaving.value.code == 0
-    assert "data: stdlib, text_files, tiny" in capsys.readouterr().out
-
-
-def test_folders_and_names_can_be_given_by_flags(conf_dir, program, tmp_path):
-    (conf_dir / "train.yaml").rename(conf_dir / "other.yaml")
-    extra = tmp_path / "extra" / "data"
-    extra.mkdir(parents=True)
-    (extra / "mine.yaml").write_text("rows: 42\n")
-    argv = program("-cp", str(conf_dir), "data=mine", "-cn", "other", "-cd", str(extra.parent))
-    assert hydra_run(lambda cfg: cfg.data.rows, "train", argv, conf_dir=tmp_path / "wrong") == 42
-
-
 def test_hydras_own_complaints_are_problems_too(conf_dir, program):
     with pytest.raises(ConfigError, match="Only one of"):
         hydra_run(pytest.fail, "train", program("--cfg", "job", "-m"), conf_dir=conf_dir)
-
-
-def test_flags_are_told_from_overrides():
-    flags = parse_flags(["a=1", "-m", "~b", "--cfg", "job", "-p=x", "+c=2", "-i", "--info", "config", "-cn", "other"])
-    assert flags.overrides == ["a=1", "~b", "+c=2"]
-    assert flags.multirun
-    assert not flags.runs
-    assert flags.values == {"--cfg": "job", "--package": "x", "--info": "config", "--config-name": "other"}
-    assert flags.to_argv() == ["a=1", "~b", "+c=2", "--multirun", "--cfg=job", "--package=x", "--info=config"]
-    assert parse_flags(["-m", "a=1,2"]).runs
-
-
-def test_all_wrong_flags_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        parse_flags(["--multrun", "-x", "--cfg", "jobs", "-cd", "--experimental-rerun=job.pickle"])
-    unknown, strange, choice, lacking, refused = caught.value.problems
-    assert unknown == "--multrun: unknown flag; did you mean --multirun?"
-    assert strange == "-x: unknown flag; overrides are KEY=VALUE"
-    assert choice == "--cfg jobs: choose from: job, hydra, all"
-    assert lacking == "-cd: needs a value"
-    assert refused.startswith("--experimental-rerun: would unpickle")
 
 
 def test_a_distributed_child_finds_its_parents_run(conf_dir, program, tmp_path):
@@ -204,9 +172,19 @@ def test_a_distributed_child_finds_its_parents_run(conf_dir, program, tmp_path):
     assert not (folder / ".hydra").exists()
 
 
-def test_the_task_may_write_json_beside_hydras_files(conf_dir, program, tmp_path):
-    def task(cfg):
-        Path(cfg.paths.output_dir, "seen.json").write_text(json.dumps({"depth": cfg.depth}))
+def test_the_task_writes_what_hydra_would(conf_dir, program, tmp_path):
+    folder = tmp_path / "runs" / "x"
 
-    hydra_run(task, "train", program("name=x"), conf_dir=conf_dir)
-    assert json.loads((tmp_path / "runs" / "x" / "seen.json").read_text()) == {"depth": 2}
+    def task(cfg):
+        assert not list(folder.iterdir())
+        write_hydra_folder(cfg, folder)
+
+    hydra_run(
+        task,
+        "train",
+        program("name=x", "depth=3", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+        conf_dir=conf_dir,
+    )
+    assert "depth: 3" in (folder / ".hydra" / "config.yaml").read_text()
+    assert "depth=3" in (folder / ".hydra" / "overrides.yaml").read_text()
+    assert (folder / ".hydra" / "hydra.yaml").is_file()

@@ -48,7 +48,6 @@ class Recorder(LightningModule):
         self.num_validated = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.trainer.datamodule.trained_on(batch.state)  # type: ignore[attr-defined]
         self.seen.append(batch.views_NBT.clone())
         return self.weight.sum()
 
@@ -198,15 +197,6 @@ def test_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatch)
     data.prepare()
     data.prepare()
     assert data.vocab_size == 280
-
-
-def test_stream_is_one_corpus_like_the_others(text: Path) -> None:
-    data = streamed(text, 0)
-    assert data.train_num_tokens is None
-    assert data.unigram_counts().sum() > 1000
-    assert len(data.val_dataloader()) == 3
-    val = set(data.tokenizer.decode(data.val_tokens().tolist()).split("<|endoftext|>"))
-    assert "line 0 of a small corpus" in val
 
 
 def test_bad_settings_are_all_named(text: Path) -> None:

@@ -122,11 +122,6 @@ def test_validation_takes_what_there_is_and_says_when_it_is_too_little() -> None
         ValBatches(TOKENS, PACKING, 20, 1, 0, 2)
 
 
-def test_too_little_text_for_a_row() -> None:
-    with pytest.raises(ConfigError, match="do not fill one row"):
-        PackedRows(TokenArray(np.arange(5)), PACKING, 1, 1)
-
-
 class Damaged(PackedRows):
     """Meets something it cannot read in its third batch."""
 

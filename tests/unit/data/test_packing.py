@@ -55,10 +55,3 @@ def test_documents_are_counted_from_their_ends(tokens: list[int]) -> None:
     for n in range(3):
         for t in range(5):
             assert documents[n, 0, t] == sum(token == 0 for token in tokens[: t + n])  # ends strictly before this token
-
-
-def test_documents_are_absent_unless_asked_for() -> None:
-    views, documents = Packing(2, 2).views(np.array([[1, 2, 3]]))
-    assert documents is None
-    assert views.dtype == torch.int64
-    assert views.tolist() == [[[1, 2]], [[2, 3]]]

@@ -131,11 +131,6 @@ def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.
     assert "lines: left out documents that are empty: 1\n  lines, train document 2" in caplog.text
 
 
-def test_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="val split holds no document"):
-        tokenize_corpus(Lines(["text"], []), TokenizerConfig("byte"), tmp_path / "out", progress=False)
-
-
 def test_cache_is_built_once_and_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fingerprint = CORPUS.fingerprint()
     config = TokenizerConfig("bpe", vocab_size=280)
@@ -174,13 +169,6 @@ def test_without_the_lock_the_first_folder_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
-def test_other_content_has_another_cache(tmp_path: Path) -> None:
-    other = Lines(["something else"], ["val"])
-    tokenizer = TextTokenizer.bytes()
-    folders = {build_shards(corpus, corpus.fingerprint(), tokenizer, tmp_path, 0, False) for corpus in (CORPUS, other)}
-    assert len(folders) == 2
-
-
 def test_damaged_shards_are_left_out_up_to_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "out"
     tokenize_corpus(CORPUS, TokenizerConfig("byte"), folder, tokens_per_shard=500, progress=False)
@@ -193,17 +181,6 @@ def test_damaged_shards_are_left_out_up_to_the_limit(tmp_path: Path, caplog: pyt
     assert "train-00000.npy: cannot be opened" in caplog.text
     with pytest.raises(ConfigError, match=r"max_skipped=1.*train-00000.*train-00001"):
         Tokenized(str(folder)).open(1)
-
-
-def test_folders_that_are_no_shards_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no meta\.json"):
-        Tokenized(str(tmp_path))
-    (tmp_path / "meta.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        Tokenized(str(tmp_path))
-    (tmp_path / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(ConfigError, match="format 99"):
-        Tokenized(str(tmp_path))
 
 
 def test_another_tokenizer_beside_the_shards_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.data import PythonStdlib
-from recyclegpt.errors import ConfigError
 
 
 @pytest.fixture
@@ -59,11 +58,6 @@ def test_coding_cookie_is_honoured_and_bad_bytes_are_named(tmp_path: Path) -> No
     assert any("'é'" in record.text for record in records)
     assert [record.problem for record in records if record.problem] != []
     assert all("b.py" in record.problem for record in records if record.problem)
-
-
-def test_no_source_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data=text_files"):
-        PythonStdlib(str(tmp_path)).files()
 
 
 def test_the_interpreters_own_library() -> None:

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-from recyclegpt.data import TextTokenizer, TokenizerConfig
-from recyclegpt.data.tokenizer import load_tokenizer, write_stop_tokens
-from recyclegpt.errors import ConfigError
+from recyclegpt.data import TextTokenizer
+from recyclegpt.data.tokenizer import write_stop_tokens
 
 CORPUS = ["def add(a, b):\n    return a + b\n" * 20, "Grüße an die Welt, 世界! 🙂 " * 20]
 BYTES = TextTokenizer.bytes()
@@ -164,30 +163,3 @@ def test_documents_and_prompts_begin_as_the_template_of_a_file_says(tmp_path: Pa
     read = TextTokenizer.from_file(tmp_path)
     assert (read.start_ids, read.fingerprint) == ([start], llama.fingerprint)
     assert pickle.loads(pickle.dumps(llama)).start_ids == [start]
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"kind": "wordpiece"}, ["kind", "wordpiece"]),
-        ({"kind": "bpe", "vocab_size": 100}, ["vocab_size", "257"]),
-        ({"kind": "file"}, ["path"]),
-        ({"kind": "byte", "path": "x"}, ["path"]),
-        ({"kind": "bpe", "vocab_size": 1, "path": "x", "end_token": ""}, ["vocab_size", "path", "end_token"]),
-    ],
-)
-def test_bad_settings_are_all_named(settings: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        TokenizerConfig(**settings)  # type: ignore[arg-type]
-    assert all(word in str(caught.value) for word in words)
-
-
-def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path)))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is not a tokenizer\.json"):
-        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path)))
-    BPE.save(tmp_path / "tokenizer.json")
-    with pytest.raises(ConfigError, match="'<end>' is not in the vocabulary"):
-        load_tokenizer(TokenizerConfig(kind="file", path=str(tmp_path), end_token="<end>"))

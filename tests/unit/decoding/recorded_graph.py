@@ -20,8 +20,8 @@ ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", 
 """Operators whose result the host has to wait for."""
 
 
-class HostWaitedError(Exception):
-    """The host asked for a value while a graph was captured."""
+class HostWaitedError(RuntimeError):
+    """The host asked for a value while a graph was captured; on CUDA a RuntimeError too."""
 
 
 class RecordedGraph:

@@ -90,7 +90,7 @@ def test_batch_equals_single(seed: int, num_recycled: int, sampled: bool) -> Non
         for row, prompt in enumerate(prompts):
             alone = decoder.generate([prompt], strategy, 14, sampling, stop_tokens=[3], seed=seed + row)
             assert together.tokens[row] == alone.tokens[0]
-            assert together.recycled[row] == alone.recycled[0]
+            assert together.drafted[row] == alone.drafted[0]
 
 
 def test_unrolled_training_gives_the_logits_of_decoding() -> None:
@@ -114,7 +114,7 @@ def test_unrolled_training_gives_the_logits_of_decoding() -> None:
         num_rows = len(text) - num_recycled
         views_NBT = torch.stack([torch.tensor([text[n : n + num_rows]]) for n in range(num_recycled + 1)])
         with torch.no_grad():
-            states = model(views_NBT, num_unrolled=num_recycled)
+            states = model.states(views_NBT, num_unrolled=num_recycled)
             unrolled = [model.logits(state)[0] for state in states.recycled_KBTC]
         # The prompt's pass classifies its last state, then each cycle the m proposals.
         proposals = seen[1:]

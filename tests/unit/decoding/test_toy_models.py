@@ -36,7 +36,7 @@ def test_always_agreeing_module_costs_one_pass_per_m_plus_1_tokens(num_recycled:
 def test_never_agreeing_module_is_rejected_every_time() -> None:
     result = Decoder(CountingModel(never)).generate([[5]], Verified(2), 6)
     assert result.tokens == [[6, 7, 8, 9, 10, 11]]
-    assert result.recycled == [[False] * 6]
+    assert result.drafted == [[False] * 6]
     assert result.counts.num_backbone_passes == 6
     assert result.counts.acceptance == 0
 
@@ -45,7 +45,7 @@ def test_alternating_keeps_wrong_tokens_and_counts_them() -> None:
     result = Decoder(CountingModel(never)).generate([[5]], Alternating(1), 6)
     # backbone 6, module skips to 8, backbone counts on from there
     assert result.tokens == [[6, 8, 9, 11, 12, 14]]
-    assert result.recycled == [[False, True] * 3]
+    assert result.drafted == [[False, True] * 3]
     assert result.counts.agreement == 0
     assert result.counts.acceptance == 1
 
@@ -54,8 +54,9 @@ def test_sometimes_agreeing_module_is_kept_up_to_the_first_error() -> None:
     result = Decoder(CountingModel(lambda position: position % 3 != 0)).generate([[1]], Verified(2), 9)
     assert result.tokens == [list(range(2, 11))]
     # the token at position p is p + 1; a recycled token at a multiple of 3 is rejected, so the backbone writes it
-    assert [position for position, ours in enumerate(result.recycled[0], start=1) if ours] == [2, 4, 5, 7, 8]
+    assert [position for position, ours in enumerate(result.drafted[0], start=1) if ours] == [2, 4, 5, 7, 8]
     assert (result.counts.num_accepted, result.counts.num_verified) == (5, 6)
+    assert result.counts.mean_accepted_length == 1 + 5 / 3, "one token by the prefill, eight in three steps"
 
 
 def test_autoregressive_reads_one_token_a_pass_and_never_calls_the_module() -> None:

@@ -60,11 +60,3 @@ def test_a_long_prompt_keeps_its_end_and_is_counted(decoder: Decoder, caplog: py
     assert a == b
     assert continuer.num_cut == 1
     assert "1 of 2 prompts did not fit" in caplog.text
-
-
-def test_the_same_list_is_written_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    continuer = BatchGenerator(decoder, Autoregressive(), TOKENIZER)
-    asked = [("a", Asked(5, (), GREEDY))]
-    first = continuer.write(asked)
-    monkeypatch.setattr(continuer, "_write", lambda _: pytest.fail("written again"))
-    assert continuer.write(asked) is first

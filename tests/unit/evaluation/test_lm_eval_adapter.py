@@ -166,11 +166,11 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     write_task_file(tmp_path / "tasks", tmp_path / "missing.jsonl")
     with pytest.raises(ConfigError, match=r"own_capitals: cannot be read .*missing\.jsonl"):
         find_tasks(["own_capitals"], tmp_path / "tasks")
-    with pytest.raises(ConfigError, match=r"tasks_path: .* is no folder"):
+    with pytest.raises(ConfigError, match=r"tasks_path: .* is not a folder"):
         find_tasks(["own_capitals"], tmp_path / "nowhere")
 
 
-def test_unknown_names_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     known = lm_eval_adapter.TaskManager
     monkeypatch.setattr(lm_eval_adapter, "TaskManager", lambda **given: known(**given | {"include_defaults": False}))
     with pytest.raises(ConfigError) as caught:
@@ -186,7 +186,7 @@ def test_how_a_task_wants_its_text() -> None:
     assert asked({"until": ["a", ""], "max_gen_toks": 5, "do_sample": True, "temperature": 0.7, "top_p": 0.9}) == Asked(
         5, ("a",), SamplingConfig(temperature=0.7, top_p=0.9)
     )
-    with pytest.raises(ConfigError, match="num_beams are not known"):
+    with pytest.raises(ConfigError, match="num_beams are not supported"):
         asked({"num_beams": 4})
     with pytest.raises(ConfigError, match="generation_kwargs: top_p"):
         asked({"do_sample": True, "top_p": 2.0})

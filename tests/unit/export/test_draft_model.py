@@ -111,7 +111,7 @@ def test_the_draft_speaks_as_the_module(
     # The next proposal: one row more, in which the draft's own state stands in for the one not computed.
     second_BTC = draft(embedded_BTC[:, 1:], torch.cat([hidden_BTC, first_BTC[:, -1:]], dim=1), torch.arange(T + 1))
     views_NBT = torch.stack([tokens_BT[:, step : step + T] for step in range(3)])
-    ours = model(views_NBT, num_unrolled=2).recycled_KBTC
+    ours = model.states(views_NBT, num_unrolled=2).recycled_KBTC
     for state, expected in ((ours[0], first_BTC), (ours[1][:, -1], second_BTC[:, -1])):
         logits, wanted = model.logits(state), target.lm_head(expected)
         assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()

@@ -65,12 +65,12 @@ def test_no_leak_from_the_future(num_unrolled: int) -> None:
     model = build()
     text = torch.randint(31, (1, 16), generator=torch.Generator().manual_seed(3))
     rows = torch.stack([text[:, n : n + 12] for n in range(num_unrolled + 1)])
-    before = model(rows, num_unrolled=num_unrolled)
+    before = model.states(rows, num_unrolled=num_unrolled)
     for changed in range(16):
         other = text.clone()
         other[0, changed] = (other[0, changed] + 1) % 31
         rows = torch.stack([other[:, n : n + 12] for n in range(num_unrolled + 1)])
-        after = model(rows, num_unrolled=num_unrolled)
+        after = model.states(rows, num_unrolled=num_unrolled)
         for offset, (old, new) in enumerate(
             zip([before.hidden_BTC, *before.recycled_KBTC], [after.hidden_BTC, *after.recycled_KBTC], strict=True)
         ):
@@ -90,7 +90,7 @@ def test_documents_do_not_see_each_other() -> None:
     def states(tokens: torch.Tensor) -> list[torch.Tensor]:
         rows = torch.stack([tokens[:, n : n + 12] for n in range(3)])
         owners = torch.stack([documents[:, n : n + 12] for n in range(3)])
-        result = model(rows, owners, num_unrolled=2)
+        result = model.states(rows, owners, num_unrolled=2)
         return [result.hidden_BTC, *result.recycled_KBTC]
 
     for old, new in zip(states(text), states(other), strict=True):
@@ -121,7 +121,7 @@ def test_gradient_of_the_module_into_the_backbone_is_scaled(tied: bool) -> None:
     grads = {}
     for share in (0.0, 0.25, 1.0):
         model.zero_grad()
-        states = model(views(3), num_unrolled=2, backbone_gradient=share)
+        states = model.states(views(3), num_unrolled=2, backbone_grad_scale=share)
         states.recycled_KBTC[1].square().sum().backward()
         grads[share] = {
             name: torch.zeros(()) if p.grad is None else p.grad.clone() for name, p in model.backbone.named_parameters()
@@ -144,14 +144,14 @@ def test_saved_and_loaded_model_is_the_same(tmp_path: Path) -> None:
         loaded = RecycleGPT.from_pretrained(tmp_path / str(tied)).eval()
         assert (loaded.config, loaded.recycle_config) == (model.config, model.recycle_config)
         rows = views(2)
-        for old, new in zip(model(rows).recycled_KBTC, loaded(rows).recycled_KBTC, strict=True):
+        for old, new in zip(model.states(rows).recycled_KBTC, loaded.states(rows).recycled_KBTC, strict=True):
             assert (old == new).all()
         assert (loaded.lm_head.weight is loaded.backbone.embed_tokens.weight) == tied
 
 
 def test_a_model_without_module_says_so() -> None:
     model = RecycleGPT(CONFIG)
-    assert model(views(3)).recycled_KBTC == []
+    assert model.states(views(3)).recycled_KBTC == []
     assert model.num_parameters_recycle() == 0
     with pytest.raises(ValueError, match="no recyclable module"):
         model.recycle(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 24))

@@ -53,7 +53,14 @@ def test_contended_speeds_are_left_out_and_a_bench_takes_their_place(tmp_path: P
     rows = [
         {"strategy": "autoregressive", "num_recycled": 0, "batch": 1, "tokens_per_s": 50.0, "speedup": 1.0},
         {"strategy": "alternating", "num_recycled": 2, "batch": 1, "tokens_per_s": 99.0, "speedup": 1.98},
-        {"strategy": "alternating", "num_recycled": 1, "batch": 1, "tokens_per_s": 70.0, "speedup": 1.4, "rho": 1.1},
+        {
+            "strategy": "alternating",
+            "num_recycled": 1,
+            "batch": 1,
+            "tokens_per_s": 70.0,
+            "speedup": 1.4,
+            "verify_cost": 1.1,
+        },
         {"strategy": "verified", "num_recycled": 1, "batch": 1, "speedup": 1.2, "acceptance": 0.9},
         {"strategy": "verified", "num_recycled": 1, "batch": 16, "speedup": 9.9},
     ]
@@ -70,13 +77,13 @@ def test_contended_speeds_are_left_out_and_a_bench_takes_their_place(tmp_path: P
     assert measured.metrics["decode/speedup_alternating"] == 1.4
     assert measured.metrics["decode/speedup_verified"] == 1.2
     assert measured.metrics["decode/acceptance"] == 0.9
-    assert measured.metrics["decode/rho"] == 1.1
+    assert measured.metrics["decode/verify_cost"] == 1.1
     assert measured.train["tokens_per_s"] is None
     assert spoilt.metrics["decode/speedup_alternating"] == 1.5, "its own were in order"
     assert [problem.path.name for problem in runs.problems] == ["bench.json"]
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no runs found"):
         read_runs(tmp_path)
     with pytest.raises(ConfigError, match="there is no such folder"):

@@ -54,7 +54,7 @@ def test_written_whole_and_alone(tmp_path: Path) -> None:
     assert written["earlier_starts"] == []
 
 
-def test_a_run_that_goes_on_keeps_its_earlier_starts(tmp_path: Path) -> None:
+def test_a_run_that_resumes_keeps_its_earlier_starts(tmp_path: Path) -> None:
     for number in range(3):
         write_provenance(tmp_path, "abc", argv=[f"start {number}"])
     written = read_provenance(tmp_path)

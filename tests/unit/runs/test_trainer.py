@@ -15,12 +15,14 @@ from recyclegpt.runs.trainer import compiles, matmul_precision, trains_on
 )
 def test_auto_follows_the_device(accelerator: str, there: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    cfg = OmegaConf.create({"compile": "auto", "trainer": {"accelerator": accelerator, "precision": "auto"}})
+    cfg = OmegaConf.create(
+        {"training": {"compile": "auto"}, "trainer": {"accelerator": accelerator, "precision": "auto"}}
+    )
     assert trains_on(cfg).type == device
     assert compiles(cfg) == (device == "cuda")
     assert matmul_precision(cfg) == ("high" if device == "cuda" else "highest")
     cfg.trainer.precision = "32-true"
     assert matmul_precision(cfg) == "highest", "fp32 was asked for by name"
     for wanted in (True, False):
-        cfg.compile = wanted
+        cfg.training.compile = wanted
         assert compiles(cfg) is wanted

@@ -33,7 +33,9 @@ def train_once(model: RecycleGPT, num_unrolled: int, masked: bool) -> list[Tenso
     """The loss and every gradient."""
     views_NBT = views(num_unrolled)
     documents_NBT = (torch.arange(T) // 5).expand_as(views_NBT) if masked else None
-    loss = DualLoss(LossConfig(num_unrolled=num_unrolled))(model, views_NBT, documents_NBT).loss
+    states = model.states(views_NBT, documents_NBT, num_unrolled)
+    dual_loss = DualLoss(LossConfig(num_unrolled=num_unrolled))
+    loss = dual_loss(states, model.lm_head.weight, views_NBT, documents_NBT).loss
     loss.backward()
     return [loss.detach(), *[parameter.grad for parameter in model.parameters() if parameter.grad is not None]]
 
@@ -59,8 +61,8 @@ def test_nothing_is_run_again_without_gradients() -> None:
     recompute_layers(model, 1)
     assert list(model.state_dict()) == list(make_model().state_dict())
     with torch.no_grad():
-        hidden_BTC = model(views(1)).hidden_BTC
-    assert torch.equal(hidden_BTC, make_model()(views(1)).hidden_BTC)
+        hidden_BTC = model.states(views(1)).hidden_BTC
+    assert torch.equal(hidden_BTC, make_model().states(views(1)).hidden_BTC)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_the_layers_of_a_whole_sweep_are_compiled(monkeypatch: pytest.MonkeyPatc
             config = ModelConfig(V, T, num_layers=1, hidden_size=4 * heads, num_heads=heads)
             model = RecycleGPT(config, RecycleConfig(num_layers=0))
             set_up_layers(model, True, 0)
-            model(views(1))
+            model.states(views(1))
         assert limits.recompile_limit == limits.accumulated_recompile_limit == GRAPHS
     torch._dynamo.reset()
     assert counter.frame_count == len(shapes)

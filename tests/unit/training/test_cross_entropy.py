@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recyclegpt.kernels.build import find_compiler
-from recyclegpt.training.cross_entropy import chunked_cross_entropy, rows_of_chunk
+from recyclegpt.training.cross_entropy import chunked_cross_entropy
 
 
 def inputs(rows: int = 23, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -58,21 +58,13 @@ def test_compiled_equals_plain(teacher_share: float) -> None:
     for compiled in (False, True):
         values = {k: v.float() if v.is_floating_point() else v for k, v in inputs().items()}
         mine = {k: v.requires_grad_(k in ("state_MC", "weight_VC")) for k, v in values.items()}
-        rows = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+        rows = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, use_compile=compiled)
         rows.total.backward()
         with torch.no_grad():
-            watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, compile=compiled)
+            watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, use_compile=compiled)
         results.append((rows.total.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad, *watched))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
-
-
-def test_chunks_are_as_large_as_the_device_likes() -> None:
-    assert rows_of_chunk(32000, on_cuda=False) == 256
-    assert rows_of_chunk(32000, on_cuda=True) == 8320
-    assert 0.9 * 2**30 < rows_of_chunk(4096, on_cuda=True) * 4096 * 4 <= 2**30
-    assert rows_of_chunk(10_000_000, on_cuda=True) == 256
-    assert rows_of_chunk(32000, on_cuda=True, wanted=7) == 7
 
 
 def test_row_statistics() -> None:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training.dual_loss import DualLoss, LossConfig
+from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
 from recyclegpt.training.held_out import HeldOutMetrics
+
+DEFAULT = LossConfig()
 
 
 def build(depth: int = 1) -> RecycleGPT:
@@ -29,12 +31,19 @@ def rows(num_views: int, batch: int = 4, positions: int = 9, seed: int = 0) -> t
     return torch.stack([text[:, n : n + positions] for n in range(num_views)])
 
 
+def loss_terms(
+    model: RecycleGPT, views: torch.Tensor, documents: torch.Tensor | None = None, config: LossConfig = DEFAULT
+) -> LossTerms:
+    states = model.states(views, documents, config.num_unrolled, config.backbone_grad_scale)
+    return DualLoss(config)(states, model.lm_head.weight, views, documents)
+
+
 def formula(model: RecycleGPT, views: torch.Tensor, config: LossConfig, weight: float) -> torch.Tensor:
     def ce(state: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model.logits(state).flatten(0, 1), label.flatten())
 
-    states = model(views, num_unrolled=config.num_unrolled)
-    shares = [config.beta**k for k in range(config.num_unrolled)]
+    states = model.states(views, num_unrolled=config.num_unrolled)
+    shares = [config.step_decay**k for k in range(config.num_unrolled)]
     recycle = sum(s * ce(r, views[k + 2]) for k, (s, r) in enumerate(zip(shares, states.recycled_KBTC, strict=True)))
     return config.backbone_weight * ce(states.hidden_BTC, views[1]) + weight * recycle / sum(shares)
 
@@ -45,7 +54,7 @@ def test_formula_and_gradients(num_unrolled: int, weights: tuple[float, float]) 
     config = LossConfig(backbone_weight=weights[0], recycle_weight=weights[1], num_unrolled=num_unrolled, chunk_size=7)
     views = rows(num_unrolled + 2)
     model, twin = build(), build()
-    loss = DualLoss(config)(model, views).loss
+    loss = loss_terms(model, views, config=config).loss
     expected = formula(twin, views, config, weights[1])
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -59,11 +68,10 @@ def test_two_half_batches_accumulate_to_the_whole() -> None:
     documents = torch.zeros_like(views)
     documents[:, 0, 5:] = 1  # unequal numbers of trained rows in the two halves
     documents = torch.stack([documents[0]] * 3)
-    loss = DualLoss(LossConfig())
     whole, halves = build(), build()
-    loss(whole, views, documents).loss.backward()
+    loss_terms(whole, views, documents).loss.backward()
     for part in (slice(0, 2), slice(2, 4)):
-        (loss(halves, views[:, part], documents[:, part]).loss / 2).backward()
+        (loss_terms(halves, views[:, part], documents[:, part]).loss / 2).backward()
     for mine, other in zip(halves.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
 
@@ -74,10 +82,10 @@ def test_module_is_not_trained_across_documents() -> None:
     owner = torch.tensor([[0] * 4 + [1] * 7])
     views = torch.stack([text[:, n : n + 9] for n in range(3)])
     documents = torch.stack([owner[:, n : n + 9] for n in range(3)])
-    parts = DualLoss(LossConfig(backbone_weight=0.0, recycle_weight=1.0))(build(), views, documents)
-    assert parts.draft_mask_BT.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1, 1]]
-    kept = parts.recycle_K[0].nll_M[parts.draft_mask_BT.flatten() == 1]
-    torch.testing.assert_close(parts.loss, kept.sum() / 9)
+    terms = loss_terms(build(), views, documents, LossConfig(backbone_weight=0.0, recycle_weight=1.0))
+    assert terms.draft_mask_BT.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1, 1]]
+    kept = terms.recycle_K[0].nll_M[terms.draft_mask_BT.flatten() == 1]
+    torch.testing.assert_close(terms.loss, kept.sum() / 9)
 
 
 def test_each_unrolled_step_has_its_own_document_mask() -> None:
@@ -85,56 +93,56 @@ def test_each_unrolled_step_has_its_own_document_mask() -> None:
     owner = torch.tensor([[0] * 5 + [1] * 7])
     views = torch.stack([text[:, n : n + 9] for n in range(4)])
     documents = torch.stack([owner[:, n : n + 9] for n in range(4)])
-    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, num_unrolled=2, beta=0.5)
-    parts = DualLoss(config)(build(), views, documents)
+    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, num_unrolled=2, step_decay=0.5)
+    terms = loss_terms(build(), views, documents, config)
     first = torch.tensor([True] * 3 + [False] * 2 + [True] * 4)
     second = torch.tensor([True] * 2 + [False] * 3 + [True] * 4)
-    sums = [rows.nll_M[mask].sum() for rows, mask in zip(parts.recycle_K, (first, second), strict=True)]
-    torch.testing.assert_close(parts.loss, (sums[0] + 0.5 * sums[1]) / 1.5 / 9)
+    sums = [rows.nll_M[mask].sum() for rows, mask in zip(terms.recycle_K, (first, second), strict=True)]
+    torch.testing.assert_close(terms.loss, (sums[0] + 0.5 * sums[1]) / 1.5 / 9)
 
 
-@pytest.mark.parametrize("target", ["backbone", "mixed"])
+@pytest.mark.parametrize("target", ["distill", "mixed"])
 def test_target_from_the_backbone(target: str) -> None:
     views = rows(4)
-    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, target=target, num_unrolled=2, backbone_gradient=0.0)
+    config = LossConfig(backbone_weight=0.0, recycle_weight=1.0, target=target, num_unrolled=2, backbone_grad_scale=0.0)
     model = build()
-    parts = DualLoss(config)(model, views)
-    states = model(views, num_unrolled=2)
+    terms = loss_terms(model, views, config=config)
+    states = model.states(views, num_unrolled=2)
     teacher = model.logits(states.hidden_BTC).log_softmax(-1)
     expected = 0.0
     for step, (share, recycled) in enumerate(zip([1, 0.6], states.recycled_KBTC, strict=True), start=1):
         student = model.logits(recycled)[:, :-step].log_softmax(-1)
         kl = F.kl_div(student, teacher[:, step:], reduction="none", log_target=True).sum(-1)
         nll = F.nll_loss(student.transpose(1, 2), views[step + 1][:, :-step], reduction="none")
-        rows_loss = kl if target == "backbone" else (kl + nll) / 2
+        rows_loss = kl if target == "distill" else (kl + nll) / 2
         expected = expected + share / 1.6 * rows_loss.sum() / views[0].numel()
-    torch.testing.assert_close(parts.loss, expected)
-    parts.loss.backward()
+    torch.testing.assert_close(terms.loss, expected)
+    terms.loss.backward()
     assert model.lm_head.weight.grad is None or not model.lm_head.weight.grad.any()
 
 
 def test_no_module_leaves_the_backbones_loss() -> None:
     model = build(depth=0)
     views = rows(3)
-    parts = DualLoss(LossConfig(recycle_weight=5.0))(model, views)
+    terms = loss_terms(model, views, config=LossConfig(recycle_weight=5.0))
     expected = F.cross_entropy(model.logits(model.backbone_states(views[0])).flatten(0, 1), views[1].flatten())
-    torch.testing.assert_close(parts.loss, expected)
-    assert parts.recycle_K == []
+    torch.testing.assert_close(terms.loss, expected)
+    assert terms.recycle_K == []
 
 
 def test_weight_schedules() -> None:
-    two = LossConfig(recycle_weight=0.3, recycle_schedule="two_step", recycle_weight_late=0.1, recycle_switch=0.5)
+    two = LossConfig(recycle_weight=0.3, recycle_schedule="two_step", recycle_weight_late=0.1, schedule_switch=0.5)
     assert [two.recycle_weight_at(p) for p in (0, 0.49, 0.5, 1)] == [0.3, 0.3, 0.1, 0.1]
-    ramp = LossConfig(recycle_weight=0.4, recycle_schedule="ramp", recycle_switch=0.5)
+    ramp = LossConfig(recycle_weight=0.4, recycle_schedule="ramp", schedule_switch=0.5)
     assert [ramp.recycle_weight_at(p) for p in (0, 0.25, 0.5, 1)] == [0, 0.2, 0.4, 0.4]
-    assert LossConfig(recycle_schedule="ramp", recycle_switch=0.0).recycle_weight_at(0) == 0.3
+    assert LossConfig(recycle_schedule="ramp", schedule_switch=0.0).recycle_weight_at(0) == 0.3
 
 
 def test_every_bad_value_is_named() -> None:
     with pytest.raises(ConfigError) as error:
-        LossConfig(recycle_weight=-1, beta=0, num_unrolled=9, target="label2", backbone_gradient=math.nan)
+        LossConfig(recycle_weight=-1, step_decay=0, num_unrolled=9, target="label", backbone_grad_scale=math.nan)
     names = [problem.split(":")[0] for problem in error.value.problems]
-    assert names == ["recycle_weight", "backbone_gradient", "beta", "num_unrolled", "target"]
+    assert names == ["recycle_weight", "backbone_grad_scale", "step_decay", "num_unrolled", "target"]
 
 
 def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
@@ -145,8 +153,8 @@ def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
     for seed in range(3):
         views = rows(3, batch=1 + seed, seed=seed)
         with torch.no_grad():
-            held_out.add(DualLoss(config)(model, views), views)
-            states = model(views)
+            held_out.add(loss_terms(model, views, config=config), views)
+            states = model.states(views)
             logits, module_logits = model.logits(states.hidden_BTC), model.logits(states.recycled_KBTC[0])
         for b in range(views.shape[1]):
             for t in range(8):

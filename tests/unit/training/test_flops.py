@@ -24,7 +24,7 @@ def counted(depth: int, num_unrolled: int, train_backbone: bool = True) -> float
         model.lm_head.requires_grad_(False)
     views_NBT = torch.zeros(2 + num_unrolled, B, T, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        states = model(views_NBT, num_unrolled=num_unrolled)
+        states = model.states(views_NBT, num_unrolled=num_unrolled)
         heads = [model.logits(state).sum() for state in (states.hidden_BTC, *states.recycled_KBTC)]
         torch.stack(heads).sum().backward()
     return counter.get_total_flops() / (B * T)

@@ -18,8 +18,9 @@ def test_bins_hold_every_recycled_token_once() -> None:
     held_out = HeldOutMetrics(torch.ones(11), torch.device("cpu"))
     by_confidence, by_place = torch.zeros(2, NUM_BINS), torch.zeros(2, NUM_BINS)
     with torch.no_grad():
-        held_out.add(DualLoss(LossConfig(chunk_size=7))(model, views_NBT, documents_NBT), views_NBT)
-        states = model(views_NBT, documents_NBT)
+        states = model.states(views_NBT, documents_NBT)
+        dual_loss = DualLoss(LossConfig(chunk_size=7))
+        held_out.add(dual_loss(states, model.lm_head.weight, views_NBT, documents_NBT), views_NBT)
         backbone_BTV = model.lm_head(states.hidden_BTC)
         module_BTV = model.lm_head(states.recycled_KBTC[0]).softmax(-1)
     for row in range(4):
@@ -43,6 +44,6 @@ def test_without_a_module_its_figures_are_not_numbers() -> None:
     views_NBT = torch.randint(11, (3, 2, 20))
     held_out = HeldOutMetrics(torch.ones(11), torch.device("cpu"))
     with torch.no_grad():
-        held_out.add(DualLoss(LossConfig())(model, views_NBT), views_NBT)
+        held_out.add(DualLoss(LossConfig())(model.states(views_NBT), model.lm_head.weight, views_NBT), views_NBT)
     numbers = {name for name, value in held_out.metrics().items() if value == value}
     assert numbers == {"val/loss_backbone", "val/ppl_backbone", "val/bits_per_byte"}

@@ -24,12 +24,11 @@ TEXT = torch.randint(29, (16, 26), generator=torch.Generator().manual_seed(0))
 
 
 class Data(LightningDataModule):
-    """Rows of one fixed text in batches of a given size; remembers which it was told have been trained on."""
+    """Rows of one fixed text in batches of a given size."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.seen: list[int] = []
 
     def train_dataloader(self) -> DataLoader[Batch]:
         batches = [
@@ -39,9 +38,6 @@ class Data(LightningDataModule):
         return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
     val_dataloader = train_dataloader
-
-    def trained_on(self, state: dict[str, Any]) -> None:
-        self.seen.append(state["batch"])
 
 
 def build(max_skipped_steps: int = 2, optimizer: Any = None, compiled: bool = False) -> LitRecycleGPT:
@@ -56,7 +52,7 @@ def build(max_skipped_steps: int = 2, optimizer: Any = None, compiled: bool = Fa
         torch.ones(29),
         hyper_parameters(model, {"seed": 3}),
         max_skipped_steps,
-        compiled,
+        use_compile=compiled,
     )
 
 
@@ -93,12 +89,6 @@ def test_accumulating_two_half_batches_equals_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, other)
 
 
-def test_the_data_module_is_told_each_batch_trained_on(tmp_path: Path) -> None:
-    data = Data(4)
-    fit(build(), data, tmp_path)
-    assert data.seen == [1, 2, 3, 4]
-
-
 def sgd(named_parameters: Any) -> torch.optim.SGD:
     return torch.optim.SGD([parameter for _, parameter in named_parameters], lr=1.0)
 
@@ -118,12 +108,12 @@ def test_fused_adamw_is_clipped_in_mixed_precision(tmp_path: Path) -> None:
 
 def test_the_recycle_weight_follows_the_steps(tmp_path: Path) -> None:
     module = build()
-    module.dual_loss = DualLoss(LossConfig(recycle_weight=0.8, recycle_schedule="ramp", recycle_switch=1.0))
+    module.dual_loss = DualLoss(LossConfig(recycle_weight=0.8, recycle_schedule="ramp", schedule_switch=1.0))
     seen = []
     plain = DualLoss.forward
 
     def recording(self: DualLoss, *args: Any) -> Any:
-        seen.append(self.config.recycle_weight_at(args[3]))
+        seen.append(self.config.recycle_weight_at(args[4]))
         return plain(self, *args)
 
     module.dual_loss.forward = recording.__get__(module.dual_loss)  # type: ignore[method-assign]
@@ -165,9 +155,9 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_so(tmp_path: Path) -> No
     """Its gradient may be finite by itself; then other ranks would take the step and this one would not."""
 
     class Infinite(LitRecycleGPT):
-        def loss_parts(self, batch: Batch) -> Any:
-            parts = super().loss_parts(batch)
-            return parts._replace(loss=parts.loss + torch.inf)
+        def loss_terms(self, batch: Batch) -> Any:
+            terms = super().loss_terms(batch)
+            return terms._replace(loss=terms.loss + torch.inf)
 
     module = build(max_skipped_steps=9)
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
@@ -198,16 +188,6 @@ def test_the_rows_of_a_skipped_step_are_saved(tmp_path: Path) -> None:
         [[40, 41], [50, 51]],
     ]
     assert all(line["grad_norm"] == "nan" for line in lines)
-
-
-def test_the_count_of_skipped_steps_goes_on_after_a_restart(tmp_path: Path) -> None:
-    module = build()
-    module.num_skipped_steps, module.num_skipped_in_a_row = 7, 1
-    checkpoint: dict[str, Any] = {}
-    module.on_save_checkpoint(checkpoint)
-    other = build()
-    other.on_load_checkpoint(checkpoint)
-    assert (other.num_skipped_steps, other.num_skipped_in_a_row) == (7, 1)
 
 
 def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:

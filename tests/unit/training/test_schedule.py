@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.training.schedule import constant, cosine, cosine_factor, warmup_factor, wsd, wsd_factor
+from recyclegpt.training.schedule import constant, cosine, cosine_factor, wsd, wsd_factor
 
 
 def make_optimizer() -> torch.optim.Optimizer:
@@ -51,12 +51,6 @@ def test_wsd_at_its_edges(step: int, factor: float) -> None:
 )
 def test_cosine_at_its_edges(step: int, factor: float) -> None:
     assert cosine_factor(step, 100, 10, floor=0.2) == pytest.approx(factor)
-
-
-@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (3, 1.0), (4, 1.0), (10**9, 1.0)])
-def test_warmup_at_its_edges(step: int, factor: float) -> None:
-    assert warmup_factor(step, 4) == factor
-    assert warmup_factor(step, 0) == 1.0
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100])

@@ -1,4 +1,4 @@
-"""The `config.json` of a Llama-family checkpoint, as `transformers` 4 or 5 wrote it, to this project's shape."""
+"""Reads the `config.json` of a Llama-family checkpoint, as `transformers` 4 or 5 writes it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig
-from recyclegpt.models.huggingface.rope_parameters import read_rope
+from recyclegpt.models.huggingface.rope_parameters import is_number, read_rope
 
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an architecture computes beyond plain LLaMA layers, and what it means by a key that is left out."""
+    """What an architecture adds to plain LLaMA layers, and its defaults for keys that are left out."""
 
     model_type: str
     qkv_bias: bool | str = False
-    """Whether there are such biases, or the key of `config.json` that tells."""
+    """Whether there are such biases, or the key of `config.json` that says so."""
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
@@ -74,50 +74,46 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _WHOLE = (*_NEEDED, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The shape that a checkpoint's `config.json` names.
+    """The shape in a checkpoint's `config.json`.
 
-    A sliding window shortens the context to the window, and dynamic rotary scaling to the length up to which nothing is
-    scaled: within these lengths both compute what is computed here.
+    A sliding window shortens the context to the window, and dynamic rotary scaling to the length below which nothing
+    is scaled: within these lengths both compute what is computed here.
 
     Raises:
-        ConfigError: there is none, or it names something else than the families above; all of it at once.
+        ConfigError: it is missing, or not supported; naming every problem.
     """
     return model_config(_read(folder / CONFIG), str(folder / CONFIG))
 
 
 def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """The shape that these values of a `config.json` name; `where` it lies is for messages.
+    """The shape in these values of a `config.json`; `where` is its path, for messages.
 
     Raises:
         ConfigError: see `read_config`.
     """
     name, family = _family(values, where)
     if "quantization_config" in values:
-        raise ConfigError(f"{where}: the weights are quantised; give the checkpoint that they were made from")
+        raise ConfigError(f"{where}: the weights are quantised; use the checkpoint they were made from")
     found = {**_DEFAULTS, **family.defaults, **{key: value for key, value in values.items() if value is not None}}
     found |= {key: None for key in _MAY_BE_NULL if key in values and values[key] is None}
     if found["num_key_value_heads"] is None:
         found["num_key_value_heads"] = found.get("num_attention_heads")
     problems = [f"{where}: {key} is missing" for key in _NEEDED if key not in found]
-    problems += [
-        f"{where}: {key} is {found[key]!r}, not a positive whole number"
-        for key in _WHOLE
-        if found.get(key) is not None and not _is_whole(found[key])
-    ]
-    problems += [
-        f"{where}: {key} is {found[key]!r}, not true or false"
-        for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-        if not isinstance(found[key], bool)
-    ]
-    problems += [
-        f"{where}: {key} is {found[key]!r}, not a positive number"
-        for key in ("rms_norm_eps", "initializer_range")
-        if isinstance(found[key], bool) or not isinstance(found[key], int | float) or not found[key] > 0
-    ]
+    for keys, kind, is_valid in (
+        (_WHOLE, "a positive whole number", _is_whole),
+        (_FLAGS, "true or false", lambda value: isinstance(value, bool)),
+        (("rms_norm_eps", "initializer_range"), "a positive number", lambda value: is_number(value) and value > 0),
+    ):
+        problems += [
+            f"{where}: {key} is {found[key]!r}, not {kind}"
+            for key in keys
+            if found.get(key) is not None and not is_valid(found[key])
+        ]
     if found["hidden_act"] not in ("silu", "swish"):
         problems.append(f"{where}: hidden_act {found['hidden_act']!r} is not supported; only silu (SwiGLU) is")
     if problems:
@@ -137,7 +133,7 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
             hidden_size=found["hidden_size"],
             num_heads=found["num_attention_heads"],
             num_kv_heads=found["num_key_value_heads"],
-            head_dim=found["head_dim"] or 0,
+            head_dim=found["head_dim"],
             intermediate_size=found["intermediate_size"],
             rope_theta=rope.theta,
             norm_eps=float(found["rms_norm_eps"]),
@@ -155,13 +151,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: missing; give the folder of a checkpoint in Hugging Face layout, or its name on the hub"
-        ) from error
+        raise ConfigError(f"{path}: missing; give the folder of a Hugging Face checkpoint, or its name") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}); copy it again from where the checkpoint came from"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read ({error}); copy it again") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, not an object; copy it again")
     return values
@@ -177,8 +169,8 @@ def _family(values: Mapping[str, Any], where: str) -> tuple[str, Family]:
         for name, family in FAMILIES.items():
             if values.get("model_type") == family.model_type:
                 return name, family
-    told = ", ".join(names) or values.get("model_type") or "none"
-    raise ConfigError(f"{where}: architecture {told} is not supported; supported are {', '.join(FAMILIES)}")
+    found = ", ".join(names) or values.get("model_type") or "none"
+    raise ConfigError(f"{where}: architecture {found} is not supported; supported are {', '.join(FAMILIES)}")
 
 
 def _is_whole(value: Any) -> bool:

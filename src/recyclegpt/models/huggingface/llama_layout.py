@@ -1,6 +1,6 @@
-"""The backbone as Hugging Face stores it: `config.json` and tensor names of Llama, Mistral, Qwen2 and Qwen3.
+"""The backbone in Hugging Face layout: `config.json` and tensor names of Llama, Mistral, Qwen2 and Qwen3.
 
-`transformers` loads the result without this package, and so does every engine that reads these families.
+`transformers` and serving engines load the result without this package.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def backbone_config(
 
     Args:
         config: its shape.
-        dtype: of the weights beside it.
+        dtype: of the stored weights.
         end_token: id that ends a text, or several.
         start_token: id that begins one.
 
     Raises:
-        ConfigError: no family has what this backbone has.
+        ConfigError: no family has this combination of biases and norms.
     """
     architecture, model_type, extra = _family(config)
     return {
@@ -37,7 +37,7 @@ def backbone_config(
         **layer_shape(config, config.num_layers, dtype),
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
-        # Null where Llama's defaults would name tokens that this vocabulary uses otherwise.
+        # Explicitly null, because Llama's defaults are other tokens in this vocabulary.
         "bos_token_id": start_token,
         "eos_token_id": end_token,
         "pad_token_id": None,
@@ -46,7 +46,7 @@ def backbone_config(
 
 
 def backbone_weights(model: RecycleGPT) -> dict[str, Tensor]:
-    """The backbone's weights by their names in every family; a tied classifier is left out, as `transformers` does."""
+    """The backbone's weights by their names in all families; a tied LM head is left out, as in `transformers`."""
     weights = {f"model.{name}": weight for name, weight in model.backbone.state_dict().items()}
     if not model.config.tie_embeddings:
         weights["lm_head.weight"] = model.lm_head.weight.detach()
@@ -54,7 +54,7 @@ def backbone_weights(model: RecycleGPT) -> dict[str, Tensor]:
 
 
 def layer_shape(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What all families call the same, in the spellings of transformers 4 and 5 side by side."""
+    """The keys that all families share, in the spellings of both transformers 4 and 5."""
     name = str(dtype).removeprefix("torch.")
     return {
         "vocab_size": config.vocab_size,
@@ -74,7 +74,7 @@ def layer_shape(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> dic
 
 
 def _family(config: ModelConfig) -> tuple[str, str, dict[str, Any]]:
-    """Architecture, model type, and the keys that only it has."""
+    """Architecture, model type, and the keys that only this family has."""
     heads_fit = config.hidden_size % config.num_heads == 0
     alike = config.qkv_bias == config.o_bias
     if config.qk_norm and alike and not config.mlp_bias:

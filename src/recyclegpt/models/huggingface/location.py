@@ -1,4 +1,4 @@
-"""Where a checkpoint in Hugging Face layout lies: a folder, or the cache of the hub."""
+"""Finds a checkpoint in Hugging Face layout: a local folder, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FILES += ["special_tokens_map.json", "chat_template.jinja"]
 
 
 def locate(path: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; one that is named by its place on the hub is downloaded first.
+    """The folder of a checkpoint; a name on the hub is downloaded first.
 
     Raises:
-        ConfigError: there is no such folder, and no such checkpoint on the hub, or it cannot be reached.
+        ConfigError: no such folder or hub checkpoint, or the hub cannot be reached.
     """
     if "\0" in path:
-        raise ConfigError(f"path: {path!r} holds a NUL byte, which no file's name may")
+        raise ConfigError(f"path: {path!r} contains a NUL byte")
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():
@@ -36,8 +36,8 @@ def locate(path: str, revision: str | None = None) -> Path:
     except HFValidationError as error:
         raise ConfigError(f"path: {path} is neither a folder nor a name on the hub ({error})") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"path: {path} is no folder here, and could not be read from the hub ({told}); "
+            f"path: {path} is not a folder, and could not be read from the hub ({reason}); "
             "check the name, the network, and for a gated checkpoint `hf auth login`"
         ) from error

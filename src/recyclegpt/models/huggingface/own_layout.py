@@ -1,7 +1,7 @@
-"""The whole model as a folder with two doors: `RecycleGPT.from_pretrained` and `transformers`' Auto classes.
+"""The whole model as a folder that both `RecycleGPT.from_pretrained` and `transformers`' Auto classes load.
 
-Both read the same `model.safetensors` and the same `config.json`. The two Python files are a way in and nothing more:
-they import this package, which has to be installed.
+Both read the same `model.safetensors` and `config.json`. The two Python files in it only import this package, which has
+to be installed.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ class RecycleGPTForCausalLM(transformers_model.RecycleGPTForCausalLM):
 
     config_class = RecycleGPTConfig
 '''
-GENERATE = '''"""Lets `model.generate` recycle: strategy, num_recycled and confidence are further arguments of it."""
+GENERATE = '''"""Lets `model.generate` recycle: strategy, num_recycled and confidence_threshold are extra arguments."""
 
 from recyclegpt.export.transformers_model import generate
 
 __all__ = ["generate"]
 '''
 CODE = {"modeling_recyclegpt.py": MODELING, "custom_generate/generate.py": GENERATE}
-"""Files of code by their place in the folder."""
+"""Python files by their path in the folder."""
 
 
 def own_config(
     model: RecycleGPT, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
-    """`config.json`: `model` and `recycle` are what the model is built from, all else tells `transformers` how.
+    """`config.json`: the model is built from `model` and `recycle`; the rest is for `transformers`.
 
     Args:
         model: what is written.
-        dtype: of the weights beside it.
+        dtype: of the stored weights.
         end_token: id that ends a text, or several.
         start_token: id that begins one.
     """
@@ -75,10 +75,10 @@ def own_config(
 
 
 def read_own(folder: Path) -> RecycleGPT:
-    """The model of such a folder, in the format of its weights.
+    """The model of such a folder, in the dtype of its weights.
 
     Raises:
-        ConfigError: a file is missing or damaged, or the weights are not those of the shape that is named.
+        ConfigError: a file is missing or damaged, or the weights do not fit the config.
     """
     shards = Shards(folder)
     path = folder / "config.json"
@@ -106,7 +106,7 @@ def read_own(folder: Path) -> RecycleGPT:
 
 
 def own_weights(model: RecycleGPT) -> dict[str, Tensor]:
-    """All weights by their own names; a tied classifier is left out, since both doors tie it again."""
+    """All weights by their own names; a tied LM head is left out, since both loaders tie it again."""
     weights = dict(model.state_dict())
     if model.config.tie_embeddings:
         del weights["lm_head.weight"]

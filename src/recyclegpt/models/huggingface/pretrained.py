@@ -1,4 +1,4 @@
-"""A pretrained backbone: found on disk or on the hub, read tensor by tensor into this project's model."""
+"""A pretrained backbone, from disk or the hub, read tensor by tensor into a `RecycleGPT`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from recyclegpt.models.layers import initialise
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 _UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
-"""Endings of tensors that old versions of `transformers` stored and that hold no weight."""
+"""Endings of tensors in old checkpoints that are not weights."""
 HEAD = "lm_head.weight"
 
 
 class PretrainedBackbone:
     """A Llama, Mistral, Qwen2 or Qwen3 checkpoint: a folder in Hugging Face layout, or a name on the hub.
 
-    Attributes:
-        folder: where it lies.
-        config: the backbone's shape.
-        context_length: tokens of a training row. Texts may be as long as `config.context_length`.
+    Args:
+        path: the folder or name.
+        revision: branch, tag or commit of a name on the hub.
+        context_length: tokens of a training row; None: all that the checkpoint allows. Texts may still be as long as
+            `config.context_length`.
+        dtype: of the backbone's weights in memory.
 
     Raises:
-        ConfigError: it cannot be found, is of another architecture, or lacks a tensor; all that is wrong at once.
+        ConfigError: it cannot be found, is of another architecture, or lacks a tensor; naming every problem.
     """
 
     def __init__(
         self, path: str, revision: str | None = None, context_length: int | None = None, dtype: str = "float32"
     ) -> None:
-        """`dtype` is that of the backbone's weights in memory; `context_length` None: all the checkpoint allows."""
         problems = []
         if dtype not in DTYPES:
             problems.append(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
@@ -60,11 +61,11 @@ class PretrainedBackbone:
         self.context_length = context_length or longest
 
     def fingerprint(self) -> str:
-        """Tells checkpoints apart (`Shards.fingerprint`)."""
+        """See `Shards.fingerprint`."""
         return self._shards.fingerprint()
 
     def reference(self) -> dict[str, Any]:
-        """Where the checkpoint is found again, and what tells that it is the same: plain values."""
+        """Plain values to find the checkpoint again, and to recognise it."""
         known = self.folder.resolve() if Path(self.path).expanduser().is_dir() else self.path
         return {"path": str(known), "revision": self.revision, "fingerprint": self.fingerprint()}
 
@@ -74,7 +75,7 @@ class PretrainedBackbone:
         Memory peaks at about the model's size: weights are copied one by one out of mapped files.
 
         Raises:
-            ConfigError: a weight is not finite, or a classifier that should be tied is another than the embedding.
+            ConfigError: a weight is not finite, or a tied LM head differs from the embedding.
         """
         with torch.device("meta"):
             model = RecycleGPT(self.config, recycle)
@@ -86,17 +87,15 @@ class PretrainedBackbone:
         for name, tensor in self._shards.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
-                    raise ConfigError(
-                        f"path: {self.folder}: {name} is not finite; the checkpoint is damaged, copy it again"
-                    )
+                    raise ConfigError(f"path: {self.folder}: {name} is not finite; copy the checkpoint again")
                 with torch.no_grad():
                     wanted[name].copy_(tensor)
             elif name == HEAD:
                 tied = tensor
         if tied is not None and not torch.equal(tied.to(self.dtype), model.lm_head.weight.cpu()):
             raise ConfigError(
-                f"path: {self.folder}: {HEAD} differs from the embedding, but config.json ties the two; set "
-                "tie_word_embeddings to false there, or remove the tensor"
+                f"path: {self.folder}: {HEAD} differs from the embedding, but config.json ties them; set "
+                "tie_word_embeddings to false there"
             )
         if model.recyclable is not None:
             initialise(model.recyclable, self.config.init_std)
@@ -117,10 +116,7 @@ class PretrainedBackbone:
         if missing:
             problems.append(f"{self.folder}: {_some_are(missing)} missing; copy the checkpoint again")
         if unknown:
-            problems.append(
-                f"{self.folder}: {_some_are(unknown)} not part of the architecture that its config.json names; "
-                "it would be left out of every computation"
-            )
+            problems.append(f"{self.folder}: {_some_are(unknown)} not part of the architecture in its config.json")
         problems += [
             f"{self.folder}: {name} is {list(shapes[name])}, its config.json says {list(weight.shape)}"
             for name, weight in wanted.items()
@@ -144,14 +140,14 @@ def load_backbone(
     recycle: RecycleConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> RecycleGPT:
-    """A pretrained backbone as a model of this project, with a fresh recyclable module if one is asked for.
+    """A pretrained backbone as a RecycleGPT; `model(input_ids)` gives its logits.
 
     Args:
         folder_or_name: a folder in Hugging Face layout, or a name on the hub.
         dtype: of the weights.
-        context_length: longest text, to spare the tables of positions beyond; None: all the checkpoint allows.
-        recycle: shape of the module; None: no module.
-        device: where to.
+        context_length: longest text; None: all the checkpoint allows.
+        recycle: shape of a fresh recyclable module; None: no module.
+        device: where the weights go.
 
     Raises:
         ConfigError: see `PretrainedBackbone`.

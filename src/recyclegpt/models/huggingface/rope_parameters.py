@@ -14,7 +14,7 @@ SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 class Rope(NamedTuple):
-    """Base of the frequencies, and how they are stretched."""
+    """Base of the frequencies, and how they are scaled."""
 
     theta: float
     scaling: RopeScaling
@@ -23,10 +23,10 @@ class Rope(NamedTuple):
 def read_rope(values: Mapping[str, Any], context_length: int, where: str) -> Rope:
     """Rotary parameters of a config; `context_length` is its `max_position_embeddings`.
 
-    Dynamic scaling changes nothing up to that length, which is as far as this project's models read.
+    Dynamic scaling changes nothing up to that length, the longest text of this project's models.
 
     Raises:
-        ConfigError: a kind is not supported, a number is missing or impossible, or the two spellings differ.
+        ConfigError: the kind is not supported, a number is missing or impossible, or the two spellings differ.
     """
     if values.get("rope_parameters") and values.get("rope_scaling"):
         new, old = ({**values, dropped: None} for dropped in ("rope_scaling", "rope_parameters"))
@@ -41,7 +41,7 @@ def read_rope(values: Mapping[str, Any], context_length: int, where: str) -> Rop
     problems = []
     if kind not in SUPPORTED:
         problems.append(f"{where}: rope_type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
-    if not _is_number(theta) or not theta > 1:
+    if not is_number(theta) or not theta > 1:
         problems.append(f"{where}: rope_theta is {theta!r}, not a number above 1")
     if any(source.get("partial_rotary_factor", 1.0) not in (1.0, None) for source in (given, values)):
         problems.append(f"{where}: partial_rotary_factor is not supported; every pair of a head is rotated here")
@@ -58,7 +58,7 @@ def read_rope(values: Mapping[str, Any], context_length: int, where: str) -> Rop
     if kind == "yarn":
         numbers |= {"beta_fast": given.get("beta_fast") or 32, "beta_slow": given.get("beta_slow") or 1}
     for key, value in numbers.items():
-        if not _is_number(value):
+        if not is_number(value):
             problems.append(f"{where}: {key} of {kind} rotary scaling is {value!r}, not a number")
     if problems:
         raise ConfigError(problems)
@@ -75,7 +75,7 @@ def read_rope(values: Mapping[str, Any], context_length: int, where: str) -> Rop
 
 
 def write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
-    """The keys of a `config.json` for these, which both versions of `transformers` read."""
+    """The rotary keys of a `config.json`, readable by both versions of `transformers`."""
     parameters: dict[str, Any] = {"rope_theta": theta, "rope_type": "default"}
     if scaling.kind != "none":
         parameters |= {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -91,7 +91,7 @@ def write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
 
 
 def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
-    """YaRN's factor of cosines and sines where it is not given: 0.1 ln(factor) + 1 (section 3.4 of its paper)."""
+    """YaRN's factor of cosines and sines; by default 0.1 ln(factor) + 1 (arXiv 2309.00071, section 3.4)."""
 
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -103,5 +103,6 @@ def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
     return of(1.0)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: which tensor lies where, read one at a time."""
+"""The safetensors files of a checkpoint, read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MOST_NAMED = 5
 
 
 class Shards:
-    """Tensors of a checkpoint's folder by name.
+    """Tensors of a checkpoint folder by name.
 
     Raises:
-        ConfigError: there are no safetensors, or files are missing or damaged; all of them at once.
+        ConfigError: there are no safetensors, or files are missing or damaged; naming all of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,14 +58,14 @@ class Shards:
             raise ConfigError(problems)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in turn, mapped from its file: only what is copied out of it takes memory."""
+        """Every tensor in turn, memory-mapped: only what is copied takes memory."""
         for file, names in self._names.items():
             with safe_open(self.folder / file, framework="pt") as opened:
                 for name in names:
                     yield name, opened.get_tensor(name)
 
     def fingerprint(self) -> str:
-        """Tells checkpoints apart by names, shapes and 64 samples of each file, without reading all of it."""
+        """A hash of file names, sizes and 64 samples of each file, without reading all of it."""
         digest = hashlib.sha256()
         for file in sorted(self._names):
             path = self.folder / file
@@ -79,26 +79,26 @@ class Shards:
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The one format of all floating-point tensors of a checkpoint; None where there are several."""
+    """The dtype shared by all floating-point tensors of a checkpoint; None if there are several."""
     found = {name for name in Shards(folder).dtypes.values() if name in FLOATS}
     return FLOATS[found.pop()] if len(found) == 1 else None
 
 
 def _read_index(folder: Path) -> Mapping[str, str] | None:
-    """Tensor name to file name; None where one file holds all."""
+    """Tensor name to file name; None if a single file holds all tensors."""
     path = folder / INDEX
     if not path.exists():
         if (folder / SINGLE).exists():
             return None
         others = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f"; {others[0]} is a pickle, which may run code: convert it to safetensors first" if others else ""
+        hint = f"; {others[0]} is a pickle, which may run code; convert it to safetensors" if others else ""
         raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}{hint}")
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); copy it again") from error
     if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
-        raise ConfigError(f"{path}: weight_map does not map names of tensors to files; copy it again")
+        raise ConfigError(f"{path}: weight_map does not map tensor names to files; copy it again")
     outside = sorted({file for file in found.values() if Path(file).name != file or file in ("", ".", "..")})
     if outside:
         raise ConfigError(f"{path}: names {outside[0]!r}, which is not a file of this folder; do not use it")
@@ -106,6 +106,6 @@ def _read_index(folder: Path) -> Mapping[str, str] | None:
 
 
 def some(names: list[str]) -> str:
-    """The first few of these names, and how many more there are."""
+    """The first few of these names, and the number of the rest."""
     shown = ", ".join(names[:MOST_NAMED])
     return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"

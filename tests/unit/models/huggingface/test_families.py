@@ -93,7 +93,7 @@ def test_logits_and_greedy_text_equal_transformers(name: str, version: int, tmp_
     tokens_BT = torch.randint(61, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(tokens_BT).logits
-        logits = ours.logits(ours.backbone_states(tokens_BT))
+        logits = ours(tokens_BT)
         prompt = tokens_BT[:1, :7]
         text = theirs.double().generate(  # without a mask, tokens equal to the padding would be left out
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=length - 7, pad_token_id=0

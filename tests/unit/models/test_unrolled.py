@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import recyclegpt.models.unrolled_attention as unrolled_attention
+import recyclegpt.models.unrolled as unrolled
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.kv_cache import UnrolledKVStore
-from recyclegpt.models.unrolled_attention import causal_and_own
+from recyclegpt.models.unrolled import causal_and_own, unrolled_mask
 
 # B, H, G, T, D, steps
 SHAPES = [(2, 4, 2, 12, 8, 3), (1, 2, 2, 130, 64, 4), (2, 3, 3, 1, 6, 2)]
@@ -23,7 +22,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     T = query.shape[2]
     causal = torch.ones(T, T, dtype=torch.bool, device=query.device).tril()
-    mask = UnrolledKVStore.mask(key.shape[2] // T, causal)
+    mask = unrolled_mask(key.shape[2] // T, causal)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
 
@@ -48,7 +47,7 @@ def test_equals_the_dense_mask(shape: tuple[int, ...], scale: float, monkeypatch
     expected = results(dense, *tensors)
     for found, right in zip(results(causal_and_own, *tensors), expected, strict=True):
         assert (found - right).norm() <= 1e-12 * right.norm()
-    monkeypatch.setattr(unrolled_attention, "has_flash", lambda _: False)
+    monkeypatch.setattr(unrolled, "has_flash", lambda _: False)
     for found, right in zip(results(causal_and_own, *tensors), expected, strict=True):
         assert torch.equal(found, right)
 
@@ -56,7 +55,7 @@ def test_equals_the_dense_mask(shape: tuple[int, ...], scale: float, monkeypatch
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_bf16_is_no_further_from_the_truth_than_the_dense_mask(device: str) -> None:
     tensors = drawn((2, 4, 2, 130, 64, 4), torch.bfloat16, device)
-    assert unrolled_attention.has_flash(tensors[0])
+    assert unrolled.has_flash(tensors[0])
     right = results(dense, *(tensor.detach().double().requires_grad_() for tensor in tensors))
     for found, masked, true in zip(results(causal_and_own, *tensors), results(dense, *tensors), right, strict=True):
         assert found.dtype == torch.bfloat16
@@ -71,11 +70,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_shapes_and_layouts_are_told_as_they_are() -> None:
     query, key, value, grad = (tensor.detach() for tensor in drawn((2, 4, 4, 12, 8, 3), torch.float32))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(unrolled_attention._forward_op, (query, key, value), test_utils=tests)
-    out, joint, *seeds = unrolled_attention._forward_op(query, key, value)
-    torch.library.opcheck(
-        unrolled_attention._backward_op, (grad, query, key, value, out, joint, *seeds), test_utils=tests
-    )
+    torch.library.opcheck(unrolled._forward_op, (query, key, value), test_utils=tests)
+    out, joint, *seeds = unrolled._forward_op(query, key, value)
+    torch.library.opcheck(unrolled._backward_op, (grad, query, key, value, out, joint, *seeds), test_utils=tests)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it of every input
@@ -91,7 +88,7 @@ def test_compiled_equals_eager() -> None:
 
     def gradients() -> Tensor:
         model.zero_grad()
-        states = model(views, num_unrolled=2)
+        states = model.states(views, num_unrolled=2)
         torch.stack(states.recycled_KBTC).square().mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
@@ -105,11 +102,11 @@ def test_on_cuda_the_kernels_are_called_as_they_want_to_be() -> None:
     # Checked against PyTorch's own descriptions of the kernels; their results need a device (above).
     with FakeTensorMode(), torch.no_grad():
         q, k, v = (torch.empty(2, 64, 4, 32, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
-        out, lse, *seeds = unrolled_attention._flash(q, k, v)
+        out, lse, *seeds = unrolled._flash(q, k, v)
         assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:3], torch.float32)
-        grads = unrolled_attention._flash_backward(out, q, k, v, out, lse, *seeds)
+        grads = unrolled._flash_backward(out, q, k, v, out, lse, *seeds)
         assert [grad.shape for grad in grads] == [q.shape] * 3
-        assert not unrolled_attention.has_flash(q.float())
+        assert not unrolled.has_flash(q.float())
 
 
 def test_unrolled_training_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +121,9 @@ def test_unrolled_training_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> No
         return causal_and_own(*tensors)
 
     monkeypatch.setattr("recyclegpt.models.layers.causal_and_own", counted)
-    states = model(views, num_unrolled=3)
+    states = model.states(views, num_unrolled=3)
     assert calls == [2, 2, 3, 3]
     # One document: the mask that documents need, which is as causal.
-    masked = model(views, torch.zeros_like(views), num_unrolled=3)
+    masked = model.states(views, torch.zeros_like(views), num_unrolled=3)
     assert len(calls) == 4
     torch.testing.assert_close(torch.stack(states.recycled_KBTC), torch.stack(masked.recycled_KBTC))

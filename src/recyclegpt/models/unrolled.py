@@ -1,10 +1,13 @@
-"""Attention of a later step of unrolled training: causal over the step-1 rows, and each row's own earlier steps.
+"""What a later step of unrolled training attends to: the step-1 rows causally, and each row's own earlier steps.
+
+That is exactly what decoding's cache holds when the k-th token is recycled: true rows for everything the backbone has
+read, provisional rows only for the tokens recycled since.
 
 As one attention with a mask it would cost `k` times the keys and keep PyTorch off its flash kernel, although of the
-`(k - 1) T` further keys a query sees `k - 1`. Here the flash kernel does the causal part, and the few others are joined
-to it through the log-sum-exp that it returns, as ring attention joins its blocks (Liu et al., arXiv 2310.01889).
+`(k - 1) T` further keys a query sees only `k - 1`. Here the flash kernel does the causal part, and the few others are
+merged through the log-sum-exp that it returns, as ring attention merges its blocks (Liu et al., arXiv 2310.01889).
 
-B batch, T positions, J = k - 1 further keys of a row, H heads, D head width.
+B batch, T positions, J = k - 1 further keys of a row, H heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations
@@ -16,9 +19,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.models.kv_cache import UnrolledKVStore
-
 _ops = torch.ops.aten
+
+
+class UnrolledKVStore:
+    """Keys and values of all steps so far, by layer."""
+
+    def __init__(self) -> None:
+        self.key_by_layer: dict[int, list[Tensor]] = {}
+        self.value_by_layer: dict[int, list[Tensor]] = {}
+
+    def at(self, step: int) -> UnrolledStep:
+        """The store as step `step` sees it, counted from 1."""
+        return UnrolledStep(self, step)
+
+
+class UnrolledStep:
+    """One step's view of the store.
+
+    It may write a layer's rows twice: activation checkpointing runs a layer again, long after the later steps have
+    written theirs.
+    """
+
+    def __init__(self, store: UnrolledKVStore, step: int) -> None:
+        self.store = store
+        self.step = step
+
+    def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep this step's rows; return those of all steps up to it, `(B, k T, G, D)`."""
+        keys = self.store.key_by_layer.setdefault(layer, [])
+        values = self.store.value_by_layer.setdefault(layer, [])
+        earlier = self.step - 1
+        if len(keys) == earlier:
+            keys.append(key_BTGD)
+            values.append(value_BTGD)
+        return torch.cat([*keys[:earlier], key_BTGD], dim=1), torch.cat([*values[:earlier], value_BTGD], dim=1)
+
+
+def unrolled_mask(step: int, first_mask: Tensor) -> Tensor:
+    """Mask `(..., T, step * T)` of step `step`, from the mask `(..., T, T)` of the first."""
+    own = torch.eye(first_mask.shape[-1], dtype=torch.bool, device=first_mask.device).expand_as(first_mask)
+    return torch.cat([first_mask, *[own] * (step - 1)], dim=-1)
 
 
 def causal_and_own(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
@@ -31,7 +72,7 @@ def causal_and_own(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> 
     """
     T, S = query_BHTD.shape[2], key_BHSD.shape[2]
     if not has_flash(query_BHTD):
-        mask_TS = UnrolledKVStore.mask(S // T, torch.ones(T, T, dtype=torch.bool, device=query_BHTD.device).tril())
+        mask_TS = unrolled_mask(S // T, torch.ones(T, T, dtype=torch.bool, device=query_BHTD.device).tril())
         grouped = query_BHTD.shape[1] != key_BHSD.shape[1]
         return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=mask_TS, enable_gqa=grouped)
     if (share := query_BHTD.shape[1] // key_BHSD.shape[1]) > 1:
@@ -41,7 +82,7 @@ def causal_and_own(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> 
 
 
 def has_flash(query_BHTD: Tensor) -> bool:
-    """Whether the flash kernel takes these queries: on a CPU any; on CUDA bf16 from Ampere on, in widths it knows."""
+    """Whether the flash kernel takes these queries: any on a CPU; on CUDA bf16 from Ampere on, in supported widths."""
     if not query_BHTD.is_cuda:
         return query_BHTD.device.type == "cpu"
     width = query_BHTD.shape[-1]
@@ -50,9 +91,9 @@ def has_flash(query_BHTD: Tensor) -> bool:
 
 
 def _forward(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp over all keys (fp32 at least), and the dropout's seeds, which the CUDA kernel asks for.
+    """Output, log-sum-exp over all keys (fp32 or wider), and the dropout seeds that the CUDA kernel asks for.
 
-    Softmax over all keys = softmax over the causal ones and over the others, weighed by their shares of the sum.
+    The softmax over all keys is the softmax over the causal ones and over the others, weighted by their shares.
     """
     T = q_BHTD.shape[2]
     first_BHTD, lse_BHT, seed, offset = _flash(q_BHTD, k_BHSD[:, :, :T], v_BHSD[:, :, :T])
@@ -76,9 +117,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the three inputs.
 
-    None of the log-sum-exp is needed: given the joint output and the joint log-sum-exp, the flash kernel's own backward
-    pass computes the causal part of the joint gradient, since both enter it only as `P = exp(s - lse)` and
-    `delta = sum(dO * O)`. PyTorch's context parallelism uses it so (torch.distributed.tensor.experimental).
+    No gradient of the log-sum-exp is needed: given the joint output and the joint log-sum-exp, the flash kernel's own
+    backward pass computes the causal part of the joint gradient, since both enter it only as `P = exp(s - lse)` and
+    `delta = sum(dO * O)`. PyTorch's context parallelism does the same (torch.distributed.tensor.experimental).
     """
     T, scale = q_BHTD.shape[2], 1 / math.sqrt(q_BHTD.shape[-1])
     first = (grad_BHTD, q_BHTD, k_BHSD[:, :, :T], v_BHSD[:, :, :T], out_BHTD, joint_BHT)
@@ -99,7 +140,7 @@ def _own(x_BHSD: Tensor, num_rows: int) -> list[Tensor]:
 
 
 def _dot(a_BHTD: Tensor, b_BHTD: Tensor) -> Tensor:
-    """Row by row, summed in fp32 at least."""
+    """Row by row, summed in fp32 or wider."""
     wide = torch.promote_types(a_BHTD.dtype, torch.float32)
     return (a_BHTD.to(wide) * b_BHTD.to(wide)).sum(dim=-1)
 
@@ -133,11 +174,11 @@ def _gradients(ctx: Any, grad_BHTD: Tensor, *_: Tensor | None) -> tuple[Tensor, 
     return grads
 
 
-# Operators of our own, which torch.compile calls and does not take apart: compiled, their arithmetic gave wrong
-# gradients without an error where two layers followed each other (torch 2.13 on a CPU).
+# Custom operators, which torch.compile calls as they are: with their arithmetic compiled, gradients were silently wrong
+# where two layers followed each other (torch 2.13 on a CPU).
 _forward_op = torch.library.custom_op("recyclegpt::causal_and_own", _forward, mutates_args=())
 _backward_op = torch.library.custom_op("recyclegpt::causal_and_own_backward", _backward, mutates_args=())
-# Where there are shapes and no values, the same calls tell the shapes.
+# On tensors without values, the same calls give the shapes.
 _forward_op.register_fake(_forward)
 _backward_op.register_fake(_backward)
 _forward_op.register_autograd(_gradients, setup_context=_save)

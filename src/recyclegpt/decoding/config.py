@@ -1,0 +1,80 @@
+"""One set of decoding settings for whoever decodes: monitor, `generate`, `generate-corpus`, `bench`, `evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from recyclegpt.decoding.sampling import SamplingConfig
+from recyclegpt.decoding.strategies import Strategy
+from recyclegpt.decoding.strategies import make_strategy as strategy_named
+from recyclegpt.errors import ConfigError
+from recyclegpt.hardware.dtypes import DECODING_DTYPES
+
+MAX_SEED = 2**62
+
+
+@dataclass
+class DecodingConfig:
+    """How text is decoded.
+
+    Raises:
+        ConfigError: naming every field that cannot be.
+    """
+
+    strategy: str = "verified"
+    """`autoregressive`, `alternating` (the paper's, not exact) or `verified` (lossless)."""
+    num_recycled: int = 1
+    """Tokens drafted per backbone pass, 1 to 8; vLLM calls it `num_speculative_tokens`."""
+    confidence_threshold: float = 0.0
+    """Draft only while the drafter's largest probability is above this: 0 always, 1 never."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """These four as in `SamplingConfig`."""
+    max_new_tokens: int = 200
+    stop: list[str] = field(default_factory=list)
+    """Strings that end the text."""
+    seed: int = 0
+    """Row b of a batch draws from a generator seeded `seed + b`."""
+    dtype: str = "auto"
+    """Of the weights: `auto` is bfloat16 where the device has it natively, else float32; `int8` (CPU) means int8
+    weights."""
+    compile: bool = False
+    """Run the passes through `torch.compile`."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for check in (self.make_strategy, self.sampling):
+            try:
+                check()
+            except ConfigError as error:
+                problems += error.problems
+        if self.max_new_tokens < 0:
+            problems.append(f"max_new_tokens: {self.max_new_tokens} is negative")
+        if not all(self.stop):
+            problems.append("stop: an empty string would end every text at once; leave it out")
+        if not 0 <= self.seed < MAX_SEED:
+            problems.append(f"seed: {self.seed} is not between 0 and 2^62")
+        if self.dtype not in ("auto", *DECODING_DTYPES):
+            problems.append(f"dtype: {self.dtype!r} is unknown; choose from auto, {', '.join(DECODING_DTYPES)}")
+        if problems:
+            raise ConfigError(problems)
+
+    def make_strategy(self) -> Strategy:
+        """The strategy of this name and these numbers.
+
+        Raises:
+            ConfigError: the name is unknown, or a number out of range.
+        """
+        return strategy_named(self.strategy, self.num_recycled, self.confidence_threshold)
+
+    def sampling(self) -> SamplingConfig:
+        """How a token is chosen from logits.
+
+        Raises:
+            ConfigError: naming every field out of range.
+        """
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)

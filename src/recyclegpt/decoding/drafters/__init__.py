@@ -1,0 +1,55 @@
+"""What proposes tokens for the backbone to verify. Today that is the recyclable module.
+
+To add another one (n-gram lookup, further heads), implement `Drafter` in a file of its own and choose it in
+`make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
+from recyclegpt.decoding.sampling import Sampler
+from recyclegpt.decoding.strategies import Strategy
+from recyclegpt.decoding.text_buffer import TextBuffer
+from recyclegpt.models import RecycleGPT
+
+__all__ = ["Drafter", "ModuleDrafter", "make_drafter"]
+
+
+class Drafter(Protocol):
+    """Writes m tokens after the backbone's newest one. Its tensors are allocated once and stay in place."""
+
+    num_drafted_B: Tensor
+    """How many of the m tokens of each row the drafter proposes."""
+    distributions_BmV: Tensor | None
+    """What each was drawn from; None where the sampler is greedy or nothing is verified."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of what it keeps of earlier positions."""
+        ...
+
+    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+        """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
+
+        Args:
+            hidden_BTC: states of the backbone pass that has just been made.
+            positions_BT: where they stand.
+            newest_B: the last of the T that belongs to the text; those after it were rejected, or are padding.
+            num_slots_read: bounds the slots that a KV cache reads.
+        """
+        ...
+
+
+def make_drafter(
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    recycle: ModelPass | None = None,
+) -> Drafter | None:
+    """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
+    return ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.num_recycled else None

@@ -1,0 +1,89 @@
+"""The recyclable module as a drafter: it re-reads the true pairs of a backbone pass, then writes m tokens.
+
+Its cache holds exactly the rows that training has seen: a pair (h_t, x_{t+1}) is read as soon as the true state h_t
+exists, over the provisional row made while drafting. B batch, T positions, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from recyclegpt.decoding.sampling import Sampler, largest_probability
+from recyclegpt.decoding.strategies import Strategy
+from recyclegpt.decoding.text_buffer import TextBuffer, row_at
+from recyclegpt.models import KVCache, RecycleGPT
+
+ModelPass = Callable[..., Tensor]
+"""`RecycleGPT.backbone_states` or `.recycle`, compiled or not."""
+EARLY_EXIT_DEVICES = ("cpu",)
+"""Devices that lose nothing when the host asks for a value: there, drafting ends once no row is confident."""
+
+
+class ModuleDrafter:
+    """Implements `Drafter`."""
+
+    def __init__(
+        self,
+        model: RecycleGPT,
+        strategy: Strategy,
+        sampler: Sampler,
+        text: TextBuffer,
+        recycle: ModelPass | None = None,
+    ) -> None:
+        """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled."""
+        self.model, self.sampler, self.text = model, sampler, text
+        self.recycle = recycle or model.recycle
+        self.m, self.threshold = strategy.num_recycled, strategy.confidence_threshold
+        self.exits_early = model.device.type in EARLY_EXIT_DEVICES
+        batch, num_slots = text.tokens_BS.shape
+        depth = model.recycle_config.num_layers
+        self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
+        self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
+        self.distributions_BmV: Tensor | None = None
+        if strategy.lossless and not sampler.config.greedy:
+            wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+            shape = (batch, self.m, model.config.vocab_size)
+            self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the module's KV cache."""
+        return self.cache.nbytes
+
+    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+        """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
+        following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
+        # A prompt has a width of its own, for which compiling would not pay.
+        recycle = self.recycle if positions_BT.shape[1] == self.m + 1 else self.model.recycle
+        recycled_BTC = recycle(following_BT, hidden_BTC, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
+        state_BC = row_at(recycled_BTC, newest_B)
+        sure_B: Tensor | None = None
+        self.num_drafted_B.fill_(0 if self.threshold > 0 else self.m)
+        for number in range(1, self.m + 1):
+            logits_BV = self.model.logits(state_BC)
+            position_B = self.text.position_B + number
+            seen_BV: Tensor | None = None
+            if self.sampler.config.penalises:
+                seen_BV = self.text.seen((position_B - 1)[:, None])[:, 0]
+            token_B, distribution_BV = self.sampler.choose(logits_BV, number, seen_BV)
+            self.text.write(position_B, token_B)
+            if self.distributions_BmV is not None and distribution_BV is not None:
+                self.distributions_BmV[:, number - 1] = distribution_BV
+            if self.threshold > 0:
+                now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > self.threshold
+                sure_B = now_B if sure_B is None else sure_B & now_B
+                self.num_drafted_B.add_(sure_B)
+                if self.exits_early and not bool(sure_B.any()):
+                    return
+            if number < self.m:
+                # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
+                state_BC = self.recycle(
+                    token_B[:, None],
+                    state_BC[:, None],
+                    (position_B - 1)[:, None],
+                    cache=self.cache,
+                    num_slots_read=num_slots_read,
+                ).squeeze(1)
