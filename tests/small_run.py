@@ -21,18 +21,18 @@ SMALL = ("debug=smoke", "data=text_files", "data.tokenizer.vocab_size=300")
 EVERY_STEP = "checkpoint.every_n_steps=1"
 KEEP_ALL = "checkpoint.keep=9"
 TINY_SHAPE = ("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64")
+BRIEF_BENCH = (
+    *("bench.prompt_tokens=[8]", "bench.new_tokens=[8]", "bench.repetitions=1"),
+    *("bench.strategies=[alternating]", "bench.breakdown=false"),
+)
 SMALLER: dict[str, tuple[str, ...]] = {
     "train": ("debug=smoke",),
     "adapt": ("debug=smoke_pretrained",),
     "generate": ("decoding.max_new_tokens=8",),
     "generate-corpus": ("num_documents=24", "num_val_documents=12", "prompt_tokens=4", "decoding.max_new_tokens=40"),
-    "bench": (
-        *("bench.prompt_tokens=8", "bench.new_tokens=8", "bench.repetitions=1", "bench.vocab_size=64"),
-        *("bench.strategies=[alternating]", "bench.stages=false", "bench.num_prompts=1"),
-        *TINY_SHAPE,
-    ),
-    "bench-runs": ("bench.prompt_tokens=[8]", "bench.new_tokens=8", "bench.repetitions=1"),
-    "bench-training": (*TINY_SHAPE, "device=cpu", "batch_size=1", "row_length=8", "repetitions=1"),
+    "bench": (*BRIEF_BENCH, "bench.vocab_size=64", "bench.num_prompts=1", *TINY_SHAPE),
+    "bench-runs": BRIEF_BENCH,
+    "bench-training": (*TINY_SHAPE, "device=cpu", "vocab_size=64", "batch_size=1", "row_length=8", "repetitions=1"),
 }
 """Overrides that make a documented command of any size take a second or two."""
 ONE_JOB_STEP = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor")

@@ -16,7 +16,7 @@ from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.models.huggingface import load_backbone
 
-from .test_readme import ROOT, blocks
+from .test_readme import ROOT, command_lines, shrink
 
 Run = Callable[..., int]
 
@@ -73,7 +73,7 @@ def test_a_chat_model_ends_its_texts_as_it_declares(
     assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
     assert load_trained("run").tokenizer.stop_ids == [77, 5]
     for layout in ("recyclegpt", "llama"):
-        assert run("export", "checkpoint=run", f"format={layout}", f"out={layout}") == 0
+        assert run("export", "checkpoint=run", f"format={layout}", f"output_dir={layout}") == 0
         assert load_trained(layout).tokenizer.stop_ids == load_trained(folder).tokenizer.stop_ids == [77, 5]
         assert json.loads(Path(layout, "config.json").read_text())["eos_token_id"] == [77, 5]
         assert json.loads(Path(layout, "generation_config.json").read_text()) == ends
@@ -88,7 +88,7 @@ def test_a_backbone_alone_leaves_in_the_format_it_came_in(
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors")
     assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
-    assert run("export", "checkpoint=run", "format=llama", "out=again") == 0
+    assert run("export", "checkpoint=run", "format=llama", "output_dir=again") == 0
     again = load_file("again/model.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
@@ -166,21 +166,15 @@ def test_mistakes_are_named(
         assert key in capsys.readouterr().err
 
 
-def test_the_page_is_a_way_that_can_be_walked(run: Run, stdlib: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its commands one after another, made small; the first names a folder of the reader's."""
-    lines = [line for block in blocks(ROOT / "docs" / "adapting.md", "") for line in block.splitlines()][1:]
-    assert [line.split()[1] for line in lines] == ["train", "export", "adapt", "generate", "adapt"]
-    corpus = [f"data.root={stdlib}"]
+def test_the_commands_of_the_page_run(run: Run, stdlib: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after another, made small; the first names a folder of the reader's."""
+    lines = [line for line in command_lines(ROOT / "docs" / "adapting.md") if "FOLDER_OR_NAME" not in line]
+    assert [line.split()[1] for line in lines] == ["train", "export", "adapt", "generate-corpus", "adapt"]
     for line in lines:
         command, *arguments = shlex.split(line)[1:]
-        if command == "train":
-            arguments += ["debug=smoke", "callbacks=no_monitor", "data.tokenizer.vocab_size=300", *corpus]
-        elif command == "adapt":
-            arguments = [part for part in arguments if not part.startswith("model.context_length")]
-            arguments += ["debug=smoke_pretrained", "callbacks=no_monitor"]
-            arguments += [] if "data=tokenized" in arguments else corpus
-        elif command == "generate":
-            arguments = [part for part in arguments if not part.startswith("bulk.n")]
-            arguments += ["bulk.num_documents=24", "bulk.num_val_documents=12", "bulk.new_tokens=40", *corpus]
-            arguments = [part.replace("bulk.prompt_tokens=16", "bulk.prompt_tokens=4") for part in arguments]
+        arguments = shrink(command, arguments, stdlib)
+        if command in ("train", "adapt"):
+            arguments += ["callbacks=no_monitor"]
+        if command == "generate-corpus":
+            arguments += [f"data.root={stdlib}"]
         assert run(command, *arguments) == 0, capsys.readouterr().err

@@ -17,14 +17,11 @@ import pytest
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.hydra_app import parse_flags
 
-from .test_readme import ROOT, blocks
+from .test_readme import ROOT, blocks, command_lines
 
 HOW_TO, REPRODUCING = ROOT / "docs" / "how-to.md", ROOT / "docs" / "reproducing.md"
 COMMANDS = [
-    pytest.param(line, id=f"{page.stem}: {line}")
-    for page in (HOW_TO, REPRODUCING)
-    for block in blocks(page, "")
-    for line in block.splitlines()
+    pytest.param(line, id=f"{page.stem}: {line}") for page in (HOW_TO, REPRODUCING) for line in command_lines(page)
 ]
 WITHOUT_SETTINGS = ("report",)
 
@@ -79,4 +76,6 @@ def test_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     flags = parse_flags(arguments)
     folder = flags.values.get("--config-dir")
     extra_dir = None if folder is None else Path(folder)
-    assert compose_or_explain(command, flags.overrides, extra_dir=extra_dir, check_values=command != "train")
+    assert compose_or_explain(
+        command.replace("-", "_"), flags.overrides, extra_dir=extra_dir, check_values=command != "train"
+    )

@@ -14,7 +14,7 @@ import torch
 from recyclegpt import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.train_checks import find_problems
-from tests.small_run import ONE_JOB_STEP, SMALLER, TINY_SHAPE
+from tests.small_run import ONE_JOB_STEP, SMALLER
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,9 +29,16 @@ def blocks(page: Path, language: str) -> Iterator[str]:
             yield match.group(2)
 
 
+def command_lines(page: Path) -> list[str]:
+    """The lines of a page's plain code blocks, continued lines joined."""
+    text = "".join(blocks(page, "")).replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def readme_commands() -> list[str]:
-    lines = [line.strip() for block in blocks(ROOT / "README.md", "") for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("recyclegpt ", "make "))]
+    found = [line for line in command_lines(ROOT / "README.md") if line.startswith(("recyclegpt ", "make "))]
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_the_readme_has_the_commands_it_promises() -> None:
     assert "make train" in found
     assert "make test" in found
     shown = {command.split()[1] for command in found if command.startswith("recyclegpt")}
-    assert shown >= {"train", "adapt", "generate", "evaluate", "bench", "export", "report", "doctor"}
+    assert shown >= {"train", "adapt", "generate", "evaluate", "generate-corpus", "bench", "export", "report", "doctor"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"@$(BIN)/{MAKE_TRAIN}" in makefile
     for command in found:
@@ -59,13 +66,7 @@ def shrink(command: str, arguments: list[str], stdlib: Path) -> list[str]:
     """The same command on a small model and a small corpus."""
     if command == "adapt":  # the model that is adapted here is a small one
         arguments = [part for part in arguments if not part.startswith("model.context_length")]
-    kind = command
-    if command == "bench" and "training=true" in arguments:
-        arguments = [part for part in arguments if part != "device=cuda"]
-        return [*arguments, *TINY_SHAPE, "step.batch=1", "step.row_length=8", "step.repetitions=1"]
-    if command == "bench" and any(part.startswith("runs=") for part in arguments):
-        kind = "bench"
-    arguments = [*arguments, *SMALLER.get(kind, ())]
+    arguments = [*arguments, *SMALLER.get(command, ())]
     reads_default_corpus = command in ("train", "adapt") and not any(part.startswith("data=") for part in arguments)
     if reads_default_corpus:
         arguments += [f"data.root={stdlib}"]

@@ -163,7 +163,7 @@ def test_curves_have_every_step_once_and_no_epoch_is_missing(run: Run, small: li
     assert [row["step"] for row in rows] == [3, 6]
 
 
-def test_sigterm_saves_the_step_says_so_and_the_same_command_goes_on(
+def test_sigterm_saves_the_step_and_the_same_command_resumes(
     run: Run, small: list[str], watched: Watched, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*small, "callbacks=no_monitor", "name=told", "resume=auto", "trainer.limit_train_batches=3"]
@@ -218,7 +218,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert "move the folder away to start anew" in capsys.readouterr().err
 
 
-def test_what_cannot_be_gone_on_with_exactly_is_refused_with_every_difference(
+def test_what_cannot_be_resumed_exactly_is_refused_with_every_difference(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str], corpus: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "text"
@@ -245,7 +245,7 @@ def test_what_cannot_be_gone_on_with_exactly_is_refused_with_every_difference(
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before, "nothing was left behind"
 
 
-def test_the_same_command_goes_on_with_a_run_that_was_begun_from_another(
+def test_the_same_command_resumes_a_run_that_was_started_from_another(
     run: Run, small: list[str], watched: Watched, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*small, *SETTINGS, "callbacks=no_monitor", "checkpointing.keep=9"]
@@ -262,27 +262,6 @@ def test_the_same_command_goes_on_with_a_run_that_was_begun_from_another(
     assert run("train", *begin) == 0
     assert "resumed more/checkpoints/step_0000004.ckpt" in capsys.readouterr().err
     assert_same_weights("more", "whole")
-
-
-def test_a_folder_that_cannot_hold_checkpoints_is_named(
-    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("run").mkdir()
-    Path("run/checkpoints").symlink_to("/nowhere/at/all")
-    assert run("train", *small, "hydra.run.dir=run") == 2
-    told = capsys.readouterr().err
-    assert "run/checkpoints: cannot be made" in told
-    assert "Traceback" not in told
-    assert not Path("run/provenance.json").exists()
-
-
-def test_a_name_with_a_quote_goes_on_too(run: Run, small: list[str]) -> None:
-    command = [*small, "callbacks=no_monitor", 'name="it\'s"', "resume=auto", "trainer.max_epochs=1"]
-    assert run("train", *command) == 0
-    (folder,) = Path("outputs/train/it's").iterdir()
-    (folder / "result.json").unlink()
-    assert run("train", *command) == 0
-    assert list(Path("outputs/train/it's").iterdir()) == [folder]
 
 
 def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_first(small: list[str], tmp_path: Path) -> None:

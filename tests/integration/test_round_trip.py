@@ -52,7 +52,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     elsewhere += ["data.num_val_batches=2"]
 
     # All of it, through both doors of one folder.
-    assert run("export", "checkpoint=run", "out=whole") == 0
+    assert run("export", "checkpoint=run", "output_dir=whole") == 0
     again = RecycleGPT.from_pretrained("whole").eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained("whole", trust_remote_code=True)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     assert evaluated("whole", *elsewhere) == pytest.approx(before)
 
     # The backbone alone, byte for byte what came in, and read by every command as it is.
-    assert run("export", "checkpoint=run", "format=llama", "out=backbone") == 0
+    assert run("export", "checkpoint=run", "format=llama", "output_dir=backbone") == 0
     came, went = load_file(folder / "model.safetensors"), load_file("backbone/model.safetensors")
     assert came.keys() == went.keys()
     assert all(torch.equal(came[name], went[name]) for name in came)
@@ -82,7 +82,7 @@ def test_in_adapted_evaluated_out_and_in_again(
         assert written == text[0, 10 : 10 + len(written)].tolist()
 
     # The module alone, for a serving engine.
-    assert run("export", "checkpoint=run", "format=vllm", "out=draft", "target=backbone") == 0
+    assert run("export", "checkpoint=run", "format=vllm", "output_dir=draft", "target=backbone") == 0
     draft = load_file("draft/model.safetensors")
     assert torch.equal(draft["model.fc.weight"], model.recyclable.fc.weight.float())  # type: ignore[union-attr]
     assert not any("embed" in name or "lm_head" in name for name in draft)

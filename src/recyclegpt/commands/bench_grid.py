@@ -25,7 +25,7 @@ from recyclegpt.configuration.pretrained import is_pretrained
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.description import measured_on
+from recyclegpt.hardware.device import measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 

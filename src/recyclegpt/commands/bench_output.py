@@ -15,7 +15,7 @@ from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import Row
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, RunError
-from recyclegpt.hardware.description import warn_contended
+from recyclegpt.hardware.device import warn_contended
 from recyclegpt.reporting.bench_figure import draw_bench
 from recyclegpt.runs.folder import remove_empty_parents
 

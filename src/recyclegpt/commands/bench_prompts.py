@@ -16,7 +16,7 @@ from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.description import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 

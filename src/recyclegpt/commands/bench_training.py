@@ -24,7 +24,7 @@ from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.description import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig
 

@@ -90,7 +90,7 @@ def devices() -> Iterator[Finding]:
     """What computes here, and the dtypes that training and decoding choose by themselves."""
     import torch
 
-    from recyclegpt.hardware import cpu
+    from recyclegpt.hardware.device import cpu_name
     from recyclegpt.hardware.dtypes import fastest_dtype, has_native_bf16
 
     def dtypes(device: torch.device) -> str:
@@ -98,7 +98,7 @@ def devices() -> Iterator[Finding]:
         return f"training in {precision}, decoding in {str(fastest_dtype(device)).removeprefix('torch.')}"
 
     processor = torch.device("cpu")
-    yield Finding("cpu", f"{cpu.name()}, {torch.get_num_threads()} threads: {dtypes(processor)}")
+    yield Finding("cpu", f"{cpu_name()}, {torch.get_num_threads()} threads: {dtypes(processor)}")
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         facts = torch.cuda.get_device_properties(device)

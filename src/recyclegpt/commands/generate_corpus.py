@@ -30,7 +30,7 @@ from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.decoding import Decoder, DecodingConfig
 from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
 from recyclegpt.errors import ConfigError, Problems, RunError
-from recyclegpt.hardware.description import name_of
+from recyclegpt.hardware.device import device_name
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
         "checkpoint": str(trained.path),
         "recyclegpt": __version__,
         "torch": torch.__version__,
-        "processor": name_of(device),
+        "processor": device_name(device),
         "threads": torch.get_num_threads(),
     }
     corpus = GeneratedCorpus(Path(str(cfg.output_dir)).expanduser(), identity, made_with)

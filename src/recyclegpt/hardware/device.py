@@ -1,11 +1,17 @@
-"""Names of devices and the peak speeds their makers state."""
+"""What a device is called, the peak speed its maker states, and the description that result files hold."""
 
 from __future__ import annotations
 
 import math
+import platform
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from recyclegpt.hardware.contention import is_contended
 
 PEAK_FLOPS_BF16 = {
     r"B200": 2.25e15,
@@ -32,9 +38,18 @@ OTHER_DEVICES = r"\b(MIG|Laptop|Max-Q)\b"
 """Names that contain a key of the table but are another device."""
 
 
+def cpu_name() -> str:
+    """Name of the CPU as the system gives it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine() or "unknown"
+
+
 def device_name(device: torch.device) -> str:
-    """Name of a CUDA device as its driver gives it; otherwise the kind of device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """The maker's name of the CPU or GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def peak_flops(name: str) -> float:
@@ -42,3 +57,20 @@ def peak_flops(name: str) -> float:
     if re.search(OTHER_DEVICES, name):
         return math.nan
     return next((peak for key, peak in PEAK_FLOPS_BF16.items() if re.search(rf"\b{key}\b", name)), math.nan)
+
+
+def measured_on(device: torch.device, others_cpu: float | None) -> dict[str, Any]:
+    """The `hardware` of a benchmark; `others_cpu` is the share of the CPUs that other processes used meanwhile."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "contended": is_contended(others_cpu) if device.type == "cpu" else None,
+        "others_cpu": others_cpu,
+    }
+
+
+def warn_contended(hardware: Mapping[str, Any]) -> None:
+    """Warn below a table whose speeds are unreliable."""
+    if hardware["contended"]:
+        print(f"contended: other processes were using {hardware['others_cpu']:.0%} of the CPUs; speeds are unreliable")

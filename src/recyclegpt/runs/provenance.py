@@ -18,7 +18,7 @@ import torch
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_whole
-from recyclegpt.hardware import cpu
+from recyclegpt.hardware.device import cpu_name
 
 FORMAT = 1
 FILE_NAME = "provenance.json"
@@ -52,7 +52,7 @@ def collect(config_hash: str, argv: Sequence[str] | None = None, **facts: Any) -
         "git": git_state(Path(__file__)),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
-        "cpu": cpu.name(),
+        "cpu": cpu_name(),
         "num_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "data_fingerprint": None,

@@ -25,7 +25,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
-from recyclegpt.hardware.description import name_of
+from recyclegpt.hardware.device import device_name
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.announce import announce
@@ -194,7 +194,7 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
     # What others do on the processors does not slow a GPU down; another job of the same sweep does.
     contended = is_contended(max(shares)) if shares and device.type == "cpu" else None
     return {
-        "device": name_of(device),
+        "device": device_name(device),
         "dtype": str(trainer.precision),
         "decode_dtype": str(decode).removeprefix("torch."),
         "threads": torch.get_num_threads(),
