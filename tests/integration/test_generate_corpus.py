@@ -23,7 +23,7 @@ SIZES += ["decoding.max_new_tokens=40", "decoding.temperature=1.0"]
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    argv += ["callbacks=no_monitor", "logger=null", "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
+    argv += ["callbacks=no_monitor", "~logger", "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
     assert main([*argv, f"hydra.run.dir={folder}"]) == 0
     return folder
 
