@@ -33,7 +33,12 @@ def test_a_disk_that_fills_up(text: Path, small_disk: Path, capsys: pytest.Captu
         "checkpointing.keep=99",
         "checkpointing.max_failed=2",
     ]
-    settings += ["model.hidden_size=64", "trainer.limit_train_batches=20", f"hydra.run.dir={small_disk}/run"]
+    settings += [
+        "callbacks=no_monitor",
+        "model.hidden_size=64",
+        "trainer.limit_train_batches=20",
+        f"hydra.run.dir={small_disk}/run",
+    ]
     common = ["debug=smoke", "data=text_files", f"data.paths=[{text}]", "data.tokenizer.vocab_size=300"]
     assert main(["train", *common, *settings]) == 1
     captured = capsys.readouterr()
