@@ -18,8 +18,8 @@ from recyclegpt.commands.main import main
 
 SMALL = ("debug=smoke", "data=text_files", "data.tokenizer.vocab_size=300")
 """Makes any training run take seconds: two epochs of three steps. `small_on(corpus)` adds the corpus."""
-EVERY_STEP = "checkpoint.every_n_steps=1"
-KEEP_ALL = "checkpoint.keep=9"
+EVERY_STEP = "checkpointing.every_n_steps=1"
+KEEP_ALL = "checkpointing.keep=9"
 TINY_SHAPE = ("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64")
 BRIEF_BENCH = (
     *("bench.prompt_tokens=[8]", "bench.new_tokens=[8]", "bench.repetitions=1"),

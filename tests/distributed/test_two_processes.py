@@ -25,7 +25,7 @@ STRATEGIES = {
     "ddp": ["trainer.devices=2", "trainer.strategy=ddp"],
     "fsdp": [
         *("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy.data_parallel_size=2"),
-        "activation_checkpointing=true",
+        "training.activation_checkpointing=true",
     ],
 }
 LIMIT_S = 180

@@ -54,7 +54,13 @@ def test_the_module_alone_is_trained_and_stored(
 
 
 def test_a_run_resumes_exactly(run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path]) -> None:
-    command = ["adapt", f"model.path={tiny_checkpoint()}", *quick, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    command = [
+        "adapt",
+        f"model.path={tiny_checkpoint()}",
+        *quick,
+        "checkpointing.every_n_steps=2",
+        "checkpointing.keep=9",
+    ]
     assert run(*command, "hydra.run.dir=whole") == 0
     assert run(*command, "hydra.run.dir=again", "resume=whole/checkpoints/step_0000002.ckpt") == 0
     one, other = load_trained("whole"), load_trained("again")
@@ -126,7 +132,7 @@ def test_another_backbone_or_another_way_of_storing_is_refused(
     run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tiny_checkpoint(), tiny_checkpoint(name="second", seed=1)
-    short = [*quick, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    short = [*quick, "checkpointing.every_n_steps=2", "checkpointing.keep=9"]
     begun = "resume=run/checkpoints/step_0000002.ckpt"
     assert run("adapt", f"model.path={first}", *short, "hydra.run.dir=run") == 0
     capsys.readouterr()

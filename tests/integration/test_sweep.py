@@ -78,7 +78,15 @@ def test_sigterm_ends_the_sweep_and_not_only_its_job(
 def test_a_failed_job_is_listed_and_the_rest_run(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["train", "-m", *small, "callbacks=no_monitor", "optimizer=adamw", "max_skipped_steps=0", "sweep.tag=f"]
+    argv = [
+        "train",
+        "-m",
+        *small,
+        "callbacks=no_monitor",
+        "optimizer=adamw",
+        "training.max_skipped_steps=0",
+        "sweep.tag=f",
+    ]
     assert run(*argv, "optimizer.lr=1e30,1e-3", "trainer.max_epochs=1") == 1
     told = capsys.readouterr().err
     assert "1 of 2 jobs failed" in told

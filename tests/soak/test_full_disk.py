@@ -27,8 +27,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up(text: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["callbacks=no_monitor", "checkpoint.every_n_steps=1", "checkpoint.keep=99", "checkpoint.max_failed=2"]
-    settings += ["model.hidden_size=64", "trainer.limit_train_batches=20", f"hydra.run.dir={small_disk}/run"]
+    settings = [
+        "callbacks=no_monitor",
+        "checkpointing.every_n_steps=1",
+        "checkpointing.keep=99",
+        "checkpointing.max_failed=2",
+    ]
+    settings += [
+        "callbacks=no_monitor",
+        "model.hidden_size=64",
+        "trainer.limit_train_batches=20",
+        f"hydra.run.dir={small_disk}/run",
+    ]
     common = ["debug=smoke", "data=text_files", f"data.paths=[{text}]", "data.tokenizer.vocab_size=300"]
     assert main(["train", *common, *settings]) == 1
     captured = capsys.readouterr()
