@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
 from recyclegpt.commands.bench_output import output_folder
-from recyclegpt.commands.settings import not_positive, read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.configuration.instantiate import build_all
 from recyclegpt.configuration.pretrained import is_pretrained
+from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json

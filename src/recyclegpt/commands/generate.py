@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
+from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import paint
 from recyclegpt.decoding import Counts, Decoder, DecodingConfig, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError, Problems
