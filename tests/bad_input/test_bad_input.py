@@ -15,7 +15,7 @@ CASES = [*checkpoint_cases.CASES, *config_cases.CASES, *data_cases.CASES, *comma
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60, func_only=True)
 def test_bad_input(case: Case, base: Path, corpus: Path, tmp_path: Path) -> None:
     place = Place(tmp_path, base)
     place.copy(*case.copies)

@@ -143,7 +143,7 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
         for name, error in zip(names, errors, strict=True):
             for problem in error.problems:
                 by_problem.setdefault(problem, []).append(name)
-        raise ConfigError([f"{'; '.join(jobs)}: {problem}" for problem, jobs in by_problem.items()]) from errors[0]
+        raise ConfigError([f"{problem} (in {'; '.join(jobs)})" for problem, jobs in by_problem.items()]) from errors[0]
     failures = [
         f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         for name, error in zip(names, errors, strict=True)
