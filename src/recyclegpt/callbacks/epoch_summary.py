@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 COLUMNS = (
-    ("epoch", None, ""),
     ("ppl backbone", "val/ppl_backbone", ".1f"),
     ("module", "val/ppl_recycle", ".1f"),
     ("alternating", "val/ppl_alternating", ".1f"),
@@ -31,13 +30,12 @@ class EpochSummary(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         if not self.printed_header:
-            _print(trainer, "  ".join(title for title, _, _ in COLUMNS))
+            _print(trainer, "  ".join(["epoch", *(title for title, _, _ in COLUMNS)]))
             self.printed_header = True
-        cells = []
+        cells = [f"{trainer.current_epoch + 1:5}"]
         for title, tag, form in COLUMNS:
-            value = trainer.current_epoch + 1 if tag is None else float(trainer.callback_metrics.get(tag, math.nan))
-            cell = "-" if tag is not None and math.isnan(value) else format(value, form)
-            cells.append(cell.rjust(len(title)))
+            value = float(trainer.callback_metrics.get(tag, math.nan))
+            cells.append(("-" if math.isnan(value) else format(value, form)).rjust(len(title)))
         _print(trainer, "  ".join(cells))
 
 

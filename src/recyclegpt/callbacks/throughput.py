@@ -39,7 +39,6 @@ class Throughput(Callback):
         self._started_at: float | None = None
         self._batch_ended_at = math.nan
         self._logged = (0.0, 0.0, 0, 0)
-        self._flops_per_token = math.nan
 
     @property
     def total_seconds(self) -> float:
@@ -64,9 +63,6 @@ class Throughput(Callback):
             self._started_at = now
         else:
             self._wait_s += now - self._batch_ended_at
-        model: Any = getattr(pl_module, "model", None)
-        if math.isnan(self._flops_per_token) and isinstance(model, RecycleGPT):
-            self._flops_per_token = _flops_per_token(model, batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -76,7 +72,7 @@ class Throughput(Callback):
         every_n_steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and trainer.global_step % every_n_steps == 0 and trainer.global_step > self._logged[3]:
             _synchronise(pl_module.device)
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, batch)
         self._batch_ended_at = self.clock()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,7 +89,7 @@ class Throughput(Callback):
         """Stop the clock without waiting for a device that may have failed."""
         self._seconds, self._started_at = self.total_seconds, None
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         now = (self.total_seconds, self._wait_s, self.total_tokens, trainer.global_step)
         seconds, wait_s, num_tokens, num_steps = (new - old for new, old in zip(now, self._logged, strict=True))
         self._logged = now
@@ -102,7 +98,7 @@ class Throughput(Callback):
         pl_module.log("train/step_time_s", seconds / num_steps)
         pl_module.log("train/data_wait_fraction", wait_s / seconds)
         pl_module.log("train/memory_bytes", peak_memory_bytes(pl_module.device))
-        pl_module.log("train/mfu", num_tokens / seconds * self._flops_per_token / peak)
+        pl_module.log("train/mfu", num_tokens / seconds * _flops_per_token(pl_module, batch) / peak)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -110,7 +106,9 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _flops_per_token(model: RecycleGPT, batch: Any) -> float:
-    num_views, _, seq_len = batch.views_NBT.shape
+def _flops_per_token(pl_module: LightningModule, batch: Any) -> float:
+    model, (num_views, _, seq_len) = pl_module.model, batch.views_NBT.shape
+    if not isinstance(model, RecycleGPT):
+        return math.nan
     train_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
     return flops_per_token(model.config, model.recycle_config, seq_len, num_views - 2, train_backbone).total

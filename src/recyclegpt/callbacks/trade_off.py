@@ -60,8 +60,8 @@ def threshold_curve(by_confidence: Tensor) -> dict[str, Tensor]:
         by_confidence: `(2, bins)` drafted tokens, and those that agreed, by the module's confidence.
 
     Returns:
-        For each threshold, lowest first: `true_positive` (offered and agreed), `false_positive`, `true_negative`,
-        `false_negative`, `precision` (1 where nothing is offered), `recall`, and `offered`, the share of all tokens.
+        For each threshold, lowest first: `true_positive` (offered and agreed) and the other three counts, `precision`
+        (1 where nothing is offered), `recall`, and `offered`, the share of all tokens.
     """
     counted_2T = by_confidence.cpu().flip(1).cumsum(1).flip(1)
     offered_T, agreed_T = counted_2T

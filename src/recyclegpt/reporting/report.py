@@ -69,7 +69,6 @@ def write_report(folders: Sequence[Path | str], output: Path | str, title: str |
 
 
 def _blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) -> list[Block]:
-    """The report's sections, in order."""
     blocks: list[Block] = [Heading("What was run"), _what_was_run(runs, settings)]
     if settings:
         blocks += [Heading("Results"), "Mean over seeds, ± standard deviation.", Table(*summary_cells(settings))]

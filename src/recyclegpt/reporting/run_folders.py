@@ -137,7 +137,8 @@ def _read_run(folder: Path, problems: dict[Path, str]) -> Run:
             raise ValueError(f"status is {result['status']!r}")
         run.hardware = {name: plain(value) for name, value in result["hardware"].items()}
         run.contended = run.hardware.get("contended") is True
-        values = result["metrics"] | dict(flatten({name: result[name] for name in ("train", "model")}))
+        sections = {f"{name}.{key}": value for name in ("train", "model") for key, value in result[name].items()}
+        values = result["metrics"] | sections
         run.metrics = {
             name: None if run.contended and name.startswith(SPEEDS) else number(value) for name, value in values.items()
         }

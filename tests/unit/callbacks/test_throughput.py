@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.utils.data import DataLoader
 
 from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.data import Batch
@@ -141,50 +135,3 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_peaks_are_not_guessed(name: str, peak: float) -> None:
     assert peak_flops(name) == pytest.approx(peak, nan_ok=True)
-
-
-class Tiny(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(T, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.net(batch.views_NBT[0].float()).mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-# Lightning 2.6 under torch 2.13.
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
-def test_lightning_writes_every_tag_at_every_log_interval(tmp_path: Path) -> None:
-    throughput = Throughput()
-    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
-    rows = DataLoader([Batch(torch.zeros(3, B, T, dtype=torch.long), None, {}) for _ in range(8)], batch_size=None)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_train_batches=8,
-        limit_val_batches=1,
-        accumulate_grad_batches=2,
-        log_every_n_steps=2,
-        callbacks=[throughput],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Tiny(), rows, rows)
-    assert throughput.total_tokens == 16 * B * T
-    assert 0 < throughput.total_seconds < 60
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    for tag in TAGS:
-        points = events.Scalars(tag)
-        assert len(points) == 4, tag
-        assert all(math.isnan(point.value) == (tag == "train/mfu") for point in points)
-    assert all(0 <= point.value < 1 for point in events.Scalars("train/data_wait_fraction"))
