@@ -217,7 +217,12 @@ def test_every_mistake_is_named_before_anything_is_read(
     monkeypatch.setattr("recyclegpt.commands.export.load_trained", lambda _: pytest.fail("read"))
     assert run("export", "format=transformers", "dtype=int4", "push=nobody", "output_dir=/proc/version") == 2
     told = capsys.readouterr().err
-    for word in ("format: 'transformers' is unknown; use recyclegpt", "dtype: 'int4'", "push: 'nobody'", "is a file"):
+    for word in (
+        "'transformers' is unknown; choose from recyclegpt",
+        "dtype: 'int4'",
+        "push: 'nobody'",
+        "is a file",
+    ):
         assert word in told
     assert run("export", "overwrite=perhaps", "output_dir=x") == 2
     told = capsys.readouterr().err
