@@ -77,7 +77,7 @@ def test_a_task_file_has_its_text_written_once(
     assert "texts written by verified decoding" in "\n".join(lines)
     assert json.loads(lines[-1])["tasks"]["mine"]["metrics"]["exact_match"]["written"]["value"] == 0
     assert run("evaluate", f"checkpoint={trained}", "tasks=[mine]", "tasks_path=nowhere") == 2
-    assert "tasks_path: nowhere is no folder" in capsys.readouterr().err
+    assert "tasks_path: nowhere is not a folder" in capsys.readouterr().err
 
 
 def test_a_missing_harness_ends_in_its_remedy(

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from recyclegpt.models.parameter_count import model_facts
 log = logging.getLogger("recyclegpt")
 SIMULATED = [0.7, 1.0]
 """Acceptance rates at which random weights are measured: their own means nothing."""
+COMPILES = ("true", "false", "auto")
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
 
@@ -68,25 +69,27 @@ class GridSettings:
         for name, num_recycled in itertools.product(self.strategies, self.num_recycled):
             with problems.under():
                 make_strategy(name, num_recycled)
-        unknown = {
-            "acceptance: {} is not between 0 and 1": [rate for rate in self.acceptance or [] if not 0 <= rate <= 1],
-            "compile: {!r} is neither true, false nor auto": {*self.compile}
-            - {"true", "false", "True", "False", "auto"},
-            "baselines: {!r} is unknown; there is transformers": {*self.baselines} - {"transformers"},
-        }
-        problems.found += [text.format(value) for text, values in unknown.items() for value in values]
-        least = max(self.num_recycled, default=0) + 2
-        problems.found += [
-            f"new_tokens: {value} are written by prefill and one step when num_recycled is {least - 2}, so nothing is "
-            f"left to time; give {least} or more"
-            for value in self.new_tokens
-            if value < least
+        least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
+        refused: list[tuple[str, Iterable[object], str]] = [
+            ("acceptance", (rate for rate in self.acceptance or [] if not 0 <= rate <= 1), "not between 0 and 1"),
+            (
+                "compile",
+                (word for word in self.compile if word.lower() not in COMPILES),
+                "neither true, false nor auto",
+            ),
+            (
+                "baselines",
+                (name for name in self.baselines if name != "transformers"),
+                "unknown; there is transformers",
+            ),
+            ("new_tokens", (n for n in self.new_tokens if n < least), f"too few to be timed; give {least} or more"),
         ]
+        problems.found += [f"{name}: {value!r} is {why}" for name, values, why in refused for value in values]
         problems.raise_any()
 
 
 class Grid(NamedTuple):
-    """What a config asks to be measured."""
+    """What is measured, and where."""
 
     settings: GridSettings
     device: torch.device
@@ -165,16 +168,14 @@ def _measure_model(
     if checkpoint is None and settings.acceptance is None:
         given["acceptance"] = SIMULATED
     config = BenchConfig(**given, dtype_name=str(dtype).removeprefix("torch."))
-    facts: dict[str, Any] = {"model": model_facts(model), "breakdown": {}}
+    facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
         rows += group
         print_progress(group)
-    facts["bytes_ratio"] = bytes_ratio(decoder.model)
-    if with_breakdown and settings.breakdown:
-        facts["breakdown"] = _breakdown(decoder, config, prompts)
-    return rows, facts
+    breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
+    return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:

@@ -23,6 +23,7 @@ COLUMNS = {
     "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
     "time_to_first_token_s": "first s",
 }  # fmt: skip
+SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
 
 
 @contextlib.contextmanager
@@ -50,13 +51,8 @@ def output_folder(output_dir: str | None) -> Iterator[Path]:
 
 def print_progress(group: list[Row]) -> None:
     """One line a group to stderr: a grid may take long."""
-    row = group[0]
-    others = "".join(f"; {other['strategy']} {other['speedup']:.2f}x" for other in group[1:])
-    print(
-        f"depth {row['recycle_num_layers']}, {row['dtype']}, batch {row['batch']}, {row['prompt_tokens']} + "
-        f"{row['new_tokens']} tokens: {row['tokens_per_s']:.1f} tokens/s{others}",
-        file=sys.stderr,
-    )
+    shape = ", ".join(f"{COLUMNS[key]} {group[0][key]}" for key in SHAPE)
+    print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
 
 
 def print_grid(document: dict[str, Any], repetitions: int) -> None:
@@ -68,8 +64,7 @@ def print_grid(document: dict[str, Any], repetitions: int) -> None:
         [[row.get(key) for key in COLUMNS if key in varied] for row in rows],
         header=[word for key, word in COLUMNS.items() if key in varied],
     )
-    shared = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
-    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in shared if key not in varied]
+    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key not in varied]
     print(
         f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads; "
         f"{', '.join([*common, f'median of {repetitions} interleaved repetitions after a warm-up'])}\n"

@@ -44,7 +44,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
         problems.append("prompts: text means nothing to random weights; set checkpoint=...")
     if problems:
         raise ConfigError(problems)
-    read = read_prompts(cfg.prompts)
+    found = read_prompts(cfg.prompts)
     trained = load_trained(cfg.checkpoint, grid.device)
     model, tokenizer = trained.model, trained.tokenizer
     if model.recyclable is None:
@@ -53,10 +53,10 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
             "`recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, grid.compiles
-    rows = [tokenizer.encode_prompt(prompt.text) for prompt in read]
+    rows = [tokenizer.encode_prompt(prompt.text) for prompt in found]
     rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
-    for prompt, row in zip(read, rows, strict=True):
+    for prompt, row in zip(found, rows, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=True)

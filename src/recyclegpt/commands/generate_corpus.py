@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     strategy, context = decoding.make_strategy(), trained.model.config.context_length
     if decoding.max_new_tokens > (room := context - settings.prompt_tokens):
         raise ConfigError(
-            f"decoding.max_new_tokens: with prompt_tokens they exceed the context of {context}; take {room}"
+            f"decoding.max_new_tokens: with prompt_tokens they exceed the context of {context}; take {max(0, room)}"
         )
     if strategy.num_recycled and trained.model.recyclable is None:
         raise ConfigError(

@@ -53,7 +53,7 @@ def test_a_sound_machine_and_run(make_run: MakeRun, capsys: pytest.CaptureFixtur
     run = make_run(status="completed")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["doctor", str(run.parents[2])]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for words in (": completed", "intact", f"torch {metadata.version('torch')}"):
         assert words in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_a_problem_with_a_remedy(make_run: MakeRun, caps
     run = make_run(status="failed", error="RunError: the loss\nis not finite")
     (run / "checkpoints/step_0000010.ckpt").write_bytes(b"half")
     assert main(["doctor", str(run)]) == 1
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "failed: is not finite" in out
     assert "1. checkpoints: copy it again" in out
     assert main(["doctor", str(run), "--json"]) == 1
