@@ -37,7 +37,7 @@ def test_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     wrong = ["batch_size=0", "dtype=int8", "compile=maybe", "device=tpu9"]
     assert run("bench-training", *wrong, "activation_checkpointing=-1") == 2
     printed = capsys.readouterr().err
-    for word in ("batch_size: 0", "maybe is neither", "'tpu9'", "-1 is neither"):
+    for word in ("batch_size: 0", "maybe is neither", "'tpu9'", "-1 is negative"):
         assert word in printed, printed
     assert run("bench-training", "dtype=float16") == 2
     assert "training takes place in bfloat16 or float32" in capsys.readouterr().err

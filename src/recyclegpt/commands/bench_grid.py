@@ -17,12 +17,11 @@ from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdow
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_output import print_grid, print_progress
-from recyclegpt.commands.settings import not_positive
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import choose_device
 from recyclegpt.configuration.instantiate import build_all
 from recyclegpt.configuration.pretrained import is_pretrained
-from recyclegpt.configuration.schemas import to_dataclass
+from recyclegpt.configuration.schemas import not_positive, to_dataclass
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad

@@ -15,12 +15,11 @@ from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
 from recyclegpt.commands.bench_output import output_folder
-from recyclegpt.commands.settings import not_positive, read_settings
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.configuration.instantiate import build_all
 from recyclegpt.configuration.pretrained import is_pretrained
-from recyclegpt.configuration.schemas import Training
+from recyclegpt.configuration.schemas import Training, not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
@@ -102,7 +101,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
         optimizer=built["optimizer"],
         loss=LossConfig(num_unrolled=given.num_unrolled),
         dtype=dtype,
-        compile=device.type == "cuda" if layers.compile == "auto" else layers.compile,
+        compile=device.type == "cuda" if layers.compile == "auto" else bool(layers.compile),
         activation_checkpointing=int(layers.activation_checkpointing),
         accumulate=given.accumulate,
         repetitions=given.repetitions,

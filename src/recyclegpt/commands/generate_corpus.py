@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import not_positive, read_decoding, read_settings
+from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
