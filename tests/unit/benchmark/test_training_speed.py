@@ -55,7 +55,7 @@ def test_a_step_trains() -> None:
     steps.batches = steps.batches[:1].expand_as(steps.batches)
     for _ in range(12):
         steps.run()
-        losses.append(float(steps.last_loss))
+        losses.append(float(steps.last_loss.detach()))
     assert losses[-1] < losses[0] - 0.1
     assert all(parameter.grad is None for parameter in steps.model.parameters())
 

@@ -65,7 +65,7 @@ def test_a_step_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[Re
     [*zip(STRATEGIES, [SAMPLINGS[0]] * 4, strict=True), (STRATEGIES[3], SAMPLINGS[2])],
     ids=str,
 )
-def test_replayed_cycles_write_what_running_them_writes(
+def test_replayed_steps_write_what_running_them_writes(
     strategy: Any, sampling: SamplingConfig, on_graphs: type[RecordedGraph]
 ) -> None:
     model = random_model(3, depth=2)
