@@ -158,7 +158,7 @@ def test_another_config_is_refused_before_any_job_runs(
     assert "holds a sweep with other settings" in told
     assert "this command optimizer.lr=0.4" in told
     assert len(results(Path("outputs/sweeps/adhoc/m"))) == 2, "nothing was run"
-    assert run(*argv, "seed=1,2,3", "logger=none") == 0, "how runs are watched may change"
+    assert run(*argv, "seed=1,2,3", "logger=csv") == 0, "how runs are watched may change"
     assert len(results(Path("outputs/sweeps/adhoc/m"))) == 3
 
 
