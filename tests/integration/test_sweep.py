@@ -17,7 +17,7 @@ import torch
 
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.data import Batch
-from recyclegpt.runs.training_run import start_afresh
+from recyclegpt.runs.training_run import reset_globals
 from recyclegpt.training import LitRecycleGPT
 
 Run = Callable[..., int]
@@ -112,13 +112,13 @@ def test_a_job_leaves_nothing_behind_for_the_next(run: Run, small: list[str]) ->
     assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
-def test_start_afresh_puts_global_settings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reset_globals_puts_global_settings_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     monkeypatch.setenv("PL_SEED_WORKERS", "1")
     torch.use_deterministic_algorithms(True)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("medium")
-    start_afresh()
+    reset_globals()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_float32_matmul_precision() == "highest"
