@@ -56,7 +56,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     again = RecycleGPT.from_pretrained("whole").eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained("whole", trust_remote_code=True)
     with torch.no_grad():
-        read = again(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
+        read = again.states(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
         logits = theirs(tokens_BT).logits
     assert torch.equal(read.hidden_BTC, states.hidden_BTC)
     assert torch.equal(read.recycled_KBTC[0], states.recycled_KBTC[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from recyclegpt.console import print_table
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     if rows:
         print_table(rows, header)
         print()
-    left_out: dict[str, Sequence[object]] = {
+    left_out: dict[str, Collection[object]] = {
         "failed": report.runs.of_status("failed"),
         "unfinished": report.runs.of_status("unfinished"),
         "missing": report.runs.missing,
