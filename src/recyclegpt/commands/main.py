@@ -6,6 +6,7 @@ The commands are imported only when called, so that `recyclegpt --help` answers 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -86,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"recyclegpt {name}: the disk is full; free some space, then run the same command again", file=sys.stderr)
+        return 1
     except SystemExit as leaving:  # argparse has said why
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     finally:

@@ -1,4 +1,4 @@
-"""One set of decoding settings for whoever decodes: monitor, `generate`, `generate-corpus`, `bench`, `evaluate`."""
+"""One set of decoding settings for the monitor, `generate`, `generate-corpus`, `bench` and `evaluate`."""
 
 from __future__ import annotations
 
