@@ -121,17 +121,13 @@ def build_tokenizer(
         "bpe 1", minor, fingerprint or source.fingerprint(), str(config.vocab_size), end_token, str(MAX_TRAINING_CHARS)
     )
     file = cache_dir / "tokenizers" / f"{source.kind}-{key}.json"
-    with _lock(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
         if file.is_file():
-            try:
-                return TextTokenizer.from_file(file, end_token)
-            except ConfigError as error:
-                _log.warning("training the tokenizer again: %s", error)
+            return TextTokenizer.from_file(file, end_token)
         _log.info("training a BPE of %d tokens on %s", config.vocab_size, source.kind)
         built = load_tokenizer(config, _training_texts(source, max_skipped))
-        partial = file.with_suffix(".partial")
-        built.save(partial)
-        partial.replace(file)
+        built.save(file)
         return built
 
 
@@ -139,35 +135,21 @@ def build_shards(
     source: Source, fingerprint: str, tokenizer: TextTokenizer, cache_dir: Path, max_skipped: int, progress: bool = True
 ) -> Path:
     """The cached token shards of a finite corpus; written if absent, and again if damaged."""
-    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 1', fingerprint, tokenizer.fingerprint)}"
-    with _lock(folder):
-        for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 2', fingerprint, tokenizer.fingerprint)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
         if folder.exists() and not _intact(folder):
             _log.warning("the cached tokens in %s are damaged and are written again", folder)
             shutil.rmtree(folder)
         if not folder.exists():
             _write(source, fingerprint, tokenizer, folder, max_skipped, TOKENS_PER_SHARD, progress)
-        else:
-            _report_again(folder, source.kind, max_skipped)
+        else:  # name what was left out then, and hold it against today's limit
+            meta, skipped = read_meta(folder), Skipped(max_skipped, source.kind)
+            for problem in meta["skipped"]:
+                skipped.add(problem)
+            skipped.num_empty = meta["empty"]
+            skipped.report()
     return folder
-
-
-def _report_again(folder: Path, corpus: str, max_skipped: int) -> None:
-    """Name what was left out when the cached tokens were written, and hold it against today's limit.
-
-    Raises:
-        ConfigError: it was more than `max_skipped`.
-    """
-    meta = read_meta(folder)
-    left_out = meta.get("left_out", {})
-    skipped = Skipped(max_skipped, corpus)
-    for problem in left_out.get("unreadable", []):
-        skipped.add(problem)
-    for where in left_out.get("empty", []):
-        skipped.add_empty(where)
-    skipped.num_empty = meta.get("empty", 0)  # only the first ones are named
-    skipped.report()
 
 
 def _write(
@@ -179,8 +161,6 @@ def _write(
     tokens_per_shard: int,
     progress: bool,
 ) -> dict[str, Any]:
-    if folder.is_dir():
-        folder.rmdir()  # an empty one the user made
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
         lambda split: token_pieces(split, documents(source, split, skipped), tokenizer, progress),
@@ -264,7 +244,13 @@ def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
         if num_chars >= MAX_TRAINING_CHARS:
             return
     if num_chars == 0:
-        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.all_named()])
+        raise ConfigError(
+            [
+                f"data: {source.kind} has no readable training document",
+                *skipped.problems,
+                *(f"{where}: is empty" for where in skipped.empty),
+            ]
+        )
 
 
 def _intact(folder: Path) -> bool:
@@ -275,11 +261,6 @@ def _intact(folder: Path) -> bool:
         _log.warning("%s", error)
         return False
     return True
-
-
-def _lock(path: Path) -> FileLock:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
 
 
 def _key(*parts: str) -> str:

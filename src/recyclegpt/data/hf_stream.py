@@ -86,31 +86,20 @@ class HFStream:
         Raises:
             ConfigError: there is no such dataset, configuration, split or column.
         """
-        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
-        if wanted not in self._datasets:
-            try:
-                self._datasets[wanted] = pickle.dumps(self._look_up(wanted))
-            except ConfigError:
-                raise
-            except Exception as error:  # the hub's client has retried already
-                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
-        # A dataset holds its position, so two readers must not share one.
-        return pickle.loads(self._datasets[wanted])
-
-    def _look_up(self, split: str) -> Any:
         import datasets
 
-        dataset = datasets.load_dataset(
-            self.name,
-            self.config,
-            split=split,
-            data_files=self.data_files,
-            revision=self.revision,
-            streaming=True,
-        )
-        if dataset.column_names is not None:
-            self.check_field(dataset.column_names)
-        return dataset
+        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
+        if wanted not in self._datasets:
+            files = {"data_files": self.data_files, "revision": self.revision}
+            try:
+                dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
+            except Exception as error:  # the hub's client has retried already
+                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
+            if dataset.column_names is not None:
+                self.check_field(dataset.column_names)
+            self._datasets[wanted] = pickle.dumps(dataset)
+        # A dataset holds its position, so two readers must not share one.
+        return pickle.loads(self._datasets[wanted])
 
     def check_field(self, columns: Iterable[str]) -> None:
         """Raises ConfigError if there is no column of this name."""

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from recyclegpt.data.text_stream import TextStream
 from recyclegpt.data.token_bytes import BYTE_PIECE, byte_symbols, count_bytes
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_whole
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -200,7 +201,7 @@ class TextTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` that any `tokenizers` user can read."""
-        Path(path).write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
+        write_whole(Path(path), json.dumps(self._content, ensure_ascii=False))
 
     def __getstate__(self) -> dict[str, Any]:
         stops = [self._tokenizer.id_to_token(stop) for stop in self.stop_ids]

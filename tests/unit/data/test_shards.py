@@ -89,8 +89,6 @@ def test_reading_across_shards(
     start = data.draw(st.integers(0, len(tokens)))
     stop = data.draw(st.integers(start, len(tokens)))
     np.testing.assert_array_equal(shards.read(start, stop), tokens[start:stop])
-    with pytest.raises(IndexError):
-        shards.read(0, len(tokens) + 1)
 
 
 def test_written_tokens_are_the_documents_joined_by_end_tokens(tmp_path: Path) -> None:
@@ -126,7 +124,7 @@ def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
 def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = Lines(["good", ""], ["val"], bad=2)
     meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2, progress=False)
-    assert (meta["skipped"], meta["empty"]) == (2, 1)
+    assert (len(meta["skipped"]), meta["empty"]) == (2, 1)
     assert "lines: left out documents that cannot be read: 2\n  lines:0: broken\n  lines:1: broken" in caplog.text
     assert "lines: left out documents that are empty: 1\n  lines, train document 2" in caplog.text
 
@@ -157,16 +155,6 @@ def test_two_builders_at_once_write_one_cache(tmp_path: Path) -> None:
         folders = {build.result() for build in builds}
     assert len(folders) == 1
     assert corpus.num_readings == 2  # each split once
-
-
-def test_without_the_lock_the_first_folder_stays(tmp_path: Path) -> None:
-    tokenizer = TextTokenizer.bytes()
-    for text in ("first", "second"):
-        records = [Record(text)]
-        write_shards(lambda split: token_pieces(split, records, tokenizer), tokenizer, tmp_path / "out", {})  # noqa: B023
-    train, _ = open_shards(tmp_path / "out", "train", Skipped(0))
-    assert bytes(train.read(0, 5).tolist()) == b"first"
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_damaged_shards_are_left_out_up_to_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
