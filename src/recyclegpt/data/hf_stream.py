@@ -8,7 +8,8 @@ import logging
 import pickle
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from recyclegpt.data.source import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
@@ -21,6 +22,7 @@ RETRY_WAIT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class HFStream:
     """What `datasets.load_dataset(..., streaming=True)` gives.
 
@@ -39,37 +41,29 @@ class HFStream:
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """
 
-    kind = "hf_stream"
+    kind: ClassVar[str] = "hf_stream"
 
-    def __init__(
-        self,
-        name: str,
-        config: str | None = None,
-        train_split: str = "train",
-        val_split: str | None = None,
-        num_val_documents: int = 1000,
-        field: str = "text",
-        data_files: str | list[str] | dict[str, Any] | None = None,
-        revision: str | None = None,
-        shuffle_buffer: int = 1000,
-    ) -> None:
-        positive = {"num_val_documents": num_val_documents, "shuffle_buffer": shuffle_buffer}
-        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
-        if val_split == train_split:
-            problems.append(f"data.val_split: {val_split!r} is the training split too; null takes its first documents")
-        if problems:
-            raise ConfigError(problems)
-        self.name = name
-        self.config = config
-        self.train_split = train_split
-        self.val_split = val_split
-        self.num_val_documents = num_val_documents
-        self.field = field
-        self.data_files = data_files
-        self.revision = revision
-        self.shuffle_buffer = shuffle_buffer
+    name: str
+    config: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    num_val_documents: int = 1000
+    field: str = "text"
+    data_files: str | list[str] | dict[str, Any] | None = None
+    revision: str | None = None
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
         self._val_digests: frozenset[bytes] | None = None
         self._datasets: dict[str, bytes] = {}
+        positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
+        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
+        if self.val_split == self.train_split:
+            problems.append(
+                f"data.val_split: {self.val_split!r} is the training split too; null takes its first documents"
+            )
+        if problems:
+            raise ConfigError(problems)
 
     def fingerprint(self) -> str:
         """sha256 of the request: the content of a stream is unknown until it has been read."""

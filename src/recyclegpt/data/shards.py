@@ -123,23 +123,21 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"data.path: {folder} holds no meta.json; {_REMEDY}")
     try:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if meta["format"] != FORMAT:
-            raise ConfigError(
-                f"data.path: {file} has format {meta['format']}, this version reads {FORMAT}; {_REMEDY} again"
-            )
-        shards = [shard for facts in meta["splits"].values() for shard in facts["shards"]]
-        names = [shard["file"] for shard in shards if Path(shard["file"]).name != shard["file"]]
-        complete = {"tokenizer", "eos_token", "vocab_size"} <= meta.keys() and all(
-            {"num_tokens", "sha256"} <= shard.keys() for shard in shards
-        )
+        _check(meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY}") from error
-    if names or not complete:
-        why = f"names files of other folders: {names}" if names else "is not complete"
-        raise ConfigError(f"data.path: {file} {why}; {_REMEDY} again")
+        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY} again") from error
     return meta
+
+
+def _check(meta: dict[str, Any]) -> None:
+    """Any error: the entries that reading needs are not there, or lead elsewhere."""
+    if meta["format"] != FORMAT:
+        raise ValueError(f"it has format {meta['format']}, this version reads {FORMAT}")
+    _ = meta["tokenizer"], meta["eos_token"], meta["vocab_size"]
+    for shard in (shard for facts in meta["splits"].values() for shard in facts["shards"]):
+        _ = shard["num_tokens"], shard["sha256"]
+        if Path(shard["file"]).name != shard["file"]:
+            raise ValueError(f"{shard['file']} is outside of the folder")
 
 
 def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = True) -> tuple[TokenShards, str]:
