@@ -58,7 +58,7 @@ def test_every_option_can_be_built(
         tiny_checkpoint()
     (tmp_path / "a.txt").write_text("text\n" * 50)
     if option == "data=tokenized":
-        tokenize_corpus(TextFiles(["a.txt"]), TokenizerConfig("byte"), "shards", progress=False)
+        tokenize_corpus(TextFiles(["a.txt"]), TokenizerConfig("byte"), "shards")
     cfg = composed(option, *needed, folder=tmp_path)
     if option in NEEDS_GPU and not torch.cuda.is_available():
         with pytest.raises(ConfigError) as caught:
