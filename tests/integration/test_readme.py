@@ -87,7 +87,7 @@ def test_readme_command(
     monkeypatch.chdir(user_folder)
     command, *arguments = shlex.split(line)[1:]
     if any(word in arguments for word in COMPOSED_ONLY):
-        cfg = compose_or_explain(command, arguments, check_values=False)
+        cfg = compose_or_explain(command, [*arguments, "paths.output_dir=outputs"], check_values=False)
         try:
             build_parts(cfg)
         except ConfigError as error:

@@ -67,7 +67,7 @@ def hydra_run(
     with _argv([sys.argv[0], *arguments]), _logging_kept():
         try:
             hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job)()
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RuntimeError) as error:
             if started or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain_composition(error)) from error
