@@ -48,6 +48,7 @@ CASES = [
         f"name: !!python/object/apply:os.system ['touch {MARKER}']\n".encode(),
         "bad",
     ),
+    _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun"),
     # Parts of another kind
     _overrides("a trainer of another kind", ["trainer._target_=torch.optim.SGD"], "trainer"),
     # Files

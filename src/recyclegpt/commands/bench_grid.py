@@ -32,7 +32,6 @@ from recyclegpt.models.parameter_count import model_facts
 log = logging.getLogger("recyclegpt")
 SIMULATED = [0.7, 1.0]
 """Acceptance rates at which random weights are measured: their own means nothing."""
-COMPILES = ("true", "false", "auto")
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
 
@@ -48,7 +47,7 @@ class GridSettings:
     new_tokens: list[int]
     recycle_num_layers: list[int] | None
     dtype: list[str]
-    compile: list[str]
+    compile: list[bool]
     kernels: bool
     acceptance: list[float] | None
     baselines: list[str]
@@ -71,11 +70,6 @@ class GridSettings:
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
         refused: list[tuple[str, Iterable[object], str]] = [
             ("acceptance", (rate for rate in self.acceptance or [] if not 0 <= rate <= 1), "not between 0 and 1"),
-            (
-                "compile",
-                (word for word in self.compile if word.lower() not in COMPILES),
-                "neither true, false nor auto",
-            ),
             (
                 "baselines",
                 (name for name in self.baselines if name != "transformers"),
@@ -111,8 +105,7 @@ def read_grid(cfg: DictConfig) -> Grid:
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    compiles = [device.type == "cuda" if value == "auto" else value.lower() == "true" for value in settings.compile]
-    return Grid(settings, device, list(dict.fromkeys(dtypes)), list(dict.fromkeys(compiles)))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)), list(dict.fromkeys(settings.compile)))
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
         optimizer=built["optimizer"],
         loss=LossConfig(num_unrolled=given.num_unrolled),
         dtype=dtype,
-        compile=device.type == "cuda" if layers.compile == "auto" else bool(layers.compile),
+        compile=layers.compile,
         activation_checkpointing=int(layers.activation_checkpointing),
         accumulate=given.accumulate,
         repetitions=given.repetitions,

@@ -44,15 +44,13 @@ class Backbone:
 class Training:
     """How the layers are run while they learn."""
 
-    compile: bool | str = "auto"
+    compile: bool = False
     activation_checkpointing: bool | int = False
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         counts = ("activation_checkpointing", "max_skipped_steps")
         problems = [f"{key}: {getattr(self, key)} is negative" for key in counts if getattr(self, key) < 0]
-        if self.compile not in (True, False, "auto"):
-            problems.append(f"compile: {self.compile} is neither true, false nor auto")
         if problems:
             raise ConfigError(problems)
 
