@@ -108,12 +108,6 @@ CASES = [
     ),
     # Runs that cannot be resumed
     _changed("resumed without the optimizer's state", lambda content: content.pop("optimizer_states"), argv=RESUME),
-    _changed(
-        "resumed at a batch before the first",
-        lambda content: content["TextFilesData"].update(ranks=[{"batch": -3}]),
-        "data",
-        argv=RESUME,
-    ),
     Case(
         "resumed on another corpus",
         (*RESUME, "data.paths=[corpus]"),

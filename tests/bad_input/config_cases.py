@@ -27,7 +27,7 @@ CASES = [
     # Code that wants to run
     _overrides("os.system as a callback", [f"+callbacks.mine={RUNS_A_COMMAND}"], "callbacks.mine"),
     _overrides("os.system inside a list", [f"+trainer.plugins=[{RUNS_A_COMMAND}]"], "trainer.plugins"),
-    _overrides("os.system as a launcher", ["-m", "seed=1,2", "hydra.launcher._target_=os.system"], "hydra.launcher"),
+    _overrides("os.system as a launcher", ["-m", "seed=1,2", "hydra.launcher._target_=os.system"], "os.system"),
     _overrides(
         "os.system as a log handler",
         ["+hydra.job_logging.handlers.mine={(): os.system, command: touch " + MARKER + "}"],
@@ -43,7 +43,6 @@ CASES = [
         ["+callbacks.mine={_target_: recyclegpt.data.__builtins__.eval}"],
         "callbacks.mine",
     ),
-    _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun"),
     _file(
         "a YAML file that names a Python object",
         f"name: !!python/object/apply:os.system ['touch {MARKER}']\n".encode(),

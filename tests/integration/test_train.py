@@ -251,7 +251,6 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
         (["trainer.precision=int8"], ["trainer", "bf16-mixed"]),
         (["decoding.num_recycled=9"], ["decoding.num_recycled"]),
         (["scheduler.num_warmup_steps=7"], ["num_warmup_steps"]),
-        (["name=../up"], ["name"]),
     ],
 )
 def test_impossible_settings_end_in_one_message(

@@ -25,11 +25,9 @@ NO_MODULE, DEEPER = "++sweep.control=no_module", "++sweep.control=deeper_backbon
 def jobs(params, controls, command_line=(), present=None):
     sweeper = ControlledSweeper(params=params, controls=controls)
     sweeper.config = OmegaConf.create()
-
-    if present is not None:
-        config = OmegaConf.create(present)
-        loader = Mock(get_sources=list, get_group_options=lambda *_: [], load_sweep_config=lambda *_: config)
-        sweeper.hydra_context = Mock(config_loader=loader)
+    config = OmegaConf.create(present or {})
+    loader = Mock(get_sources=list, get_group_options=lambda *_: [], load_sweep_config=lambda *_: config)
+    sweeper.hydra_context = Mock(config_loader=loader)
     lines = [f"{key}={value}" for key, value in params.items()] + list(command_line)
     return sweeper.jobs(OverridesParser.create().parse_overrides(lines))
 

@@ -22,11 +22,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.recyclegpt_controlled_sweeper.job_list import add_jobs
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL, add_jobs
 from recyclegpt.errors import ConfigError, JobsFailed
 
 SEED = "seed"
-NAME = "sweep.control"
 
 
 @dataclass
@@ -37,7 +36,6 @@ class ControlledSweeperConf:
     """
 
     _target_: str = "hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper.ControlledSweeper"
-    max_batch_size: int | None = None
     params: dict[str, str] | None = None
     controls: dict[str, list[str]] = field(default_factory=dict)
 
@@ -55,18 +53,15 @@ class ControlledSweeper(Sweeper):
     as `sweep.control`.
     """
 
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
     def __init__(
-        self,
-        max_batch_size: int | None = None,
-        params: Mapping[str, str] | None = None,
-        controls: Mapping[str, Sequence[str]] | None = None,
+        self, params: Mapping[str, str] | None = None, controls: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         super().__init__()
-        self.max_batch_size, self.params = max_batch_size, dict(params or {})
-        self.controls = {name: list(overrides) for name, overrides in (controls or {}).items()}
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
-        self.launcher: Launcher | None = None
+        self.params, self.controls = dict(params or {}), dict(controls or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls it before `sweep`."""
@@ -82,12 +77,8 @@ class ControlledSweeper(Sweeper):
             JobsFailed: naming every job that failed, after all have run.
             ConfigError: the same, where each failed by a mistake in its settings.
         """
-        assert self.hydra_context is not None
-        assert self.config is not None
-        assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        lines = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        overrides = parser.parse_overrides(lines)
+        overrides = parser.parse_overrides([f"{key}={value}" for key, value in self.params.items()] + arguments)
         shared = [o for o in overrides if not o.is_sweep_override() and o.key_or_group not in self.params]
         self._name_folders_by_what_differs(shared)
         jobs = self.jobs(overrides)
@@ -96,10 +87,7 @@ class ControlledSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         add_jobs(folder, jobs, {line for job in _grid(shared) for line in job})
-        results: list[JobReturn] = []
-        size = self.max_batch_size or len(jobs)
-        for begin in range(0, len(jobs), size):
-            results += self.launcher.launch(jobs[begin : begin + size], initial_job_idx=begin)
+        results: list[JobReturn] = list(self.launcher.launch(jobs, initial_job_idx=0))
         _raise_failures(results)
         return results
 
@@ -112,25 +100,36 @@ class ControlledSweeper(Sweeper):
             for job in _grid([*shared, *self._parse_control(control, shared)]):
                 if frozenset(job) not in distinct:
                     distinct[frozenset(job)] = job
-                    jobs.append([*job, f"++{NAME}={name}"])
+                    jobs.append([*job, f"{CONTROL}{name}"])
         return jobs
 
     def _name_folders_by_what_differs(self, shared: Sequence[Override]) -> None:
         """Leave settings that hold for all jobs out of `override_dirname`, which folders are named after."""
-        assert self.config is not None
         key = "hydra.job.config.override_dirname.exclude_keys"
-        excluded = sorted({*OmegaConf.select(self.config, key), *(o.key_or_group for o in shared), NAME})
+        excluded = sorted({*OmegaConf.select(self.config, key), *(o.key_or_group for o in shared)})
         # Every job is composed anew from these overrides.
         self.config.hydra.overrides.hydra.append(f"{key}=[{','.join(excluded)}]")
 
     def _parse_control(self, control: Sequence[str], shared: Sequence[Override]) -> list[Override]:
-        loader = self.hydra_context.config_loader if self.hydra_context is not None else None
-        if any(is_increase(line) for line in control):
-            assert loader is not None
-            assert self.config is not None
-            fixed = [str(o.input_line) for o in shared if not o.is_sweep_override()]
-            control = increased(control, loader.load_sweep_config(self.config, fixed))
-        return OverridesParser.create(config_loader=loader).parse_overrides(list(control))
+        """A control's overrides, every `KEY+=N` as `KEY=` what the other runs have plus N: a number, or its key.
+
+        Raises:
+            HydraException: KEY is not a whole number in their config, or N neither one nor the key of one.
+        """
+        loader = self.hydra_context.config_loader
+        fixed = [str(o.input_line) for o in shared if not o.is_sweep_override()]
+        lines = []
+        for line in control:
+            key, is_increase, value = line.partition("+=")
+            if is_increase:
+                others = loader.load_sweep_config(self.config, fixed)
+                present = OmegaConf.select(others, key)
+                more = int(value) if value.isdecimal() else OmegaConf.select(others, value)
+                if not isinstance(present, int) or not isinstance(more, int):
+                    raise HydraException(f"{line}: adds whole numbers, and {key} is {present!r}, {value} is {more!r}")
+                line = f"{key}={present + more}"
+            lines.append(line)
+        return OverridesParser.create(config_loader=loader).parse_overrides(lines)
 
 
 def _raise_failures(results: Sequence[JobReturn]) -> None:
@@ -138,17 +137,13 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
     if not failed:
         return
     errors = [result._return_value for result in failed]  # `return_value` would raise it
-    names = [" ".join(line for line in result.overrides or [] if f"{NAME}=" not in line) for result in failed]
+    names = [" ".join(line for line in result.overrides or [] if not line.startswith(CONTROL)) for result in failed]
     if all(isinstance(error, ConfigError) for error in errors):
         by_problem: dict[str, list[str]] = {}
         for name, error in zip(names, errors, strict=True):
             for problem in error.problems:
                 by_problem.setdefault(problem, []).append(name)
-        problems = [
-            f"all {len(results)} jobs: {problem}" if len(jobs) == len(results) > 1 else f"{'; '.join(jobs)}: {problem}"
-            for problem, jobs in by_problem.items()
-        ]
-        raise ConfigError(problems) from errors[0]
+        raise ConfigError([f"{'; '.join(jobs)}: {problem}" for problem, jobs in by_problem.items()]) from errors[0]
     failures = [
         f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         for name, error in zip(names, errors, strict=True)
@@ -168,27 +163,3 @@ def _grid(overrides: Sequence[Override]) -> list[list[str]]:
         else:
             raise HydraException(f"{override.input_line}: is not a list of values; write KEY=VALUE1,VALUE2")
     return [list(job) for job in itertools.product(*axes.values())]
-
-
-def increased(control: Sequence[str], cfg: DictConfig) -> list[str]:
-    """A control's overrides with every `KEY+=N` as `KEY=` what `cfg` has plus N; N is a number, or the key of one.
-
-    Raises:
-        HydraException: KEY is not a whole number in `cfg`, or N neither one nor the key of one.
-    """
-    plain = []
-    for line in control:
-        if is_increase(line):
-            key, value = line.partition("+=")[::2]
-            present = OmegaConf.select(cfg, key)
-            more = int(value) if value.isdecimal() else OmegaConf.select(cfg, value)
-            if not isinstance(present, int) or not isinstance(more, int):
-                raise HydraException(f"{line}: adds whole numbers, and {key} is {present!r}, {value} is {more!r}")
-            line = f"{key}={present + more}"
-        plain.append(line)
-    return plain
-
-
-def is_increase(line: str) -> bool:
-    """Whether a control's override is of the form `KEY+=N`."""
-    return line.partition("=")[0].endswith("+")

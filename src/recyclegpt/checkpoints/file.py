@@ -110,17 +110,11 @@ def verify(path: Path) -> bool:
         raise DamagedCheckpoint(f"checkpoint: {path} is not a regular file; give another")
     try:
         expected = json.loads(sidecar(path).read_bytes())
-        found_format = expected["format"]
-        if found_format == SIDECAR_FORMAT:
-            size, digest = int(expected["size"]), str(expected["sha256"])
+        size, digest = int(expected["size"]), str(expected["sha256"])
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"checkpoint: {sidecar(path)} cannot be read ({error!r})") from error
-    if found_format != SIDECAR_FORMAT:
-        raise DamagedCheckpoint(
-            f"checkpoint: {sidecar(path)} has format {found_format}, this version reads {SIDECAR_FORMAT}"
-        )
     try:
         found = path.stat().st_size
         if found != size:

@@ -1,34 +1,26 @@
-"""The settings of a command: its config, or a section of it, as a dataclass."""
+"""The decoding settings that several commands share."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, TypeVar, cast
+import torch
+from omegaconf import DictConfig
 
-from omegaconf import DictConfig, OmegaConf
-
+from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.configuration.schemas import to_dataclass
+from recyclegpt.decoding import DecodingConfig
+from recyclegpt.errors import Problems
 
-T = TypeVar("T")
 
-
-def read_settings(kind: type[T], section: DictConfig, path: str = "") -> T:
-    """The fields of a dataclass from a section that may hold more.
+def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.dtype]:
+    """How, where and in which number format a command decodes.
 
     Raises:
-        ConfigError: naming every value of another type, or else every value that the dataclass refuses.
+        ConfigError: naming all that cannot be.
     """
-    names = [field.name for field in dataclasses.fields(cast("Any", kind))]
-    return to_dataclass(kind, OmegaConf.masked_copy(section, names), path)
-
-
-def not_positive(settings: Any, *names: str) -> list[str]:
-    """A problem for each of these fields, or members of a field that is a list, that is below 1."""
-    problems = []
-    for name in names:
-        given = getattr(settings, name)
-        values = given if isinstance(given, list) else [given]
-        problems += [f"{name}: {value} is not a positive whole number" for value in values if value < 1]
-        if not values:
-            problems.append(f"{name}: the list is empty; give at least one value")
-    return problems
+    problems = Problems()
+    with problems.under():
+        decoding = to_dataclass(DecodingConfig, cfg.decoding, "decoding")
+    with problems.under():
+        device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
+    problems.raise_any()
+    return decoding, device, dtype

@@ -16,12 +16,11 @@ from recyclegpt.checkpoints.file import list_checkpoints
 from recyclegpt.checkpoints.load import FOLDER
 from recyclegpt.configuration.composition_errors import value_problems
 from recyclegpt.configuration.hash import config_hash
-from recyclegpt.configuration.hydra_app import hydra_run
-from recyclegpt.configuration.multirun import in_multirun
-from recyclegpt.configuration.train_checks import sweep_problems, warn_of_settings_without_effect
+from recyclegpt.configuration.hydra_app import hydra_run, in_multirun
+from recyclegpt.configuration.train_checks import sweep_problems
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.files import write_json
-from recyclegpt.runs.folder import RESULT, RunLog, claim, is_complete, locked, remove_if_unused
+from recyclegpt.runs.folder import RESULT, claim, is_complete, locked, remove_if_unused
 from recyclegpt.runs.result import make_result
 from recyclegpt.runs.resume import register_run_folder
 from recyclegpt.runs.sweep_progress import progress_line
@@ -61,11 +60,11 @@ def train_job(cfg: DictConfig) -> float | None:
             print(f"\nsweep   {progress_line()}", file=sys.stderr)
         digest = config_hash(cfg)
         claim(folder, digest)
-        with locked(folder), RunLog() as run_log:
+        with locked(folder):
             # Again: another process may have been here while this one waited.
             if claim(folder, digest) and _is_done(cfg, folder):
                 return None
-            return _train(cfg, folder, digest, run_log)
+            return _train(cfg, folder, digest)
     finally:
         remove_if_unused(folder)
 
@@ -86,12 +85,12 @@ def _is_done(cfg: DictConfig, folder: Path) -> bool:
     return complete
 
 
-def _train(cfg: DictConfig, folder: Path, digest: str, run_log: RunLog) -> float | None:
+def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
     started = False
     try:
         run = prepare_run(cfg, folder, digest)
-        warn_of_settings_without_effect(cfg)
-        open_folder(cfg, run, folder, digest, run_log)
+        if run.trainer.is_global_zero:
+            open_folder(cfg, run, folder, digest)
         started = True
         return fit(cfg, run, folder, digest)
     except BaseException as error:

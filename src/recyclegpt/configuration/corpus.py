@@ -8,11 +8,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
-from recyclegpt.checkpoints.model_folder import CONFIG
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.data import TextDataModule
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Problems
 
 
 def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
@@ -21,72 +20,55 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     Raises:
         ConfigError: it cannot be read, or its tokens are not the model's.
     """
+    folder, config = trained.path.parent, trained.config
+    own = {"kind": "file", "path": str(folder / TOKENIZER), "end_token": trained.tokenizer.eos_token}
     if "data" in cfg:
         settings = to_plain(cfg)["data"]
         # The model knows only its own tokens, whatever tokenizer the group would build.
-        own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
         if settings.get("tokenizer") is not None:
             settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
+        datamodule = corpus_of(settings)
     else:
-        settings = trained.config.get("data")
-    datamodule = corpus_of(settings, None if "data" in cfg else trained.path)
-    datamodule.connect(_row_length(trained), 2 + _num_unrolled(trained))
+        datamodule = _corpus_of_checkpoint(config.get("data"), trained.path)
+    # A pretrained backbone's context may be much longer than the rows it was trained on.
+    row_length = config.get("model", {}).get("context_length") or trained.model.config.context_length
+    datamodule.connect(row_length, 2 + config.get("loss", {}).get("num_unrolled", 1))
     datamodule.prepare()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
-        if "data" not in cfg:
+        if "data" in cfg:
             raise ConfigError(
-                f"data: the text that {trained.path} was trained on has changed since, and its tokenizer with it; "
-                "evaluate and generate read any text with the model's own: data=GROUP data.KEY=VALUE; bench takes "
-                "prompts=FILE.jsonl"
+                f"data: its tokenizer differs from the model's; tokenize the corpus with that one: "
+                f"data.tokenizer.kind=file data.tokenizer.path={folder / TOKENIZER}"
             )
         raise ConfigError(
-            f"data: its tokenizer differs from the one the model was trained with ({trained.path.parent / TOKENIZER}); "
-            "tokenize the corpus with that one: data.tokenizer.kind=file data.tokenizer.path=..."
+            f"data: the text that {trained.path} was trained on has changed since, and its tokenizer with it; "
+            "name a corpus (evaluate, generate-corpus: data=GROUP data.KEY=VALUE) or prompts (bench: prompts=FILE)"
         )
     return datamodule
 
 
-def corpus_of(settings: Any, checkpoint: Path | None = None) -> TextDataModule:
-    """The corpus that a config, or the config inside of a checkpoint, describes.
-
-    A tokenizer that a run read from a file is read from where the run has put it, next to the checkpoint.
+def corpus_of(settings: Any) -> TextDataModule:
+    """The corpus that a config's section `data` describes.
 
     Raises:
-        ConfigError: it describes something else, or nothing that can be read; naming the checkpoint, if it is its.
+        ConfigError: it describes something else, or nothing that can be read.
     """
-    if settings is None and checkpoint is not None and checkpoint.name == CONFIG:
-        raise ConfigError(
-            f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; name one: evaluate and generate "
-            "take data=GROUP data.KEY=VALUE, bench takes prompts=FILE.jsonl, or model=hf for the speed alone"
-        )
-    tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
-    if checkpoint is not None and isinstance(tokenizer, dict) and tokenizer.get("kind") == "file":
-        settings = settings | {"tokenizer": tokenizer | {"path": str(checkpoint.parent / TOKENIZER)}}
-    try:
-        built = build(settings, "data")
-    except ConfigError as error:
-        if checkpoint is None:
-            raise
-        raise ConfigError(
-            [f"checkpoint: the config of {checkpoint}: {problem}" for problem in error.problems]
-        ) from error
+    built = build(settings, "data")
     if not isinstance(built, TextDataModule):
-        where = "data" if checkpoint is None else f"checkpoint: the config of {checkpoint}: data"
-        raise ConfigError(f"{where}: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
+        raise ConfigError(f"data: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
     return built
 
 
-def _row_length(trained: LoadedModel) -> int:
-    """Length of the rows it was trained on: a pretrained backbone's context may be much longer."""
-    return _number(trained, "model", "context_length") or trained.model.config.context_length
-
-
-def _num_unrolled(trained: LoadedModel) -> int:
-    return _number(trained, "loss", "num_unrolled") or 1
-
-
-def _number(trained: LoadedModel, group: str, name: str) -> int | None:
-    """A positive number in the config of the run that trained it; None of a model that no run of ours trained."""
-    settings = trained.config.get(group)
-    value = settings.get(name) if isinstance(settings, dict) else None
-    return value if type(value) is int and value > 0 else None
+def _corpus_of_checkpoint(settings: Any, checkpoint: Path) -> TextDataModule:
+    if settings is None:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; name one (evaluate, "
+            "generate-corpus: data=GROUP data.KEY=VALUE) or a set of prompts (bench: prompts=FILE)"
+        )
+    # A tokenizer that the run read from a file is read from where the run has put it.
+    if (settings.get("tokenizer") or {}).get("kind") == "file":
+        settings = settings | {"tokenizer": settings["tokenizer"] | {"path": str(checkpoint.parent / TOKENIZER)}}
+    problems = Problems()
+    with problems.under(f"checkpoint: the config of {checkpoint}: "):
+        return corpus_of(settings)
+    raise ConfigError(problems.found)

@@ -16,13 +16,12 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: this machine has no such device.
     """
-    remedy = "use cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is unknown; {remedy}") from error
+        raise ConfigError(f"device: {name!r} is unknown; use cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {name} is not supported; {remedy}")
+        raise ConfigError(f"device: {name} is not supported; use cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
@@ -34,19 +33,13 @@ def choose_device(name: str) -> torch.device:
 def device_and_dtype(
     device: str, dtype: str, section: str = "", decoding: bool = False
 ) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a command.
-
-    Args:
-        device: its name.
-        dtype: name of the dtype, or auto.
-        section: what the key `dtype` stands in: `"decoding."`.
-        decoding: allow int8 weights.
+    """Device and dtype of these names; `section` is what the key `dtype` stands in, `decoding` allows int8 weights.
 
     Raises:
         ConfigError: naming what this machine does not have.
     """
     problems = Problems()
-    chosen = torch.device("cpu")
+    chosen, found = torch.device("cpu"), torch.float32
     with problems.under():
         chosen = choose_device(device)
     with problems.under(section):
@@ -57,6 +50,5 @@ def device_and_dtype(
 
 def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> torch.dtype:
     """The dtype to compute in: `chosen`, but `auto` means fp32 for a model whose config says it was trained in that."""
-    trainer = config.get("trainer")
-    precision = trainer.get("precision") if isinstance(trainer, dict) else None
-    return torch.float32 if name == "auto" and precision in ("32-true", "64-true") else chosen
+    trained_in_fp32 = config.get("trainer", {}).get("precision") in ("32-true", "64-true")
+    return torch.float32 if name == "auto" and trained_in_fp32 else chosen

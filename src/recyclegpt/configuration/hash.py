@@ -32,7 +32,7 @@ def config_hash(cfg: DictConfig) -> str:
             if key in cfg:
                 _blank(cfg, key, key)
     plain = {key: value for key, value in to_plain(cfg).items() if key not in UNHASHED}
-    canonical = json.dumps(_string_keys(plain), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -54,11 +54,3 @@ def _blank(parent: DictConfig, key: str, path: str) -> None:
             _blank(node, child, f"{path}.{child}")
     else:
         parent[key] = f"<{path}>"
-
-
-def _string_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _string_keys(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_string_keys(item) for item in value]
-    return value

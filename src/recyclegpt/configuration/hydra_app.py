@@ -8,20 +8,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from recyclegpt.configuration.compose import VERSION_BASE, find_conf, register
 from recyclegpt.configuration.composition_errors import explain_composition
-from recyclegpt.configuration.multirun import in_multirun
 from recyclegpt.errors import ConfigError
 
 
@@ -47,19 +46,49 @@ def hydra_run(
     """
     register()
     folder = (conf_dir or find_conf()).resolve()
-    job = _Job(task)
+    whole, started, value, failure = list(sys.argv), False, None, None
+
+    @functools.wraps(task)  # Hydra names the job after the task's module
+    def job(cfg: DictConfig) -> Any:
+        nonlocal started, value, failure
+        started = True
+        with _argv(whole):
+            try:
+                value = task(cfg)
+            except Exception as error:
+                if in_multirun():
+                    raise
+                failure = error  # raised below: Hydra would add a line of its own
+        return value
+
     # Hydra's parser takes overrides in one row.
     arguments = sorted(argv, key=lambda argument: argument not in ("-m", "--multirun"))
-    with _swapped(sys, "argv", [sys.argv[0], *arguments]), _full_errors(), _logging_kept():
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come through; Hydra would print them, shortened, and exit
+    with _argv([sys.argv[0], *arguments]), _logging_kept():
         try:
-            hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job.wrapped())()
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            if job.started or isinstance(error, ConfigError):
+            hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job)()
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RuntimeError) as error:
+            if started or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain_composition(error)) from error
-    if job.error is not None:
-        raise job.error
-    return job.value
+    if failure is not None:
+        raise failure
+    return value
+
+
+def in_multirun() -> bool:
+    """Whether this process runs a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def shares_machine() -> bool:
+    """Whether the launcher of this multirun starts several jobs at a time here, so that they slow each other down."""
+    if not in_multirun():
+        return False
+    launcher = HydraConfig.get().launcher
+    if "joblib" in launcher._target_:
+        return bool(launcher.n_jobs != 1)
+    return str(launcher._target_).endswith("LocalLauncher")  # submitit on this machine starts all jobs at once
 
 
 def write_hydra_folder(cfg: DictConfig, folder: Path) -> None:
@@ -74,58 +103,13 @@ def write_hydra_folder(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(HydraConfig.get().overrides.task, path / "overrides.yaml")
 
 
-@dataclass
-class _Job:
-    """The task as Hydra calls it, and what became of it."""
-
-    task: Callable[[DictConfig], Any]
-    argv: list[str] = field(default_factory=lambda: list(sys.argv))
-    started: bool = False
-    value: Any = None
-    error: Exception | None = None
-
-    def wrapped(self) -> Callable[[DictConfig], Any]:
-        @functools.wraps(self.task)  # Hydra names the job after the task's module
-        def job(cfg: DictConfig) -> Any:
-            self.started = True
-            with _swapped(sys, "argv", list(self.argv)):
-                try:
-                    self.value = self.task(cfg)
-                except Exception as error:
-                    if in_multirun():
-                        raise
-                    self.error = error  # raised by `hydra_run`: Hydra would add a line of its own
-                except SystemExit as leaving:
-                    # `Stopped` ends a sweep; a plain `sys.exit` somewhere in a job does not.
-                    if in_multirun() and type(leaving) is SystemExit:
-                        raise RuntimeError(f"the job ended itself by sys.exit({leaving.code!r})") from leaving
-                    raise
-            return self.value
-
-        return job
-
-
 @contextmanager
-def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+def _argv(arguments: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, arguments
     try:
         yield
     finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
-def _full_errors() -> Iterator[None]:
-    """Let exceptions through: Hydra would otherwise print them, shortened, and exit."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        sys.argv = before
 
 
 @contextmanager

@@ -10,16 +10,15 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.configuration.schemas import to_dataclass
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Problems
 
 PACKAGES = (
     "recyclegpt.models",
@@ -48,26 +47,28 @@ def locate(target: Any) -> Callable[..., Any]:
         ConfigError: it is not allowed, or does not exist.
     """
     name = str(target)
-    if name not in OTHERS and (not _is_in(name, PACKAGES) or _is_in(name, REFUSED)):
+    if name in OTHERS:
+        return cast("Callable[..., Any]", get_object(name))
+    if not _is_in(name, PACKAGES) or _is_in(name, REFUSED):
         allowed = ", ".join([*(f"{package}.*" for package in PACKAGES), *OTHERS])
         raise ConfigError(f"_target_: {name} is not allowed; a target is one of {allowed}")
     try:
-        found = get_object(name)
+        found: Any = get_object(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"_target_: {name} does not exist ({str(error).splitlines()[0]})") from error
     # What a module imported for its own use (`os`, `torch.load`) can be reached through it, but belongs elsewhere.
     home = f"{getattr(found, '__module__', '')}."
-    if name not in OTHERS and (not _is_in(home, PACKAGES) or not (inspect.isclass(found) or name in FUNCTIONS)):
+    if not _is_in(home, PACKAGES) or not (inspect.isclass(found) or name in FUNCTIONS):
         raise ConfigError(f"_target_: {name} is not allowed; only classes, and {', '.join(FUNCTIONS)}")
-    return found
+    return cast("Callable[..., Any]", found)
 
 
-def build(node: Any, path: str | None = None, /, **extra: Any) -> Any:
+def build(node: Any, path: str = "", /, **extra: Any) -> Any:
     """Build the object a node describes, from plain Python containers.
 
     Args:
         node: a config with `_target_`, or a mapping of such; None gives None.
-        path: what problems begin with; default: the node's own path in its config.
+        path: of the node in its config, which problems begin with.
         **extra: arguments the config does not hold; they win over the node's.
 
     Returns:
@@ -76,47 +77,29 @@ def build(node: Any, path: str | None = None, /, **extra: Any) -> Any:
     Raises:
         ConfigError: a target is not allowed; or what a constructor refused, prefixed with the path of its node.
     """
-    if path is None:
-        path = str(node._get_full_key(None)) if isinstance(node, (DictConfig, ListConfig)) else ""
-    try:
-        plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, (DictConfig, ListConfig)) else node
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     if not isinstance(plain, dict):
         return plain
-    problems = []
+    problems = Problems()
     for where, target in _targets(plain, path):
-        try:
+        with problems.under(f"{where}." if where else ""):
             locate(target)
-        except ConfigError as error:
-            problems += [_under(where, problem) for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
+    problems.raise_any()
     return _build(plain, path, extra)
 
 
-def build_all(
-    cfg: DictConfig, keys: Iterable[str], extra: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
-    """Build several nodes of a config and report the problems of all of them at once.
-
-    Args:
-        cfg: the config.
-        keys: keys of the nodes.
-        extra: for some of the keys, the arguments that `build` takes as `**extra`.
+def build_all(cfg: DictConfig, keys: Iterable[str], extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Build several nodes of a config, some with extra arguments, and report the problems of all of them at once.
 
     Raises:
         ConfigError: the problems of all nodes.
     """
     built: dict[str, Any] = {}
-    problems: list[str] = []
+    problems = Problems()
     for key in keys:
-        try:
-            built[key] = build(cfg[key], key, **(extra or {}).get(key, {}))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+        with problems.under():
+            built[key] = build(cfg[key], key, **extra.get(key, {}))
+    problems.raise_any()
     return built
 
 
@@ -128,9 +111,8 @@ def _build(plain: dict[Any, Any], path: str, extra: Mapping[str, Any]) -> Any:
         }
     target, is_partial = locate(plain["_target_"]), plain.get("_partial_", False)
     if dataclasses.is_dataclass(target) and isinstance(target, type) and not is_partial:
-        return to_dataclass(
-            target, {key: value for key, value in plain.items() if key != "_target_"} | dict(extra), path
-        )
+        settings = {key: value for key, value in plain.items() if key != "_target_"}
+        return to_dataclass(target, settings | dict(extra), path)
     try:
         # Hydra would turn dataclasses and tuples among the extra arguments into configs: it builds what is below.
         made = instantiate(plain, _partial_=True, _convert_="all")

@@ -7,22 +7,29 @@ dataclass is held against that dataclass when it is built (`instantiate`), so it
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from recyclegpt.decoding import DecodingConfig
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Problems
 
 T = TypeVar("T")
-_LONGEST_NAME = 200
-_PRIMITIVES = (int, float, bool, str)
+
+
+def not_positive(settings: Any, *names: str) -> list[str]:
+    """A problem for each of these fields, or members of a field that is a list, that is below 1; null is none."""
+    given = {name: getattr(settings, name) for name in names}
+    return [
+        f"{name}: {value} is not a positive whole number"
+        for name, values in given.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None and value < 1
+    ]
 
 
 @dataclass
@@ -37,21 +44,15 @@ class Backbone:
 class Training:
     """How the layers are run while they learn."""
 
-    compile: Any = "auto"
-    activation_checkpointing: Any = False
+    compile: bool | str = "auto"
+    activation_checkpointing: bool | int = False
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
-        problems = []
-        if not isinstance(self.compile, bool) and self.compile != "auto":
+        counts = ("activation_checkpointing", "max_skipped_steps")
+        problems = [f"{key}: {getattr(self, key)} is negative" for key in counts if getattr(self, key) < 0]
+        if self.compile not in (True, False, "auto"):
             problems.append(f"compile: {self.compile} is neither true, false nor auto")
-        if not isinstance(self.activation_checkpointing, int) or self.activation_checkpointing < 0:
-            problems.append(
-                f"activation_checkpointing: {self.activation_checkpointing} is neither true nor false; "
-                "a whole number n stands for every n-th layer"
-            )
-        if self.max_skipped_steps < 0:
-            problems.append(f"max_skipped_steps: {self.max_skipped_steps} is negative")
         if problems:
             raise ConfigError(problems)
 
@@ -65,8 +66,7 @@ class Checkpointing:
     max_failed: int = 3
 
     def __post_init__(self) -> None:
-        counts = {"every_n_steps": self.every_n_steps, "keep": self.keep}
-        problems = [f"{key}: {value} is not positive" for key, value in counts.items() if value < 1]
+        problems = not_positive(self, "every_n_steps", "keep")
         if self.max_failed < 0:
             problems.append(f"max_failed: {self.max_failed} is negative")
         if problems:
@@ -80,10 +80,6 @@ class Sweep:
     name: str = "adhoc"
     tag: str = MISSING
     control: str | None = None
-
-    def __post_init__(self) -> None:
-        if problems := [*_folder_problems("name", self.name), *_folder_problems("tag", self.tag)]:
-            raise ConfigError(problems)
 
 
 @dataclass
@@ -114,37 +110,18 @@ def register_schemas() -> None:
     """Put the schemas where the `defaults` lists of `conf/` find them."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train, provider="recyclegpt")
-    store.store(group="decoding", name="schema", node=schema_of(DecodingConfig), provider="recyclegpt")
+    store.store(group="decoding", name="schema", node=DecodingConfig, provider="recyclegpt")
 
 
 def section_problems(cfg: DictConfig) -> list[str]:
     """What the dataclasses of a training config's own sections refuse, all of it."""
-    problems = _folder_problems("name", cfg.name)
+    problems = Problems()
     if not 0 <= cfg.seed < 2**32:
-        problems.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
-    for key, kind in (("training", Training), ("checkpointing", Checkpointing), ("sweep", Sweep)):
-        problems += problems_of(kind, cfg[key], key)
-    return problems + problems_of(DecodingConfig, cfg.decoding, "decoding")
-
-
-def schema_of(target: type) -> type:
-    """A dataclass with the fields of `target` that OmegaConf can hold: not frozen, and nothing that it cannot express.
-
-    OmegaConf 2.3 knows neither `Literal` nor `int | list[int]`: the first is held as its plain type and the second as
-    anything, and the dataclass itself looks closer.
-    """
-    hints = typing.get_type_hints(target)
-    fields = []
-    for own in dataclasses.fields(target):
-        if own.default_factory is not dataclasses.MISSING:
-            default: Any = field(default_factory=own.default_factory)
-        else:
-            default = field(default=MISSING if own.default is dataclasses.MISSING else own.default)
-        kind = _expressible(hints[own.name])
-        if kind is Any and dataclasses.is_dataclass(hints[own.name]):
-            default = field(default=None)
-        fields.append((own.name, kind, default))
-    return dataclasses.make_dataclass(target.__name__, fields)
+        problems.found.append(f"seed: {cfg.seed} is not a whole number from 0 to 4294967295")
+    for key, kind in (("training", Training), ("checkpointing", Checkpointing), ("decoding", DecodingConfig)):
+        with problems.under():
+            to_dataclass(kind, cfg[key], key)
+    return problems.found
 
 
 def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: str = "") -> T:
@@ -154,7 +131,8 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
         ConfigError: every key that the dataclass does not have, every value of a wrong type and every mandatory value
             that is missing; or all that its `__post_init__` refuses. Each begins with the path of its key.
     """
-    typed = OmegaConf.structured(schema_of(kind))
+    typed = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(typed, False)  # a frozen dataclass is
     plain: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else dict(section)
     prefix = f"{path}." if path else ""
     problems = []
@@ -171,42 +149,17 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
     if problems:
         raise ConfigError(problems)
     values: Any = OmegaConf.to_container(typed)
-    try:
+    found = Problems()
+    with found.under(prefix):
         return kind(**{key: values[key] for key in plain})
-    except ConfigError as error:
-        raise ConfigError([f"{prefix}{problem}" for problem in error.problems]) from error
+    raise ConfigError(found.found)
 
 
-def problems_of(kind: type, section: Mapping[str, Any] | DictConfig, path: str) -> list[str]:
-    """What `to_dataclass` would refuse."""
-    try:
-        to_dataclass(kind, section, path)
-    except ConfigError as error:
-        return error.problems
-    return []
+def read_settings(kind: type[T], section: DictConfig, path: str = "") -> T:
+    """The fields of a dataclass from a section that may hold more.
 
-
-def _folder_problems(key: str, value: str) -> list[str]:
-    if value in ("", ".", "..") or set(value) & set("/\\=,") or not value.isprintable():
-        return [f"{key}: {value!r:.80} is not a folder's name; use letters, digits, - and _"]
-    if len(value.encode()) > _LONGEST_NAME:
-        return [f"{key}: is too long for a folder's name; {_LONGEST_NAME} bytes are allowed"]
-    return []
-
-
-def _expressible(hint: Any) -> Any:
-    """A type hint as OmegaConf knows it; `Any` where it has none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _PRIMITIVES or hint is type(None):
-        return hint
-    if origin is Literal:
-        kinds = {type(argument) for argument in arguments}
-        return kinds.pop() if len(kinds) == 1 else Any
-    if origin in (Union, types.UnionType):
-        members = [_expressible(argument) for argument in arguments]
-        others = [kind for kind in members if kind is not type(None)]
-        simple = len(others) == 1 or all(kind in _PRIMITIVES for kind in others)
-        return Union[tuple(members)] if simple and Any not in members else Any  # noqa: UP007 - made at run time
-    if origin in (list, tuple) and all(argument in _PRIMITIVES for argument in arguments):
-        return hint
-    return Any
+    Raises:
+        ConfigError: as `to_dataclass`.
+    """
+    names = [own.name for own in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return to_dataclass(kind, OmegaConf.masked_copy(section, names), path)

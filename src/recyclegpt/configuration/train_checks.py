@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import find_checkpoint
-from recyclegpt.configuration.composition_errors import value_problems
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE, is_pretrained, pretrained_backbone
 from recyclegpt.configuration.schemas import section_problems
-from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, has_native_bf16
-from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.errors import ConfigError, Problems
+from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.parameter_count import memory_problems
-
-log = logging.getLogger("recyclegpt")
 
 
 def build_parts(cfg: DictConfig) -> dict[str, Any]:
@@ -33,25 +28,21 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: all that is wrong with the config.
     """
-    if problems := value_problems(cfg):
-        raise ConfigError(problems)
-    problems = section_problems(cfg) + check_combinations(cfg)
+    problems = Problems(section_problems(cfg) + check_combinations(cfg))
     parts: dict[str, Any] = {}
-    for key in ("model", "recycle", "loss", "data", "optimizer", "scheduler"):
-        try:
-            if key == "model":
-                # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
-                parts[key] = pretrained_backbone(cfg) or build(cfg.model, "model", vocab_size=VOCABULARY_MULTIPLE)
-            else:
-                parts[key] = build(cfg[key], key)
-        except ConfigError as error:
-            problems += error.problems
-    if "model" in parts and "recycle" in parts:
-        problems += _memory_problems(parts["model"], parts["recycle"])
-    if {"optimizer", "scheduler"} <= parts.keys() and not any(problem.startswith("trainer.") for problem in problems):
-        problems += _try_optimizer(cfg, parts)
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    with problems.under():
+        # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
+        parts["model"] = pretrained_backbone(cfg) or build(cfg.model, "model", vocab_size=VOCABULARY_MULTIPLE)
+    for key in ("recycle", "loss", "data", "optimizer", "scheduler"):
+        with problems.under():
+            parts[key] = build(cfg[key], key)
+    if {"model", "recycle"} <= parts.keys():
+        model = parts["model"]
+        shape = model if isinstance(model, ModelConfig) else model.config
+        problems.found += memory_problems(shape, parts["recycle"])
+    if {"optimizer", "scheduler"} <= parts.keys() and not any(text.startswith("trainer.") for text in problems.found):
+        problems.found += _try_optimizer(cfg, parts)
+    problems.raise_any()
     return parts
 
 
@@ -79,10 +70,6 @@ def check_combinations(cfg: DictConfig) -> list[str]:
     return problems
 
 
-def _memory_problems(model: ModelConfig | PretrainedBackbone, recycle: RecycleConfig) -> list[str]:
-    return memory_problems(model if isinstance(model, ModelConfig) else model.config, recycle)
-
-
 def _try_optimizer(cfg: DictConfig, parts: Mapping[str, Any]) -> list[str]:
     """Optimizer and schedule look at their settings only when they are given something to optimise."""
     weight = torch.nn.Parameter(torch.zeros(1, 1))
@@ -106,7 +93,7 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
     problems = [
         f"trainer.{key}: {trainer[key]} is not a positive whole number; an epoch is a fixed number of batches"
         for key in ("limit_train_batches", "max_epochs", "accumulate_grad_batches")
-        if not _is_positive(trainer[key])
+        if type(trainer[key]) is not int or trainer[key] < 1
     ]
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problems.append(
@@ -116,21 +103,20 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
 
 
 def _monitor_problems(cfg: DictConfig) -> list[str]:
-    monitor, context = OmegaConf.select(cfg, "callbacks.decoding_monitor"), cfg.model.context_length
-    sizes = None if monitor is None else (monitor.prompt_tokens, monitor.new_tokens)
-    if sizes is None or not all(map(_is_positive, (context, *sizes))):
+    """Against what makes every epoch's decoding fail or leaves nothing to time."""
+    monitor, recycled = OmegaConf.select(cfg, "callbacks.decoding_monitor"), cfg.decoding.num_recycled
+    if monitor is None or not isinstance(cfg.model.context_length, int):
         return []
     problems = []
-    recycled, (prompt, new) = cfg.decoding.num_recycled, sizes
-    if new <= recycled + 1:
+    if monitor.new_tokens <= recycled + 1:
         problems.append(
-            f"callbacks.decoding_monitor.new_tokens: the prefill already writes {new} when decoding.num_recycled="
-            f"{recycled}, so nothing is left to time; give {recycled + 2} or more"
+            f"callbacks.decoding_monitor.new_tokens: the prefill already writes {monitor.new_tokens} when "
+            f"decoding.num_recycled={recycled}, so nothing is left to time; give {recycled + 2} or more"
         )
-    if prompt + new > context:
+    if monitor.prompt_tokens + monitor.new_tokens > cfg.model.context_length:
         problems.append(
-            f"callbacks.decoding_monitor: prompt_tokens + new_tokens = {prompt + new} exceed "
-            f"model.context_length={context}; lower them"
+            f"callbacks.decoding_monitor: prompt_tokens + new_tokens exceed model.context_length="
+            f"{cfg.model.context_length}; lower them"
         )
     return problems
 
@@ -156,26 +142,8 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
     if checkpoint is not None and pretrained:
         problems.append("backbone.checkpoint: model=hf brings a backbone already; leave one of the two out")
     elif checkpoint is not None:
-        try:
-            find_checkpoint(str(checkpoint))
-        except ConfigError as error:
-            problems += [f"backbone.{problem}" for problem in error.problems]
+        found = Problems()
+        with found.under("backbone."):
+            find_checkpoint(checkpoint)
+        problems += found.found
     return problems
-
-
-def warn_of_settings_without_effect(cfg: DictConfig) -> None:
-    """Log what is possible and probably not meant."""
-    unrolled, recycled = cfg.loss.num_unrolled, cfg.decoding.num_recycled
-    if cfg.recycle.num_layers == 0 and unrolled != 1:
-        log.warning("loss.num_unrolled=%d has no effect: recycle.num_layers=0 means no module", unrolled)
-    elif cfg.recycle.num_layers and recycled > unrolled:
-        log.warning(
-            "decoding.num_recycled=%d, but the module is trained for loss.num_unrolled=%d: "
-            "later recycled tokens will agree less",
-            recycled,
-            unrolled,
-        )
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
 from torch.optim import Optimizer
 
 from recyclegpt.configuration.train_checks import num_steps
@@ -32,13 +33,9 @@ def announce(
     checkpoint: Path | None,
 ) -> None:
     """Print it to stderr, and warn where the planned memory exceeds what the device has."""
-    if not trainer.is_global_zero:
-        return
-    facts = model_facts(model)
-    tokens = datamodule.train_num_tokens
-    device = trainer.strategy.root_device
+    facts, tokens, device = model_facts(model), datamodule.train_num_tokens, trainer.strategy.root_device
     batch = datamodule.batch_size * datamodule.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
-    sharded = str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("ModelParallelStrategy")
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     step = StepShape(
         batch=datamodule.batch_size,
         row_length=datamodule.row_length,
@@ -67,10 +64,8 @@ def announce(
     print("\n".join(lines), file=sys.stderr)
     if available is not None and plan.total > available:
         log.warning(
-            "the memory of %s may not suffice: about %.3g GB are needed and it has %.3g GB; set "
-            "training.activation_checkpointing=true, lower data.batch_size (trainer.accumulate_grad_batches makes up "
-            "for it), or spread weights and optimizer over several GPUs with trainer=fsdp",
+            "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "
+            "(trainer.accumulate_grad_batches makes up for it), or train with trainer=fsdp on several GPUs",
             device,
-            plan.total / 1e9,
-            available / 1e9,
+            plan.describe(available),
         )

@@ -52,11 +52,6 @@ def make_model(
 
 
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
-    if tokenizer.vocab_size > backbone.config.vocab_size:
-        raise ConfigError(
-            f"data: the tokenizer has {tokenizer.vocab_size:,} tokens and the backbone of {backbone.path} embeds "
-            f"{backbone.config.vocab_size:,}; use the tokenizer of that checkpoint"
-        )
     own = TextTokenizer.from_file(backbone.folder, tokenizer.eos_token)
     if own.fingerprint != tokenizer.fingerprint:
         raise ConfigError(

@@ -5,28 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from recyclegpt.callbacks.decoding_monitor import TAGS
+from recyclegpt.callbacks.tensorboard import RESULTS
 from recyclegpt.console import format_table
 
 FORMAT = 1
-METRICS = (
-    "val/loss_unigram",
-    "val/loss_backbone",
-    "val/loss_recycle",
-    "val/ppl_backbone",
-    "val/ppl_recycle",
-    "val/ppl_alternating",
-    "val/bits_per_byte",
-    "val/agreement",
-    *(tag for tag in TAGS if tag != "decode/seconds"),
-)
+METRICS = ("val/loss_unigram", *RESULTS)
 
 
 def make_result(
     status: str, config_hash: str, seed: int, error: BaseException | None = None, **sections: dict[str, Any]
 ) -> dict[str, Any]:
-    """The document. Sections not given are empty; a metric that was not measured is null."""
-    metrics = {name: _number(sections.get("metrics", {}).get(name)) for name in METRICS}
+    """The document. Sections not given are empty; a metric that was not measured is None."""
+    metrics = {name: sections.get("metrics", {}).get(name) for name in METRICS}
     document: dict[str, Any] = {"format": FORMAT, "status": status, "config_hash": config_hash, "seed": seed}
     if error is not None:
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -41,46 +31,30 @@ def make_result(
 
 def result_table(result: dict[str, Any], num_recycled: int) -> str:
     """The result for people: quality of the backbone and the module, speed of the decoders next to their ceilings."""
-    metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-    loss = {name: metrics[f"val/loss_{name}"] for name in ("backbone", "recycle", "unigram")}
-    tables = [
-        format_table(
-            [
-                (
-                    "backbone",
-                    loss["backbone"],
-                    metrics["val/ppl_backbone"],
-                    metrics["val/bits_per_byte"],
-                    math.nan,
-                ),
-                ("module", loss["recycle"], metrics["val/ppl_recycle"], math.nan, metrics["val/agreement"]),
-                (
-                    "alternating",
-                    (loss["backbone"] + loss["recycle"]) / 2,
-                    metrics["val/ppl_alternating"],
-                    math.nan,
-                    math.nan,
-                ),
-                ("unigram model", loss["unigram"], math.exp(loss["unigram"]), math.nan, math.nan),
-            ],
-            header=("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement"),
-        )
+    nan = math.nan
+    metrics = {name: nan if value is None else value for name, value in result["metrics"].items()}
+    unigram, backbone, module = (metrics[f"val/loss_{name}"] for name in ("unigram", "backbone", "recycle"))
+    quality = [
+        ("backbone", backbone, metrics["val/ppl_backbone"], metrics["val/bits_per_byte"], nan),
+        ("module", module, metrics["val/ppl_recycle"], nan, metrics["val/agreement"]),
+        ("alternating", (backbone + module) / 2, metrics["val/ppl_alternating"], nan, nan),
+        ("unigram model", unigram, math.exp(unigram), nan, nan),
     ]
+    tables = [format_table(quality, header=("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement"))]
     hardware, train, model = result["hardware"], result["train"], result["model"]
     notes = []
-    # Without the monitor nothing was decoded.
-    if math.isfinite(metrics["decode/tokens_per_s_autoregressive"]):
+    if math.isfinite(metrics["decode/tokens_per_s_autoregressive"]):  # else without the monitor
         tables.append(_speed_table(metrics))
         notes.append(
             f"{num_recycled} token{'' if num_recycled == 1 else 's'} recycled per backbone pass, batch 1, "
             f"{hardware['decode_dtype']} on {hardware['device']}, {hardware['threads']} threads"
         )
-        if math.isfinite(metrics["decode/verify_cost"]):
-            notes.append(
-                f"ceilings: from the measured costs of the passes (verify cost {metrics['decode/verify_cost']:.2f}, "
-                f"draft cost {metrics['decode/draft_cost']:.2f}); by bytes read "
-                f"{metrics['decode/ceiling_bytes']:.2f} for alternating"
-            )
+    if math.isfinite(metrics["decode/verify_cost"]):
+        notes.append(
+            f"ceilings: from the measured costs of the passes (verify cost {metrics['decode/verify_cost']:.2f}, "
+            f"draft cost {metrics['decode/draft_cost']:.2f}); by bytes read "
+            f"{metrics['decode/ceiling_bytes']:.2f} for alternating"
+        )
     notes.append(
         f"{model['num_parameters']:,} parameters, {model['num_parameters_recycle']:,} of them in the module; "
         f"{train['tokens']:,} tokens in {train['steps']} steps, {train['seconds']:.0f} s of training "
@@ -107,10 +81,3 @@ def _speed_table(metrics: dict[str, float]) -> str:
         ],
         header=("decoding", "tokens/s", "speedup", "ceiling", "agreement/acceptance", "nats/token of its text"),
     )
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,12 +16,12 @@ from recyclegpt.checkpoints.load import (
     read_own_checkpoint,
     weight_problems,
 )
+from recyclegpt.configuration.compose import folder_name
 from recyclegpt.configuration.hash import config_hash
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
-from recyclegpt.runs.folder import is_complete, read_hash
+from recyclegpt.runs.folder import is_complete, read_provenance
 from recyclegpt.runs.model import BuiltModel
-from recyclegpt.runs.provenance import read_provenance
 
 log = logging.getLogger("recyclegpt")
 NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
@@ -35,20 +35,20 @@ def register_run_folder() -> None:
 
 def _run_folder(time: str, *, _root_: DictConfig) -> str:
     """`outputs/train/NAME/TIME`; with `resume=auto` the newest unfinished run of the same name and config."""
-    runs = Path("outputs/train", str(_root_.name))
-    if _root_.resume == "auto":
-        try:
-            digest = config_hash(_root_)
-        except OmegaConfBaseException:  # a value is missing; the run itself says which
-            return str(runs / time)
-        found = [folder for folder in runs.glob("*/") if _hash_or_none(folder) == digest and not is_complete(folder)]
-        return str(max(found, default=runs / time))
-    return str(runs / time)
-
-
-def _hash_or_none(folder: Path) -> str | None:
+    runs = Path("outputs/train", folder_name(_root_.name))
+    if _root_.resume != "auto":
+        return str(runs / time)
     try:
-        return read_hash(folder)
+        digest = config_hash(_root_)
+    except OmegaConfBaseException:  # a value is missing; the run itself says which
+        return str(runs / time)
+    found = [folder for folder in runs.glob("*/") if _hash_or_none(folder) == digest and not is_complete(folder)]
+    return str(max(found, default=runs / time))
+
+
+def _hash_or_none(folder: Path) -> object:
+    try:
+        return (read_provenance(folder) or {}).get("config_hash")
     except ConfigError as error:  # a problem of another run
         log.warning("%s", error)
         return None
@@ -70,12 +70,9 @@ def _choose(resume: str, folder: Path) -> Path | None:
 
 def _started_from(folder: Path) -> str | None:
     """The checkpoint that the run in a folder was started from, as its first start noted."""
-    provenance = read_provenance(folder)
-    if provenance is None:
-        return None
-    first = next(iter(provenance.get("earlier_starts") or []), provenance)
-    found = first.get("resumed_from") if isinstance(first, dict) else None
-    return found if isinstance(found, str) else None
+    provenance: Any = read_provenance(folder) or {}
+    first = next(iter(provenance.get("earlier_starts", [])), provenance)
+    return cast("str | None", first.get("resumed_from"))
 
 
 class ResumePoint(NamedTuple):
@@ -89,17 +86,10 @@ class ResumePoint(NamedTuple):
 def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> ResumePoint | None:
     """The checkpoint this run resumes from; None to begin at step 0.
 
-    Args:
-        cfg: config of the run.
-        folder: its folder, where `resume=auto` looks.
-        num_steps: of the whole run.
-
     Raises:
         ConfigError: the checkpoint is damaged, foreign or incomplete, or leaves nothing to train.
     """
-    if cfg.resume == "never":
-        return None
-    path = _choose(cfg.resume, folder)
+    path = None if cfg.resume == "never" else _choose(cfg.resume, folder)
     if path is None:
         return None
     checkpoint = read_own_checkpoint(path)
@@ -108,7 +98,7 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
             f"resume: {path} lacks {', '.join(missing)}, so training cannot resume from it; "
             "use one that `recyclegpt train` wrote, or begin from its weights with backbone.checkpoint=..."
         )
-    step = int(checkpoint.get("global_step", 0))
+    step = int(checkpoint["global_step"])
     if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
         raise ConfigError(
             f"resume: {path} is at step {step} and this run has {num_steps} steps, so nothing is left to train; "
@@ -118,62 +108,41 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
 
 
 def check_resumable(
-    point: ResumePoint, cfg: DictConfig, made: BuiltModel, datamodule: TextDataModule, world_size: int
+    point: ResumePoint, cfg: DictConfig, built: BuiltModel, datamodule: TextDataModule, world_size: int
 ) -> None:
     """Make sure that a run can resume from a checkpoint exactly.
-
-    Args:
-        point: the checkpoint.
-        cfg: config of the run.
-        made: the model, freshly made.
-        datamodule: prepared.
-        world_size: processes that train together.
 
     Raises:
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
-    problems = _malformed(point.content) + _differences(point.content, cfg, made)
+    problems = _differences(point.content, cfg, built)
     problems += datamodule.problems_with(TextDataModule.state_in(point.content), world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot resume from {point.path}", *problems])
 
 
-def _malformed(checkpoint: dict[str, Any]) -> list[str]:
-    """Parts of the state that Lightning would stumble over."""
-    optimizers, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-    sound = {
-        "loops": isinstance(checkpoint["loops"], dict) and "fit_loop" in checkpoint["loops"],
-        "callbacks": isinstance(checkpoint["callbacks"], dict),
-        "optimizer_states": isinstance(optimizers, list)
-        and all(isinstance(one, dict) and {"state", "param_groups"} <= one.keys() for one in optimizers),
-        "lr_schedulers": isinstance(schedulers, list) and all(isinstance(one, dict) for one in schedulers),
-    }
-    return [f"{name}: not what training writes; use another checkpoint" for name, good in sound.items() if not good]
-
-
-def _differences(checkpoint: dict[str, Any], cfg: DictConfig, made: BuiltModel) -> list[str]:
-    stored, model = checkpoint["hyper_parameters"], made.model
+def _differences(checkpoint: dict[str, Any], cfg: DictConfig, built: BuiltModel) -> list[str]:
+    stored, model = checkpoint["hyper_parameters"], built.model
     shapes = {"model": asdict(model.config), "recycle": asdict(model.recycle_config)}
+    remedy = "set it to the checkpoint's, or start a new run"
     problems = [
-        f"{group}.{key}: the checkpoint has {stored[group][key]}, this run {value}; "
-        f"set it to the checkpoint's, or start a new run"
+        f"{group}.{key}: the checkpoint has {stored[group][key]}, this run {value}; {remedy}"
         for group, own in shapes.items()
         for key, value in own.items()
         if key in stored[group] and stored[group][key] != value
     ]
-    optimizer = stored["config"].get("optimizer") or {}
-    if isinstance(optimizer, dict) and optimizer.get("_target_") != cfg.optimizer._target_:
+    optimizer = stored["config"]["optimizer"]["_target_"]
+    if optimizer != cfg.optimizer._target_:
         problems.append(
-            f"optimizer: the checkpoint was trained with {optimizer.get('_target_')}, this run has "
-            f"{cfg.optimizer._target_}; set it to the checkpoint's, or start a new run"
+            f"optimizer: the checkpoint was trained with {optimizer}, this run has {cfg.optimizer._target_}; {remedy}"
         )
-    theirs, own = stored.get("backbone"), made.backbone
-    if (theirs is None) != (own is None):
+    theirs, own_backbone = stored.get("backbone"), built.backbone
+    if (theirs is None) != (own_backbone is None):
         whole = "holds the whole model" if theirs is None else "holds the recyclable module alone"
         problems.append(f"backbone.frozen: the checkpoint {whole}; set it as before, or start a new run")
-    elif own is not None and (not isinstance(theirs, dict) or theirs.get("fingerprint") != own["fingerprint"]):
+    elif theirs is not None and own_backbone is not None and theirs["fingerprint"] != own_backbone["fingerprint"]:
         problems.append("model.path: the module was trained on another backbone; give that one, or start a new run")
     if not problems:
-        module_only = own is not None
-        problems += [f"model: {problem}" for problem in weight_problems(checkpoint["state_dict"], model, module_only)]
+        found = weight_problems(checkpoint["state_dict"], model, module_only=own_backbone is not None)
+        problems += [f"model: {problem}" for problem in found]
     return problems

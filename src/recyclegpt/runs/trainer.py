@@ -21,10 +21,10 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     callbacks += [HyperParameters({"control": plain["sweep"]["control"] or "none", **_compared(plain)})]
     callbacks += [EpochSummary()]
     if not any(isinstance(callback, Throughput) for callback in callbacks):
-        callbacks.append(Throughput())
+        callbacks.append(Throughput())  # `result.json` needs what it counts
     # What a killed run logged after its last checkpoint is logged again: TensorBoard has to forget it.
-    purge = {"purge_step": first_step} if resumes and _is_tensorboard(cfg.logger) else {}
-    logger = build(cfg.logger, "logger", **purge) or False
+    forgets = resumes and cfg.logger is not None and str(cfg.logger.get("_target_")).endswith(".TensorBoardLogger")
+    logger = build(cfg.logger, "logger", **({"purge_step": first_step} if forgets else {})) or False
     if not logger:  # there is nowhere to write it, and Lightning would refuse
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     precision = cfg.trainer.precision
@@ -33,8 +33,9 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # CheckpointEverySteps requeues the job
-    extra = {"callbacks": callbacks, "logger": logger, "precision": precision, "plugins": plugins}
-    trainer: Trainer = build(cfg.trainer, "trainer", **extra)
+    trainer: Trainer = build(
+        cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision, plugins=plugins
+    )
     return trainer
 
 
@@ -52,10 +53,6 @@ def compiles(cfg: DictConfig) -> bool:
 def matmul_precision(cfg: DictConfig) -> str:
     """How exact products of fp32 are: on CUDA those that mixed precision leaves in fp32 may use TF32."""
     return "high" if trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true" else "highest"
-
-
-def _is_tensorboard(logger: DictConfig | None) -> bool:
-    return logger is not None and str(logger.get("_target_")).endswith(".TensorBoardLogger")
 
 
 def _compared(plain: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -16,8 +17,7 @@ from torch.optim import Optimizer
 from recyclegpt.callbacks import DecodingMonitor, Throughput
 from recyclegpt.checkpoints.load import FOLDER, TOKENIZER, hyper_parameters
 from recyclegpt.configuration.hash import to_plain
-from recyclegpt.configuration.hydra_app import write_hydra_folder
-from recyclegpt.configuration.multirun import shares_machine
+from recyclegpt.configuration.hydra_app import shares_machine, write_hydra_folder
 from recyclegpt.configuration.train_checks import build_parts, num_steps
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.tokenizer import write_stop_tokens
@@ -29,7 +29,7 @@ from recyclegpt.hardware.device import device_name
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.announce import announce
-from recyclegpt.runs.folder import RESULT, RunLog
+from recyclegpt.runs.folder import RESULT
 from recyclegpt.runs.model import BuiltModel, make_model
 from recyclegpt.runs.provenance import write_provenance
 from recyclegpt.runs.result import make_result, result_table
@@ -37,7 +37,7 @@ from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import compiles, make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 
-log = logging.getLogger("recyclegpt")
+T = TypeVar("T")
 
 
 class PreparedRun(NamedTuple):
@@ -59,7 +59,6 @@ def reset_globals() -> None:
         os.environ.pop(name, None)
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Tips and device lists of Lightning; what matters here is logged by ourselves.
@@ -85,7 +84,21 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     seed_everything(cfg.seed, workers=True, verbose=False)
     built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
     torch.set_float32_matmul_precision(matmul_precision(cfg))
-    module = _lightning_module(cfg, plain, parts, built, datamodule)
+    num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
+    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    module = LitRecycleGPT(
+        built.model,
+        parts["loss"],
+        parts["optimizer"],
+        parts["scheduler"],
+        num_steps(cfg),
+        num_bytes,
+        hyper_parameters(built.model, plain, built.backbone),
+        cfg.training.max_skipped_steps,
+        use_compile=compiles(cfg),
+        activation_checkpointing=int(cfg.training.activation_checkpointing),
+        backbone_external=built.backbone is not None,
+    )
     # The trainer makes it again; an impossible schedule is found here, before the first batches are read.
     optimizer = module.configure_optimizers()["optimizer"]
     point = checkpoint_to_resume(cfg, folder, num_steps(cfg))
@@ -100,21 +113,17 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     return PreparedRun(module, built, datamodule, trainer, optimizer, None if point is None else point.path, unigram)
 
 
-def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str, run_log: RunLog) -> None:
-    """Write what a run folder holds from the start: `.hydra/`, the log, `provenance.json` and the tokenizer.
+def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:
+    """Write what a run folder holds from the start: `.hydra/`, `provenance.json` and the tokenizer. First process only.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        if run.trainer.is_global_zero:
-            write_hydra_folder(cfg, folder)
-            run_log.write_to(folder / "train.log")
+        (folder / FOLDER).mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{folder / FOLDER}: cannot be made ({error.strerror}); choose another folder, or repair this one"
-        ) from error
+        raise ConfigError(f"{folder / FOLDER}: cannot be made ({error.strerror}); choose another folder") from error
+    write_hydra_folder(cfg, folder)
     write_provenance(
         folder,
         digest,
@@ -144,7 +153,7 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     if not trainer.is_global_zero:
         return None
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+    throughput = next(_callbacks(trainer, Throughput))
     result = make_result(
         "completed",
         digest,
@@ -165,39 +174,21 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     return metrics["val/ppl_backbone"]
 
 
-def _lightning_module(
-    cfg: DictConfig, plain: dict[str, Any], parts: dict[str, Any], built: BuiltModel, datamodule: TextDataModule
-) -> LitRecycleGPT:
-    num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
-    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
-    return LitRecycleGPT(
-        built.model,
-        parts["loss"],
-        parts["optimizer"],
-        parts["scheduler"],
-        num_steps(cfg),
-        num_bytes,
-        hyper_parameters(built.model, plain, built.backbone),
-        cfg.training.max_skipped_steps,
-        use_compile=compiles(cfg),
-        activation_checkpointing=int(cfg.training.activation_checkpointing),
-        backbone_external=built.backbone is not None,
-    )
-
-
 def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) -> dict[str, Any]:
     device = trainer.strategy.root_device
-    decode = named_dtype(cfg.decoding.dtype, device, decoding=True)
-    monitors = [callback for callback in trainer.callbacks if isinstance(callback, DecodingMonitor)]  # type: ignore[attr-defined]
-    others = {"training": others_training, "decoding": monitors[0].others_cpu if monitors else None}
-    shares = [share for share in others.values() if share is not None]
+    monitored = (monitor.others_cpu for monitor in _callbacks(trainer, DecodingMonitor))
+    others = {"training": others_training, "decoding": next(monitored, None)}
     # What others do on the processors does not slow a GPU down; another job of the same sweep does.
-    contended = is_contended(max(shares)) if shares and device.type == "cpu" else None
+    shares = [share for share in others.values() if share is not None and device.type == "cpu"]
     return {
         "device": device_name(device),
         "dtype": str(trainer.precision),
-        "decode_dtype": str(decode).removeprefix("torch."),
+        "decode_dtype": str(named_dtype(cfg.decoding.dtype, device, decoding=True)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "contended": True if shares_machine() else contended,
+        "contended": shares_machine() or is_contended(max(shares, default=None)),
         "others_cpu": others,
     }
+
+
+def _callbacks(trainer: Trainer, kind: type[T]) -> Iterator[T]:
+    return (callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

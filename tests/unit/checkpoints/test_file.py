@@ -75,7 +75,6 @@ def flip(path: Path, at: int = -2000) -> None:
         (flip, "sha256 differs"),
         (lambda path: sidecar(path).write_text("{"), r"\.json cannot be read"),
         (lambda path: sidecar(path).write_text("[]"), r"\.json cannot be read"),
-        (lambda path: sidecar(path).write_text('{"format": 9}'), "format 9, this version reads 1"),
         (lambda path: path.unlink(), "cannot be read"),
     ],
 )
