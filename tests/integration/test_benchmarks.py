@@ -130,5 +130,5 @@ def test_mistakes_with_prompts(run: Run, trained: Path, tmp_path: Path, capsys: 
     assert "prompts: text means nothing" in err
     assert "bench.new_tokens: [20, 40]" in err
     assert run("bench", "prompts=p.jsonl", f"checkpoint={trained}") == 2
-    assert "p.jsonl:1: has neither a prompt" in capsys.readouterr().err
+    assert "p.jsonl:1: lacks a category, or a prompt" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()

@@ -45,10 +45,13 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []
     problems: list[str] = []
+    num_longer = 0
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                prompts.append(_prompt(line))
+                prompt, has_more_turns = _prompt(line)
+                prompts.append(prompt)
+                num_longer += has_more_turns
             except ValueError as error:
                 problems.append(f"prompts: {path}:{number}: {error}")
     if not prompts and not problems:
@@ -57,11 +60,13 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         problems[MOST_NAMED:] = [f"prompts: {path}: and {len(problems) - MOST_NAMED} more lines"]
     if problems:
         raise ConfigError(problems)
+    if num_longer:
+        log.warning("%d of %d prompts have several turns; the first of each is decoded", num_longer, len(prompts))
     return prompts
 
 
-def _prompt(line: str) -> Prompt:
-    """The prompt of a line. ValueError says what is wrong with it."""
+def _prompt(line: str) -> tuple[Prompt, bool]:
+    """The prompt of a line, and whether turns come after it. ValueError says what is wrong with the line."""
     try:
         found = json.loads(line)
     except ValueError as error:
@@ -77,7 +82,7 @@ def _prompt(line: str) -> Prompt:
             and turns[0]
             and isinstance(turns[0], str)
         ):
-            return Prompt(category, turns[0])
+            return Prompt(category, turns[0]), len(turns) > 1
     raise ValueError("lacks a category, or a prompt (or turns that begin with one): strings that are not empty")
 
 

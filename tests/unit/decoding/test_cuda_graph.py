@@ -62,7 +62,7 @@ def test_a_step_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[Re
 
 @pytest.mark.parametrize(
     ("strategy", "sampling"),
-    itertools.product(STRATEGIES, [SAMPLINGS[0], SAMPLINGS[2]]),
+    list(itertools.product(STRATEGIES, [SAMPLINGS[0], SAMPLINGS[2]])),
     ids=str,
 )
 def test_replayed_steps_write_what_running_them_writes(
