@@ -11,9 +11,9 @@ UV := uv==0.13.8
 PYTHON ?=
 # More arguments for the command: make train ARGS="seed=2 model=small", make test ARGS="tests/unit/models -x"
 ARGS ?=
-# Test files run side by side, each with one thread. JOBS=0: one after the other, in one process (for a debugger).
+# Test files run side by side, each with one thread, in order: the long ones come first. JOBS=0: one after the other, in one process (for a debugger).
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

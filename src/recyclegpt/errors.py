@@ -30,7 +30,7 @@ class Stopped(SystemExit):
     """Someone asked a run to stop, and it has saved and stopped. Ends a sweep too.
 
     Args:
-        message: how far the run has come and how it goes on.
+        message: how far the run has come and how to resume it.
         code: 128 + the number of the signal.
     """
 
@@ -42,7 +42,7 @@ class Stopped(SystemExit):
         return self.message
 
 
-class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures; each job's own error was told when it came
+class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures that were printed as they came
     """Some jobs of a sweep failed; the others ran to their end.
 
     Holds a line for each failed job. The command line prints them and exits 1.

@@ -43,12 +43,12 @@ CASES = [
         ["+callbacks.mine={_target_: recyclegpt.data.__builtins__.eval}"],
         "callbacks.mine",
     ),
-    _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun"),
     _file(
         "a YAML file that names a Python object",
         f"name: !!python/object/apply:os.system ['touch {MARKER}']\n".encode(),
         "bad",
     ),
+    _overrides("a file that would be unpickled", ["--experimental-rerun=x.pickle"], "--experimental-rerun"),
     # Parts of another kind
     _overrides("a trainer of another kind", ["trainer._target_=torch.optim.SGD"], "trainer"),
     # Files

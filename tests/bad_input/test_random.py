@@ -18,7 +18,7 @@ from recyclegpt.data import TextTokenizer
 from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
 from recyclegpt.data.shards import read_meta
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting.run_folders import read_runs
+from recyclegpt.reporting import read_runs
 from recyclegpt.runs.folder import read_provenance
 from tests.small_run import NEWEST
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.commands.main import main
 from recyclegpt.configuration.compose import compose_or_explain, find_conf
@@ -19,6 +22,7 @@ from recyclegpt.configuration.train_checks import build_parts
 from recyclegpt.data import TextFiles, TokenizerConfig, tokenize_corpus
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
+from tests.small_run import ONE_JOB_STEP
 
 CONF = find_conf()
 WITHIN_OTHERS = ("default", "base", "run_of_seconds")
@@ -54,7 +58,7 @@ def test_every_option_can_be_built(
         tiny_checkpoint()
     (tmp_path / "a.txt").write_text("text\n" * 50)
     if option == "data=tokenized":
-        tokenize_corpus(TextFiles(["a.txt"]), TokenizerConfig("byte"), "shards", progress=False)
+        tokenize_corpus(TextFiles(["a.txt"]), TokenizerConfig("byte"), "shards")
     cfg = composed(option, *needed, folder=tmp_path)
     if option in NEEDS_GPU and not torch.cuda.is_available():
         with pytest.raises(ConfigError) as caught:
@@ -107,8 +111,7 @@ def test_every_experiment_runs(
     monkeypatch.chdir(tmp_path)
     on_gpu = "/trainer: gpu" in path.read_text()
     corpus = [f"data.paths=[{packages}]", "data.num_workers=0", "trainer=cpu"] if on_gpu else [f"data.root={stdlib}"]
-    argv = ["debug=smoke", *corpus, "data.tokenizer.vocab_size=300", "callbacks=no_monitor"]
-    argv += ["trainer.limit_train_batches=1", "trainer.max_epochs=1"]
+    argv = ["debug=smoke", *corpus, "data.tokenizer.vocab_size=300", *ONE_JOB_STEP]
     if path.stem == "frozen_backbone":
         assert main(["train", "experiment=tiny_cpu", *argv]) == 0
     assert main(["train", f"experiment={path.stem}", *argv]) == 0
@@ -118,10 +121,11 @@ def test_every_experiment_runs(
 def test_the_smoke_sweep_runs(stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     argv = ["sweep=smoke", f"data.root={stdlib}", "data.tokenizer.vocab_size=300", "name=t"]
-    argv += ["callbacks=no_monitor", "trainer.limit_train_batches=1", "trainer.max_epochs=1"]
+    argv += [*ONE_JOB_STEP, "recycle.num_layers=1", "seed=1,2"]
     assert main(["train", *argv]) == 0
-    results = [json.loads(file.read_text()) for file in Path("outputs/sweeps/smoke/t").glob("*/result.json")]
-    assert [result["status"] for result in results] == ["completed"] * (2 * 2 + 2 * 2)
+    files = list(Path("outputs/sweeps/smoke/t").glob("*/result.json"))
+    assert [json.loads(file.read_text())["status"] for file in files] == ["completed"] * 2 * 3
+    assert all("=" not in file.parent.name and "," not in file.parent.name for file in files)
     # A second start finds every job done.
     before = {file: file.stat().st_mtime_ns for file in Path("outputs/sweeps").rglob("result.json")}
     assert main(["train", *argv]) == 0
@@ -134,31 +138,32 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml") if path.st
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_has_seeds_and_fair_controls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    jobs: list[tuple[DictConfig, Path]] = []
+    jobs: list[list[str]] = []
 
-    def record(cfg: DictConfig) -> None:
-        folder = Path(cfg.paths.output_dir)
-        with open_dict(cfg):
-            cfg.paths.output_dir = "outputs"
-        jobs.append((cfg, folder))
+    def record(listed: list[list[str]], initial_job_idx: int) -> list[object]:
+        jobs.extend(listed)
+        return []
 
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: SimpleNamespace(launch=record))
+    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
     # A part of the jobs says as much.
     fixed = {"depth_by_weight": ["loss.recycle_weight=0.3"], "gpu_num_recycled": ["loss.num_unrolled=2"]}
-    hydra_run(record, "train", [f"sweep={name}", "experiment=tiny_cpu", *fixed.get(name, [])])
-    assert {cfg.seed for cfg, _ in jobs} >= {1, 2}
-    assert {cfg.resume for cfg, _ in jobs} == {"auto"}
-    assert len({config_hash(cfg) for cfg, _ in jobs}) == len(jobs) == len({folder for _, folder in jobs})
-    assert {folder.parent for _, folder in jobs} == {Path.cwd() / "outputs/sweeps" / name / "tiny_cpu"}
-    assert all("=" not in folder.name and "," not in folder.name for _, folder in jobs)
+    hydra_run(lambda _: None, "train", [f"sweep={name}", "experiment=tiny_cpu", *fixed.get(name, [])])
+    first, second = ([job for job in jobs if f"seed={seed}" in job] for seed in (1, 2))
+    assert [["seed=2" if line == "seed=1" else line for line in job] for job in first] == second
+    assert len({frozenset(job) for job in jobs}) == len(jobs) == 2 * len(first)
+    configs = [composed(f"sweep={name}", "experiment=tiny_cpu", *job) for job in first]
+    assert {cfg.resume for cfg in configs} == {"auto"}
+    assert len({config_hash(cfg) for cfg in configs}) == len(configs)
 
     def size(cfg: DictConfig) -> int:
         model, recycle = build(cfg.model, "model", vocab_size=4096), build(cfg.recycle, "recycle")
         with torch.device("meta"):
             return RecycleGPT(model, recycle).num_parameters()
 
-    controls = {cfg.sweep.control: cfg for cfg, _ in jobs if cfg.sweep.control}
-    modules = {cfg.recycle.num_layers: size(cfg) for cfg, _ in jobs if not cfg.sweep.control}
-    depths = {cfg.model.num_layers for cfg, _ in jobs if not cfg.sweep.control}
+    controls = {cfg.sweep.control: cfg for cfg in configs if cfg.sweep.control}
+    modules = {cfg.recycle.num_layers: size(cfg) for cfg in configs if not cfg.sweep.control}
+    depths = {cfg.model.num_layers for cfg in configs if not cfg.sweep.control}
     assert controls["no_module"].recycle.num_layers == 0
     assert {controls["no_module"].model.num_layers} == depths
     deeper = [cfg for control, cfg in controls.items() if control.startswith("deeper")]

@@ -178,10 +178,10 @@ def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str])
     message = capsys.readouterr().err
     for word in ("bench.new_tokens: 0", "'fast' is unknown", "device: 'tpu9'"):
         assert word in message
-    argv = ["bench.batch=[1,0]", "bench.acceptance=[0.5,2]", "bench.compile=[maybe]", "bench.baselines=[vllm]"]
+    argv = ["bench.batch=[1,0]", "bench.acceptance=[0.5,2]", "bench.baselines=[vllm]"]
     assert run("bench", *argv, "bench.recycle_num_layers=[0]", "bench.num_recycled=[9]") == 2
     message = capsys.readouterr().err
-    for word in ("bench.batch: 0", "bench.acceptance: 2", "bench.compile: 'maybe'", "'vllm'", "num_layers: 0", "9 is"):
+    for word in ("bench.batch: 0", "bench.acceptance: 2", "'vllm'", "num_layers: 0", "9 is"):
         assert word in message
     assert run("bench", "bench.dtype=[int3]") == 2
     assert "bench.dtype: 'int3'" in capsys.readouterr().err

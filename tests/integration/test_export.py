@@ -113,7 +113,7 @@ def test_the_card_tells_what_the_run_measured(run: Run, trained: Path) -> None:
     metrics = json.loads((trained / "result.json").read_text())["metrics"]
     assert f"| perplexity of the backbone | {metrics['val/ppl_backbone']:.4g} |" in card
     assert "`recyclegpt train debug=smoke" in card
-    assert "2 recycled a pass" in card
+    assert "2 recycled per pass" in card
 
 
 def test_an_export_is_replaced_on_request_alone(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_another_checkpoint_of_the_same_names_is_never_replaced(
     save_file(load_file("folder/model.safetensors"), "folder/model.safetensors", metadata={"format": "pt"})
     before = {path: path.read_bytes() for path in Path("folder").rglob("*") if path.is_file()}
     assert run(*argv) == 2
-    assert "folder holds what no export wrote (model.safetensors)" in capsys.readouterr().err
+    assert "folder holds files that no export wrote (model.safetensors)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("folder").rglob("*") if path.is_file()} == before
 
 
@@ -152,7 +152,7 @@ def test_what_the_checkpoint_is_made_of_is_never_replaced(
     Path("link").symlink_to("backbone")
     capsys.readouterr()
     for checkpoint, kind in (("run", "recyclegpt"), ("run", "vllm"), ("backbone", "llama")):
-        for out, told in (("backbone", "holds the weights that"), ("link", "is a link")):
+        for out, told in (("backbone", "holds the weights that"), ("link", "is a symbolic link")):
             assert (
                 run("export", f"checkpoint={checkpoint}", f"format={kind}", f"output_dir={out}", "overwrite=true") == 2
             )
@@ -217,7 +217,12 @@ def test_every_mistake_is_named_before_anything_is_read(
     monkeypatch.setattr("recyclegpt.commands.export.load_trained", lambda _: pytest.fail("read"))
     assert run("export", "format=transformers", "dtype=int4", "push=nobody", "output_dir=/proc/version") == 2
     told = capsys.readouterr().err
-    for word in ("format: 'transformers' is unknown; use recyclegpt", "dtype: 'int4'", "push: 'nobody'", "is a file"):
+    for word in (
+        "'transformers' is unknown; choose from recyclegpt",
+        "dtype: 'int4'",
+        "push: 'nobody'",
+        "is a file",
+    ):
         assert word in told
     assert run("export", "overwrite=perhaps", "output_dir=x") == 2
     told = capsys.readouterr().err

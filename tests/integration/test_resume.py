@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recyclegpt.callbacks import CheckpointEverySteps, EpochSummary
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.runs import folder
+from recyclegpt.runs import folder as run_folder
 from recyclegpt.training import LitRecycleGPT
 
 Run = Callable[..., int]
@@ -294,7 +294,7 @@ def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_first(small: 
 def test_two_processes_do_not_train_in_one_folder(
     run: Run, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(folder, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_S", 0.1)
     Path("busy").mkdir()
     with FileLock("busy/.lock"):
         # A thread of its own: a lock that is taken twice in one thread is only counted.

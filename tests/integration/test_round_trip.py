@@ -35,6 +35,7 @@ def test_in_adapted_evaluated_out_and_in_again(
 ) -> None:
     folder = tiny_checkpoint(architecture)
     quick = ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", "callbacks=no_monitor"]
+    quick += ["model.context_length=160"]  # as an exported folder is evaluated: at the length of its backbone
     assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
     model = load_trained("run").model
     tokens_BT = torch.randint(300, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -56,7 +57,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     again = RecycleGPT.from_pretrained("whole").eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained("whole", trust_remote_code=True)
     with torch.no_grad():
-        read = again(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
+        read = again.states(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
         logits = theirs(tokens_BT).logits
     assert torch.equal(read.hidden_BTC, states.hidden_BTC)
     assert torch.equal(read.recycled_KBTC[0], states.recycled_KBTC[0])

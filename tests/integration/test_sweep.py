@@ -117,6 +117,7 @@ def test_a_job_begins_with_the_global_settings_of_a_new_process(monkeypatch: pyt
     monkeypatch.setenv("PL_SEED_WORKERS", "1")
     torch.use_deterministic_algorithms(True)
     torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
     reset_globals()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_default_dtype() == torch.float32

@@ -46,7 +46,7 @@ def test_a_disk_that_fills_up(text: Path, small_disk: Path, capsys: pytest.Captu
     assert "Traceback" not in told
     assert told.count("the disk is full") >= 3
     assert "earlier checkpoints are intact" in told
-    assert "training goes on without it (1 in a row" in told
+    assert "training continues without it (failure 1 in a row" in told
     assert "the run stops after step" in told
     found = list_checkpoints(small_disk / "run/checkpoints")
     assert len(found) >= 2

@@ -78,7 +78,7 @@ def measure_pass_costs(
     batch: int = 1,
     clock: Clock = time.perf_counter,
 ) -> PassCosts:
-    """Costs of a step's passes by `PassTimer`, measured at once after its warm-up."""
+    """Costs of a step's passes, measured at once."""
     timer = PassTimer(decoder, num_recycled, position, batch, clock)
     timer.measure(repetitions)
     return timer.costs()
@@ -111,22 +111,10 @@ class PassTimer:
             batch: rows of a pass.
             clock: seconds, for tests.
         """
-        self.decoder, self.num_recycled = decoder, num_recycled
-        model, device = decoder.model, decoder.model.device
-        self.stopwatch = Stopwatch(device, clock)
-        self.num_slots, depth = decoder.bucketed(position + num_recycled + 1), model.recycle_config.num_layers
-        shape = (batch, self.num_slots, model.dtype, device)
-        self.cache = KVCache(model.config, model.config.num_layers, *shape)
-        self.module_cache = KVCache(model.config, depth, *shape)
-        self.state_BTC = torch.zeros(
-            batch, num_recycled + 1, model.config.hidden_size, dtype=model.dtype, device=device
-        )
-        self.positions_BT = torch.arange(position, position + num_recycled + 1, device=device).expand(batch, -1)
-        self.tokens_BT = torch.zeros_like(self.positions_BT)
-        block = num_recycled + 1
-        passes = (self._backbone(1), self._backbone(block), self._module(block), self._module(1))
+        self.num_recycled, self.stopwatch = num_recycled, Stopwatch(decoder.model.device, clock)
         with torch.no_grad():
-            self.passes = [as_graph(made, device) for made in passes]
+            passes = _passes(decoder, num_recycled + 1, position, batch)
+            self.passes = [as_graph(made, decoder.model.device) for made in passes]
         self.rounds: list[tuple[float, float, float, float]] = []
         self.measure(2)
         self.rounds = []
@@ -145,23 +133,31 @@ class PassTimer:
         """Medians of all rounds so far."""
         return PassCosts(self.num_recycled, *map(statistics.median, zip(*self.rounds, strict=True)))
 
-    def _backbone(self, width: int) -> Callable[[], object]:
-        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
-        # No `self` in here: a timer in a reference cycle would keep graphs, caches and model until a collection.
-        decoder, cache, num_slots = self.decoder, self.cache, self.num_slots
-        return lambda: most_likely(
-            decoder.model.logits(decoder.backbone_states(tokens, positions, cache=cache, num_slots_read=num_slots))
-        )
 
-    def _module(self, width: int) -> Callable[[], object]:
-        tokens, positions = self.tokens_BT[:, :width].contiguous(), self.positions_BT[:, :width].contiguous()
-        states = self.state_BTC[:, :width].contiguous()
-        decoder, cache, num_slots = self.decoder, self.module_cache, self.num_slots
-        return lambda: most_likely(
-            decoder.model.logits(
-                decoder.recycle(tokens, states, positions, cache=cache, num_slots_read=num_slots)[:, -1]
-            )
-        )
+def _passes(decoder: Decoder, block: int, position: int, batch: int) -> list[Callable[[], object]]:
+    """Backbone over one token and over a block, module over a block and over one row; the LM head in each."""
+    model, num_slots = decoder.model, decoder.bucketed(position + block)
+    shape = (batch, num_slots, model.dtype, model.device)
+    cache = KVCache(model.config, model.config.num_layers, *shape)
+    module_cache = KVCache(model.config, model.recycle_config.num_layers, *shape)
+    state_BTC = torch.zeros(batch, block, model.config.hidden_size, dtype=model.dtype, device=model.device)
+    positions_BT = torch.arange(position, position + block, device=model.device).expand(batch, -1)
+    tokens_BT = torch.zeros_like(positions_BT)
+
+    def made(width: int, module: bool) -> Callable[[], object]:
+        tokens, states, positions = (x[:, :width].contiguous() for x in (tokens_BT, state_BTC, positions_BT))
+
+        def backbone_pass() -> object:
+            hidden = decoder.backbone_states(tokens, positions, cache=cache, num_slots_read=num_slots)
+            return most_likely(model.logits(hidden))
+
+        def module_pass() -> object:
+            hidden = decoder.recycle(tokens, states, positions, cache=module_cache, num_slots_read=num_slots)
+            return most_likely(model.logits(hidden[:, -1]))
+
+        return module_pass if module else backbone_pass
+
+    return [made(1, False), made(block, False), made(block, True), made(1, True)]
 
 
 def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

@@ -6,12 +6,11 @@ Rates are compared within one group of interleaved measurements only, with autor
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-
-import torch
 
 from recyclegpt.benchmark import transformers_baseline
 from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
@@ -111,7 +110,7 @@ class _Group:
         baseline = speeds["autoregressive"]
         rows = [
             self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled))
-            | self._share_of(copies.bytes_per_s, strategy, speeds[name])
+            | self._bandwidth(copies.bytes_per_s, strategy, speeds[name])
             | {"peak_memory_bytes": memory[name]}
             for name, strategy in strategies.items()
         ]
@@ -149,17 +148,12 @@ class _Group:
         return {m: PassTimer(self.decoder, m, middle, self.batch) for m in self.config.num_recycled}
 
     def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None) -> Row:
-        model, m = self.decoder.model, strategy.num_recycled
-        acceptance = speed.counts.acceptance
-        share = 0.0 if acceptance is None else acceptance
-        return self._shape() | {
-            "compile": self.decoder.compiled,
-            "strategy": strategy.name,
-            "num_recycled": m,
-            **_rates(speed, baseline),
-            "acceptance": acceptance,
-            "mean_accepted_length": speed.counts.mean_accepted_length,
-            "agreement": speed.counts.agreement,
+        model, m, counts = self.decoder.model, strategy.num_recycled, speed.counts
+        share = counts.acceptance or 0.0
+        return self._common(strategy.name, m, self.decoder.compiled, speed, baseline) | {
+            "acceptance": counts.acceptance,
+            "mean_accepted_length": counts.mean_accepted_length,
+            "agreement": counts.agreement,
             "acceptance_given": isinstance(strategy, SimulatedAcceptance),
             "verify_cost": None if costs is None else costs.verify_cost,
             "draft_cost": None if costs is None else costs.draft_cost,
@@ -168,7 +162,7 @@ class _Group:
             "ceiling_bytes": None if costs is None else byte_ceiling(model, m, share),
         }
 
-    def _share_of(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
+    def _bandwidth(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
         # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
         model = self.decoder.model
         step_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
@@ -184,33 +178,27 @@ class _Group:
             ("acceptance", "mean_accepted_length", "verify_cost", "draft_cost", "single_draft_cost", "ceiling_measured",
              "ceiling_bytes")
         )  # fmt: skip
-        return self._shape() | {
-            "strategy": "transformers",
-            "num_recycled": 0,
-            **_rates(speeds[best], baseline),
-            **empty,
-            "compile": best == "static compiled",
-            "cache": best,
-            "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
-            "peak_memory_bytes": memory[best],
-        }
+        return (
+            self._common("transformers", 0, best == "static compiled", speeds[best], baseline)
+            | empty
+            | {
+                "cache": best,
+                "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
+                "peak_memory_bytes": memory[best],
+            }
+        )
 
-    def _shape(self) -> Row:
+    def _common(self, strategy: str, num_recycled: int, compiled: bool, speed: Speed, baseline: Speed) -> Row:
+        first_token_s = statistics.median(run.first_token_s for run in speed.runs)
         return {
             "batch": self.batch,
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             "recycle_num_layers": self.decoder.model.recycle_config.num_layers,
             "dtype": self.config.dtype_name,
+            "compile": compiled,
+            "strategy": strategy,
+            "num_recycled": num_recycled,
+            **speed.rates(baseline),
+            "time_to_first_token_s": first_token_s,
         }
-
-
-def _rates(speed: Speed, baseline: Speed) -> Row:
-    ratios = speed.ratios_to(baseline)
-    return {
-        "tokens_per_s": speed.tokens_per_s,
-        "spread": [min(speed.repetitions), max(speed.repetitions)],
-        "speedup": speed.speedup_over(baseline),
-        "speedup_spread": [min(ratios), max(ratios)],
-        "time_to_first_token_s": torch.tensor(speed.first_token_s).median().item(),
-    }

@@ -6,24 +6,23 @@ import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
+from recyclegpt.benchmark.speed import Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy
 from recyclegpt.errors import ConfigError
 
 log = logging.getLogger("recyclegpt")
 
 OVERALL = "overall"
-_MOST_NAMED = 12
+MOST_NAMED = 12
+"""Faulty lines named in one message."""
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One line of the file."""
 
     category: str
@@ -46,25 +45,23 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []
     problems: list[str] = []
-    num_later = 0
+    num_longer = 0
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt, later = _prompt(line)
-        except ValueError as error:
-            problems.append(f"prompts: {path}:{number}: {error}")
-        else:
-            prompts.append(prompt)
-            num_later += later
+        if line.strip():
+            try:
+                prompt, has_more_turns = _prompt(line)
+                prompts.append(prompt)
+                num_longer += has_more_turns
+            except ValueError as error:
+                problems.append(f"prompts: {path}:{number}: {error}")
     if not prompts and not problems:
         problems.append(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each prompt')
-    if len(problems) > _MOST_NAMED:
-        problems[_MOST_NAMED:] = [f"prompts: {path}: and {len(problems) - _MOST_NAMED} more lines"]
+    if len(problems) > MOST_NAMED:
+        problems[MOST_NAMED:] = [f"prompts: {path}: and {len(problems) - MOST_NAMED} more lines"]
     if problems:
         raise ConfigError(problems)
-    if num_later:
-        log.warning("%d of %d prompts have several turns; the first of each is decoded", num_later, len(prompts))
+    if num_longer:
+        log.warning("%d of %d prompts have several turns; the first of each is decoded", num_longer, len(prompts))
     return prompts
 
 
@@ -74,16 +71,19 @@ def _prompt(line: str) -> tuple[Prompt, bool]:
         found = json.loads(line)
     except ValueError as error:
         raise ValueError(f"is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError("is not a JSON object")  # noqa: TRY004 - one kind of error a line
-    category, turns = found.get("category"), found.get("turns", [found.get("prompt")])
-    if not isinstance(category, str) or not category:
-        raise ValueError("has no category, a string that is not empty")
-    if category == OVERALL:
-        raise ValueError(f"its category is {OVERALL!r}, which is the name of the last row; choose another")
-    if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0]:
-        raise ValueError("has neither a prompt, a string that is not empty, nor turns that begin with one")
-    return Prompt(category, turns[0]), len(turns) > 1
+    if isinstance(found, dict):
+        category, turns = found.get("category"), found.get("turns") or [found.get("prompt")]
+        if category == OVERALL:
+            raise ValueError(f"its category is {OVERALL!r}, which is the name of the last row; choose another")
+        if (
+            category
+            and isinstance(category, str)
+            and isinstance(turns, list)
+            and turns[0]
+            and isinstance(turns[0], str)
+        ):
+            return Prompt(category, turns[0]), len(turns) > 1
+    raise ValueError("lacks a category, or a prompt (or turns that begin with one): strings that are not empty")
 
 
 def fit_prompts(rows: Sequence[Sequence[int]], context: int, new_tokens: int, start: int) -> list[list[int]]:
@@ -126,11 +126,11 @@ def bench_prompts(
         repetitions: rounds that are timed.
         seed: of the sampler.
     """
-    named = {_name(strategy): strategy for strategy in [Autoregressive(), *strategies]}
-    keys = {(category, name): f"{number}" for number, (category, name) in enumerate(_product(prompts, named))}
+    named = {f"{strategy.name} {strategy.num_recycled}": strategy for strategy in [Autoregressive(), *strategies]}
     runs = {
-        key: partial(decode, decoder, prompts[category], named[name], new_tokens, SamplingConfig(), seed)
-        for (category, name), key in keys.items()
+        f"{number} {name}": partial(decode, decoder, rows, strategy, new_tokens, SamplingConfig(), seed)
+        for number, rows in enumerate(prompts.values())
+        for name, strategy in named.items()
     }
     texts = sorted((row for rows in prompts.values() for row in rows), key=len)
     if decoder.use_graphs:
@@ -141,52 +141,29 @@ def bench_prompts(
     for strategy in named.values():  # a warm-up, in the longest cache
         decode(decoder, texts[-1:], strategy, new_tokens)
     speeds = interleave(runs, repetitions)
-    found = {category: {name: speeds[keys[category, name]] for name in named} for category in prompts}
+    found = {category: {name: speeds[f"{number} {name}"] for name in named} for number, category in enumerate(prompts)}
     found[OVERALL] = {name: _together([of[name] for of in found.values()]) for name in named}
     return [
-        _row(category, named[name], speed, of["autoregressive"])
+        _row(category, named[name], speed, of["autoregressive 0"])
         for category, of in found.items()
         for name, speed in of.items()
     ]
 
 
-def _product(prompts: Mapping[str, Any], named: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(category, name) for category in prompts for name in named]
-
-
-def _name(strategy: Strategy) -> str:
-    return f"{strategy.name} {strategy.num_recycled}" if strategy.num_recycled else strategy.name
-
-
 def _together(speeds: Sequence[Speed]) -> Speed:
     """All categories as one: tokens and seconds are added up within each repetition."""
-    total = Speed(OVERALL)
-    for runs in zip(*(speed.runs for speed in speeds), strict=True):
-        total.runs.append(
-            Run(
-                num_timed=sum(run.num_timed for run in runs),
-                seconds=sum(run.seconds for run in runs),
-                num_passes=sum(run.num_passes for run in runs),
-                counts=sum((run.counts for run in runs[1:]), runs[0].counts),
-                texts=[text for run in runs for text in run.texts],
-            )
-        )
-    return total
+    return Speed([sum(runs[1:], runs[0]) for runs in zip(*(speed.runs for speed in speeds), strict=True)])
 
 
 def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Row:
     counts = speed.counts
-    ratios = speed.ratios_to(baseline)
     pairs = list(zip(speed.texts, baseline.texts, strict=True))
     return {
         "category": category,
         "strategy": strategy.name,
         "num_recycled": strategy.num_recycled,
         "num_prompts": len(speed.texts),
-        "tokens_per_s": speed.tokens_per_s,
-        "spread": [min(speed.repetitions), max(speed.repetitions)],
-        "speedup": speed.speedup_over(baseline),
-        "speedup_spread": [min(ratios), max(ratios)],
+        **speed.rates(baseline),
         "mean_accepted_length": counts.mean_accepted_length,
         "acceptance": counts.acceptance,
         "agreement": counts.agreement,

@@ -27,8 +27,7 @@ class SimulatedAcceptance(Verified):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Multiples of an irrational number, another for each place, are spread more evenly than random draws: a short
-        # text accepts about the share that was asked for.
+        # Spread more evenly than random draws: a short text accepts about the share that was asked for.
         m = self.num_recycled
         pattern = [
             next((place for place in range(m) if _spread(step, place) >= self.probability), m)

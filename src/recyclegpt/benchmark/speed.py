@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
 from recyclegpt.hardware.stopwatch import synchronise
@@ -27,14 +28,18 @@ class Run:
     """Backbone passes in the time counted."""
     counts: Counts = field(default_factory=Counts)
     texts: list[list[int]] = field(default_factory=list)
+    """What was written after each prompt."""
     drafted: list[list[bool]] = field(default_factory=list)
+    """Which of those tokens the drafter wrote."""
+
+    def __add__(self, other: Run) -> Run:
+        return Run(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 @dataclass
 class Speed:
-    """One decoder's measurement."""
+    """One decoder's measurement: the same prompts in every repetition."""
 
-    strategy: str
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -43,23 +48,18 @@ class Speed:
         return [run.num_timed / run.seconds for run in self.runs if run.num_timed]
 
     @property
-    def first_token_s(self) -> list[float]:
-        """Seconds to the first tokens, of each repetition."""
-        return [run.first_token_s for run in self.runs]
-
-    @property
     def counts(self) -> Counts:
         """Of all repetitions together."""
         return sum((run.counts for run in self.runs[1:]), self.runs[0].counts)
 
     @property
     def texts(self) -> list[list[int]]:
-        """What was written after each prompt, in the last repetition."""
+        """Of the last repetition."""
         return self.runs[-1].texts
 
     @property
     def drafted(self) -> list[list[bool]]:
-        """Which of those tokens the drafter wrote."""
+        """Of the last repetition."""
         return self.runs[-1].drafted
 
     @property
@@ -78,8 +78,17 @@ class Speed:
 
     def ratios_to(self, baseline: Speed) -> list[float]:
         """Speedup of each repetition."""
-        pairs = zip(self.repetitions, baseline.repetitions, strict=True)
-        return [mine / theirs for mine, theirs in pairs]
+        return [mine / theirs for mine, theirs in zip(self.repetitions, baseline.repetitions, strict=True)]
+
+    def rates(self, baseline: Speed) -> dict[str, Any]:
+        """Medians and spreads, as the rows of a benchmark hold them."""
+        ratios = self.ratios_to(baseline)
+        return {
+            "tokens_per_s": self.tokens_per_s,
+            "spread": [min(self.repetitions), max(self.repetitions)],
+            "speedup": self.speedup_over(baseline),
+            "speedup_spread": [min(ratios), max(ratios)],
+        }
 
 
 def interleave(
@@ -98,7 +107,7 @@ def interleave(
         clock: seconds, for tests.
         after_round: called after each round, for what is measured in between.
     """
-    speeds = {name: Speed(name) for name in runs}
+    speeds = {name: Speed() for name in runs}
     begin = clock()
     for _ in range(repetitions):
         round_begin = clock()
@@ -123,20 +132,10 @@ def measure_speed(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Speed]:
-    """Decode every prompt, one at a time, with each strategy in turn; after a warm-up, repeat while the budget lasts.
+    """Decode every prompt, one at a time, with each strategy in turn, after a warm-up; `interleave` has the limits.
 
-    Args:
-        decoder: model in the dtype to measure.
-        prompts: token ids; decoded at batch size 1.
-        strategies: with different names, by which the result is ordered.
-        max_new_tokens: length of each continuation. Nothing stops a text, so all strategies write the same number.
-        sampling: greedy if None.
-        repetitions: at most this many rounds over all prompts and strategies; one is always done.
-        budget_s: no further round is begun that would end after this many seconds.
-        seed: of the sampler.
-        clock: seconds, for tests.
+    Nothing stops a text, so all strategies write `max_new_tokens`. The result is ordered by the strategies' names.
     """
-    sampling = SamplingConfig() if sampling is None else sampling
     runs: dict[str, Callable[[], Run]] = {}
     begin = clock()
     for strategy in strategies:

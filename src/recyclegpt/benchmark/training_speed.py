@@ -6,9 +6,7 @@ since speed does not depend on them.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +18,7 @@ from torch.optim import Optimizer
 
 from recyclegpt.hardware.device import device_name, peak_flops
 from recyclegpt.hardware.memory import PeakMemory
-from recyclegpt.hardware.stopwatch import synchronise
+from recyclegpt.hardware.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.compile import set_up_layers
@@ -112,7 +110,7 @@ def measure_steps(
         shape: of the backbone.
         recycle: of the module; depth 0: none.
         config: the step.
-        device: CPU or CUDA; there the times are those of the device itself, between CUDA events.
+        device: CPU or CUDA.
         profile: run a few more steps under `torch.profiler`.
 
     Returns:
@@ -121,14 +119,10 @@ def measure_steps(
     with PeakMemory(device) as peak:
         steps = _Steps(shape, recycle, config, device)
         for _ in range(config.warm_up):
-            steps.run(_Marks(device))
-        marks = [_Marks(device) for _ in range(config.repetitions)]
-        synchronise(device)
-        for mark in marks:
-            steps.run(mark)
-        synchronise(device)
+            steps.run()
+        times = [steps.run() for _ in range(config.repetitions)]
     table = _profiled(steps, device) if profile else ""
-    seconds: dict[str, list[float]] = {name: [mark.seconds()[name] for mark in marks] for name in PHASES}
+    seconds = {name: [time[name] for time in times] for name in PHASES}
     flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled).total
     return StepSpeed(
         config, recycle, flops, seconds, peak.bytes, steps.plan().total, peak_flops(device_name(device))
@@ -156,22 +150,24 @@ class _Steps:
         num_views = 2 + config.loss.num_unrolled
         size = (_NUM_BATCHES, num_views, config.batch, config.row_length)
         self.batches = torch.randint(shape.vocab_size, size, device=device)
-        self.taken = 0
+        self.taken, self.stopwatch = 0, Stopwatch(device)
 
-    def run(self, marks: _Marks) -> None:
-        marks.at("begin")
-        for _ in range(self.config.accumulate):
-            loss = self._forward() / self.config.accumulate
-            marks.at("forward")
-            loss.backward()
-            marks.at("backward")
+    def run(self) -> dict[str, float]:
+        """Seconds of one step, by phase."""
+        passes = [self._forward, self._backward] * self.config.accumulate
+        *pass_s, optimizer_s = self.stopwatch.seconds(*passes, self._update)
+        return {"forward": sum(pass_s[::2]), "backward": sum(pass_s[1::2]), "optimizer": optimizer_s}
+
+    def _backward(self) -> None:
+        (self.last_loss / self.config.accumulate).backward()
+
+    def _update(self) -> None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         # Training checks the norm, and so waits here for the device.
         assert torch.isfinite(norm), "the gradients of random tokens are finite"
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), MAX_NORM, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        marks.at("optimizer")
 
     def plan(self) -> MemoryPlan:
         config = self.config
@@ -186,52 +182,23 @@ class _Steps:
         )
         return memory_plan(self.model, self.optimizer, step)
 
-    def _forward(self) -> Tensor:
+    def _forward(self) -> None:
         views_NBT = self.batches[self.taken % _NUM_BATCHES]
         self.taken += 1
-        narrow = self.config.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.config.dtype) if narrow else contextlib.nullcontext():
-            loss_config = self.config.loss
-            states = self.model.states(views_NBT, None, loss_config.num_unrolled, loss_config.backbone_grad_scale)
-            loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
-        return loss
-
-
-class _Marks:
-    """Times within one step: on CUDA events in the device's queue, which make nobody wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.moments: list[tuple[str, Any]] = []
-
-    def at(self, ended: str) -> None:
-        """Note that this phase has ended."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self.moments.append((ended, event))
-        else:
-            self.moments.append((ended, time.perf_counter()))
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each phase; the device must have finished."""
-        sums = dict.fromkeys(PHASES, 0.0)
-        for (_, before), (phase, after) in zip(self.moments, self.moments[1:], strict=False):
-            sums[phase] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
-        return sums
+        loss, dtype = self.config.loss, self.config.dtype
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
+            states = self.model.states(views_NBT, None, loss.num_unrolled, loss.backbone_grad_scale)
+            self.last_loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
 
 
 def _profiled(steps: _Steps, device: torch.device) -> str:
     """Table of the operations that took most, of a few steps."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    key = "self_cpu_time_total"
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-        key = "self_device_time_total"
+    on_cuda = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_cuda]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(_PROFILED_STEPS):
-            steps.run(_Marks(device))
-        synchronise(device)
+            steps.run()
+    key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=key, row_limit=_PROFILED_ROWS))
 
 

@@ -4,7 +4,7 @@ from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
 from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
-from recyclegpt.callbacks.rng import RngIsolation, isolated_rng
+from recyclegpt.callbacks.rng import RngIsolation
 from recyclegpt.callbacks.tensorboard import TensorBoardLogger
 from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.callbacks.trade_off import TradeOffFigure
@@ -18,5 +18,4 @@ __all__ = [
     "TensorBoardLogger",
     "Throughput",
     "TradeOffFigure",
-    "isolated_rng",
 ]

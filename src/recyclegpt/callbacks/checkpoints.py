@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -23,7 +22,7 @@ from recyclegpt.checkpoints.file import (
     verify,
 )
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
-from recyclegpt.errors import ConfigError, RunError, Stopped
+from recyclegpt.errors import RunError, Stopped
 
 _log = logging.getLogger("recyclegpt")
 
@@ -46,35 +45,22 @@ class CheckpointEverySteps(Checkpoint):
         keep: number of newest checkpoints to keep.
         max_failed: number of failed writes in a row (a full disk, say) that are only reported; one more stops training,
             as does a failure at the end of the run.
-
-    Raises:
-        ConfigError: naming every value that cannot work.
     """
 
     def __init__(self, folder: str, every_n_steps: int = 500, keep: int = 2, max_failed: int = 3) -> None:
-        positive = {"every_n_steps": every_n_steps, "keep": keep}
-        problems = [f"{name}: {value} is not a positive whole number" for name, value in positive.items() if value < 1]
-        if max_failed < 0:
-            problems.append(f"max_failed: {max_failed} is negative")
-        if problems:
-            raise ConfigError(problems)
         self.folder = Path(folder)
         self.every_n_steps, self.keep, self.max_failed = every_n_steps, keep, max_failed
         self.signals = StopSignals()
-        self._last_step = 0
+        self._last_step = self._num_failed = 0
         self._saved_step: int | None = None
         self._due = False
-        self._num_failed = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from the loaded checkpoint, and take over signal handling from Lightning."""
         self._last_step = trainer.global_step
         self._saved_step = trainer.global_step if trainer.ckpt_path else None
-        self._due = False
-        self._num_failed = 0
         if trainer.is_global_zero and self.folder.is_dir():
-            for left in remove_temporaries(self.folder):
-                _log.info("removed %s, left by a run that was killed while it saved", left)
+            remove_temporaries(self.folder)  # of a run that was killed while it saved
         self.signals.install()
 
     def on_train_batch_end(
@@ -86,44 +72,40 @@ class CheckpointEverySteps(Checkpoint):
         if step == before:
             return  # inside an accumulation window
         self._due = self._due or step % self.every_n_steps == 0
-        if trainer.is_last_batch:
-            return  # after validation, in on_train_epoch_end
-        stop = self._stop_requested(trainer)
-        if self._due or stop:
-            self._save(trainer)
-        if stop:
-            self._stop(trainer)
+        if not trainer.is_last_batch:  # after it and validation, in on_train_epoch_end
+            self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due at the epoch's last batch."""
-        is_end = trainer.current_epoch + 1 == trainer.max_epochs
-        stop = self._stop_requested(trainer) and not is_end
-        if self._due or stop or is_end:
-            self._save(trainer, may_fail=not is_end)
-        if stop:
-            self._stop(trainer)
+        self._save_and_stop(trainer, is_end=trainer.current_epoch + 1 == trainer.max_epochs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give signal handling back."""
         self.signals.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give signal handling back."""
         self.signals.restore()
 
-    def _stop_requested(self, trainer: Trainer) -> bool:
-        return _on_any(trainer, self.signals.received is not None)
+    def _save_and_stop(self, trainer: Trainer, is_end: bool = False) -> None:
+        stop = _on_any(trainer, self.signals.received is not None) and not is_end
+        if self._due or stop or is_end:
+            self._save(trainer, may_fail=not is_end)
+        if not stop:
+            return
+        received = self.signals.received or signal.SIGTERM  # another process was asked
+        if trainer.is_global_zero and received == getattr(signal, "SIGUSR1", None):
+            requeue()
+        step = trainer.global_step
+        saved = "saved" if self._saved_step == step else "not saved"
+        how = "the same command with resume=auto continues it"
+        raise Stopped(f"stopped by {received.name} after step {step}, {saved}; {how}", 128 + received)
 
-    def _save(self, trainer: Trainer, may_fail: bool = True) -> None:
+    def _save(self, trainer: Trainer, may_fail: bool) -> None:
         self._due = False
         step = trainer.global_step
         if step == self._saved_step:
             return
         io = trainer.strategy.checkpoint_io
-        if not isinstance(io, VerifiedCheckpointIO):
-            raise TypeError(
-                f"CheckpointEverySteps needs Trainer(plugins=[VerifiedCheckpointIO()]), not {type(io).__name__}"
-            )
+        assert isinstance(io, VerifiedCheckpointIO), "CheckpointEverySteps needs this plugin"
         with io.errors_held():
             trainer.save_checkpoint(self.folder / checkpoint_name(step))
         if not _on_any(trainer, io.error is not None):
@@ -136,12 +118,8 @@ class CheckpointEverySteps(Checkpoint):
         if self._num_failed > self.max_failed or not may_fail:
             raise RunError(f"{reason}\nthe run stops after step {step}; the same command with resume=auto continues it")
         if io.error is not None:
-            _log.error(
-                "%s; training continues without it (failure %d in a row; checkpointing.max_failed=%d)",
-                reason,
-                self._num_failed,
-                self.max_failed,
-            )
+            count = f"failure {self._num_failed} in a row; checkpointing.max_failed={self.max_failed}"
+            _log.error("%s; training continues without it (%s)", reason, count)
 
     def _prune(self, step: int) -> None:
         """Remove all but the newest; a corrupt checkpoint does not count."""
@@ -158,30 +136,18 @@ class CheckpointEverySteps(Checkpoint):
             except OSError as error:
                 _log.warning("%s could not be removed (%s)", path, error.strerror or error)
 
-    def _stop(self, trainer: Trainer) -> None:
-        received = self.signals.received or signal.SIGTERM  # another process was asked
-        if trainer.is_global_zero and received == getattr(signal, "SIGUSR1", None):
-            requeue()
-        saved = "saved" if self._saved_step == trainer.global_step else "not saved"
-        raise Stopped(
-            f"stopped by {received.name} after step {trainer.global_step}, {saved}; "
-            "the same command with resume=auto continues it",
-            128 + received,
-        )
-
 
 def requeue() -> None:
     """Requeue this process's SLURM job; do nothing outside SLURM."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = "_".join(part for part in array if part) if all(array) else os.environ.get("SLURM_JOB_ID", "")
-    if not re.fullmatch(r"[0-9_]+", job):
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    if job is None:
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
         _log.info("requeued SLURM job %s", job)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        _log.error("SLURM job %s could not be requeued (%s); submit it again", job, reason)
+        _log.error("SLURM job %s could not be requeued (%s); submit it again", job, error)
 
 
 def _on_any(trainer: Trainer, here: bool) -> bool:

@@ -68,8 +68,7 @@ class DecodingMonitor(Callback):
         self.decoding = decoding if isinstance(decoding, DecodingConfig) else DecodingConfig(**(decoding or {}))
         self.folder = None if folder is None else Path(folder)
         self.num_prompts, self.prompt_tokens, self.new_tokens = num_prompts, prompt_tokens, new_tokens
-        self.repetitions, self.budget_s = repetitions, budget_s
-        self.every_n_epochs, self.seed = every_n_epochs, seed
+        self.repetitions, self.budget_s, self.every_n_epochs, self.seed = repetitions, budget_s, every_n_epochs, seed
         self.others_cpu: float | None = None
         """Share of the processors that other processes took while decoding was last measured."""
 
@@ -79,9 +78,7 @@ class DecodingMonitor(Callback):
         if file is None or not trainer.is_global_zero or not file.exists():
             return
         rows = file.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if json.loads(row)["step"] <= trainer.global_step]
-        if len(kept) < len(rows):
-            write_whole(file, "".join(f"{row}\n" for row in kept))
+        write_whole(file, "".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= trainer.global_step))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode, log every tag, append a row to `decoding.jsonl`, show samples in TensorBoard."""
@@ -100,7 +97,7 @@ class DecodingMonitor(Callback):
                     metrics |= self._metrics(model, speeds, costs, prompts)
                 metrics["decode/seconds"] = time.perf_counter() - begin
                 if trainer.is_global_zero:
-                    self._write(trainer, pl_module, metrics, speeds, prompts)
+                    self._write(trainer, metrics, speeds, prompts)
             except (RuntimeError, ValueError, MemoryError) as error:
                 # A failed measurement must not end a training run: it is reported, and its tags stay NaN.
                 reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
@@ -116,18 +113,14 @@ class DecodingMonitor(Callback):
             return "not this epoch"
         assert isinstance(pl_module.model, RecycleGPT), "the monitor decodes a RecycleGPT"
         context = pl_module.model.config.context_length
-        if self.prompt_tokens + self.new_tokens > context:
-            return (
-                f"prompt_tokens + new_tokens = {self.prompt_tokens + self.new_tokens} exceed the context of {context}"
-            )
-        return None
+        length = self.prompt_tokens + self.new_tokens
+        return f"prompt_tokens + new_tokens = {length} exceed the context of {context}" if length > context else None
 
     def _measure(
         self, trainer: Trainer, model: RecycleGPT
     ) -> tuple[dict[str, Speed], PassCosts | None, list[list[int]]]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, declared nowhere
-        prompts_PT = datamodule.val_prompts(self.num_prompts, self.prompt_tokens)
-        prompts: list[list[int]] = prompts_PT.tolist()
+        prompts: list[list[int]] = datamodule.val_prompts(self.num_prompts, self.prompt_tokens).tolist()
         # A copy, so that weights are cast once and decoding's shapes never recompile the training forward.
         decoder = Decoder.optimised(model, named_dtype(self.decoding.dtype, model.device, decoding=True))
         strategies: list[Strategy] = [Autoregressive()]
@@ -136,11 +129,8 @@ class DecodingMonitor(Callback):
             recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
             strategies += [Alternating(*recycled), Verified(*recycled)]
             costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
-        sampling = self.decoding.sampling()
-        speeds = measure_speed(
-            decoder, prompts, strategies, self.new_tokens, sampling, self.repetitions, self.budget_s, self.seed
-        )
-        return speeds, costs, prompts
+        how = (self.new_tokens, self.decoding.sampling(), self.repetitions, self.budget_s, self.seed)
+        return measure_speed(decoder, prompts, strategies, *how), costs, prompts
 
     def _metrics(
         self, model: RecycleGPT, speeds: dict[str, Speed], costs: PassCosts | None, prompts: list[list[int]]
@@ -169,12 +159,7 @@ class DecodingMonitor(Callback):
         return metrics
 
     def _write(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        metrics: dict[str, float],
-        speeds: dict[str, Speed],
-        prompts: list[list[int]],
+        self, trainer: Trainer, metrics: dict[str, float], speeds: dict[str, Speed], prompts: list[list[int]]
     ) -> None:
         if self.folder is not None:
             row: dict[str, Any] = {
@@ -193,18 +178,13 @@ class DecodingMonitor(Callback):
             with (self.folder / "decoding.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # as above
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        if tokenizer is None:
-            return
+        tokenizer = datamodule.tokenizer
         for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                continue
-            for name, speed in speeds.items():
-                text = "\n\n".join(
-                    marked_text(tokenizer.decode, prompt, text, recycled)
-                    for prompt, text, recycled in zip(prompts, speed.texts, speed.drafted, strict=True)
-                )
-                logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and tokenizer is not None:
+                for name, speed in speeds.items():
+                    samples = zip(prompts, speed.texts, speed.drafted, strict=True)
+                    text = "\n\n".join(marked_text(tokenizer.decode, *sample) for sample in samples)
+                    logger.experiment.add_text(f"samples/{name}", text, trainer.global_step)
 
 
 def marked_text(

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 COLUMNS = (
-    ("epoch", None, ""),
     ("ppl backbone", "val/ppl_backbone", ".1f"),
     ("module", "val/ppl_recycle", ".1f"),
     ("alternating", "val/ppl_alternating", ".1f"),
@@ -24,29 +23,24 @@ COLUMNS = (
 class EpochSummary(Callback):
     """Prints held-out quality and decoding speed as a row of a table, under the progress bar."""
 
-    def __init__(self) -> None:
-        self.printed_header = False
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new run prints its own header."""
-        self.printed_header = False
+    printed_header = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All metrics of the epoch have been logged by now."""
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         if not self.printed_header:
-            self._print(trainer, "  ".join(title for title, _, _ in COLUMNS))
+            _print(trainer, "  ".join(["epoch", *(title for title, _, _ in COLUMNS)]))
             self.printed_header = True
-        cells = []
+        cells = [f"{trainer.current_epoch + 1:5}"]
         for title, tag, form in COLUMNS:
-            value = trainer.current_epoch + 1 if tag is None else float(trainer.callback_metrics.get(tag, math.nan))
-            cell = "-" if tag is not None and math.isnan(value) else format(value, form)
-            cells.append(cell.rjust(len(title)))
-        self._print(trainer, "  ".join(cells))
+            value = float(trainer.callback_metrics.get(tag, math.nan))
+            cells.append(("-" if math.isnan(value) else format(value, form)).rjust(len(title)))
+        _print(trainer, "  ".join(cells))
 
-    def _print(self, trainer: Trainer, line: str) -> None:
-        if trainer.progress_bar_callback is not None:
-            trainer.progress_bar_callback.print(line)
-        else:
-            print(line, flush=True)
+
+def _print(trainer: Trainer, line: str) -> None:
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.print(line)
+    else:
+        print(line, flush=True)

@@ -17,10 +17,7 @@ from recyclegpt.errors import ConfigError
 
 
 def capture_rng() -> dict[str, Any]:
-    """States of the global generators of python, numpy and torch (CPU, and every CUDA device in use), as plain data.
-
-    Loads with `torch.load(weights_only=True)`.
-    """
+    """States of python's, numpy's and torch's global generators, as plain data that loads with `weights_only=True`."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -39,8 +36,7 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         # A machine may have fewer devices than the one that saved; a process computes on one of its first.
-        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, device)
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 @contextmanager
@@ -73,10 +69,10 @@ class RngIsolation(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The states that training continues with, of every rank."""
         own = self._loaded or self._held or capture_rng()
-        if not _is_distributed():
-            return {"ranks": [own]}
-        ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, own)
+        ranks: list[Any] = [own]
+        if _is_distributed():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, own)
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,13 +82,13 @@ class RngIsolation(Callback):
             ConfigError: the checkpoint was written by another number of processes.
         """
         ranks = state_dict["ranks"]
-        world_size = dist.get_world_size() if _is_distributed() else 1
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
         if len(ranks) != world_size:
             raise ConfigError(
                 f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
                 f"use {len(ranks)}, so that every process continues with its own random numbers"
             )
-        self._loaded = ranks[dist.get_rank() if _is_distributed() else 0]
+        self._loaded = ranks[rank]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier run left behind."""

@@ -47,6 +47,8 @@ DESCRIPTIONS = {
 }
 """Tag: what TensorBoard shows when its chart is asked for a description."""
 
+RESULTS = tuple(tag for tag in DESCRIPTIONS if tag.startswith(("val/", "decode/")) and tag != "decode/seconds")
+"""What a run is compared by; the last values stand in `result.json`."""
 DECODERS = ("autoregressive", "alternating", "verified")
 LAYOUT = {
     "Decoders compared": {

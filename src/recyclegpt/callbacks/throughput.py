@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from recyclegpt.hardware.device import device_name, peak_flops
 from recyclegpt.hardware.memory import peak_memory_bytes
+from recyclegpt.models import RecycleGPT
 from recyclegpt.training.flops import flops_per_token
 
 
@@ -19,69 +20,39 @@ class Throughput(Callback):
     """Logs `train/tokens_per_s`, `step_time_s`, `data_wait_fraction`, `memory_bytes` and `mfu` at the log interval.
 
     The clock stops from the start of validation to the next training batch, so validation, decoding and an epoch's
-    checkpoint do not count. Values cover this process since its start or restart; `num_tokens` and `tokens_per_s` cover
-    all processes. Waiting for data is the time between two batches, which includes whatever else runs there (a
-    checkpoint, say). The device is synchronised only when a value is logged and when the clock stops.
+    checkpoint do not count. Tokens are those of all processes, the other values of this one. Waiting for data is the
+    time between two batches, which includes whatever else runs there (a checkpoint, say). The device is synchronised
+    only when a value is logged and when the clock stops.
 
     `mfu` is the share of the device's dense bf16 peak at any precision; NaN where the peak is unknown.
 
     Attributes:
-        num_tokens: positions of the backbone trained on.
-        seconds: time training took.
-        tokens_per_s: their ratio; NaN before the first batch has ended.
-        num_steps: optimizer steps.
-        total_tokens, total_seconds: the same for the whole run, including the time before a restart.
+        total_tokens: positions of the backbone trained on in the whole run, also before a restart.
+        total_seconds: time that training them took.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """`clock`: seconds from any origin, never going back."""
         self.clock = clock
-        self._before = (0, 0.0)
-        self._reset()
-
-    def _reset(self) -> None:
-        self.num_tokens = 0
-        self.num_steps = 0
-        self._seconds = 0.0
-        self._wait_s = 0.0
+        self.total_tokens = 0
+        self._seconds = self._wait_s = 0.0
         self._started_at: float | None = None
         self._batch_ended_at = math.nan
-        self._last_global_step = 0
         self._logged = (0.0, 0.0, 0, 0)
-        self._flops_per_token = math.nan
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far."""
-        return self._seconds if self._started_at is None else self._seconds + self.clock() - self._started_at
-
-    @property
-    def total_tokens(self) -> int:
-        """Positions trained on, also before a restart."""
-        return self._before[0] + self.num_tokens
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of training, also before a restart."""
-        return self._before[1] + self.seconds
+        return self._seconds if self._started_at is None else self._seconds + self.clock() - self._started_at
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run counts on from."""
         return {"tokens": self.total_tokens, "seconds": self.total_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on from a checkpoint."""
-        self._before = (state_dict["tokens"], state_dict["seconds"])
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens over seconds so far, of all processes."""
-        return self.num_tokens / seconds if (seconds := self.seconds) > 0 and self.num_tokens else math.nan
+        self.total_tokens, self._seconds = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at zero."""
-        self._reset()
-        self._last_global_step = trainer.global_step
+        """What comes next is measured from here."""
+        self._logged = (self.total_seconds, self._wait_s, self.total_tokens, trainer.global_step)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -92,54 +63,42 @@ class Throughput(Callback):
             self._started_at = now
         else:
             self._wait_s += now - self._batch_ended_at
-        if math.isnan(self._flops_per_token):
-            self._flops_per_token = _flops_per_token(pl_module, batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch, and log when an optimizer step completes a log interval."""
-        self.num_tokens += batch.views_NBT[0].numel() * trainer.world_size
-        stepped = trainer.global_step - self._last_global_step
-        self.num_steps += stepped
-        self._last_global_step = trainer.global_step
+        self.total_tokens += batch.views_NBT[0].numel() * trainer.world_size
         every_n_steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if stepped and every_n_steps and trainer.global_step % every_n_steps == 0:
+        if every_n_steps and trainer.global_step % every_n_steps == 0 and trainer.global_step > self._logged[3]:
             _synchronise(pl_module.device)
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, batch)
         self._batch_ended_at = self.clock()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._stop(pl_module)
+        if self._started_at is not None:
+            _synchronise(pl_module.device)
+            self._seconds, self._started_at = self.total_seconds, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock for good."""
-        self._stop(pl_module)
+        self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the clock without waiting for a device that may have failed."""
-        if self._started_at is not None:
-            self._seconds, self._started_at = self.seconds, None
+        self._seconds, self._started_at = self.total_seconds, None
 
-    def _stop(self, pl_module: LightningModule) -> None:
-        if self._started_at is not None:
-            _synchronise(pl_module.device)
-            self._seconds, self._started_at = self.seconds, None
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = (self.seconds, self._wait_s, self.num_tokens, self.num_steps)
+    def _log(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        now = (self.total_seconds, self._wait_s, self.total_tokens, trainer.global_step)
         seconds, wait_s, num_tokens, num_steps = (new - old for new, old in zip(now, self._logged, strict=True))
         self._logged = now
-        if not (seconds > 0 and num_steps):
-            return
-        tokens_per_s = num_tokens / seconds
         peak = peak_flops(device_name(pl_module.device)) * trainer.world_size
-        pl_module.log("train/tokens_per_s", tokens_per_s, prog_bar=True)
+        pl_module.log("train/tokens_per_s", num_tokens / seconds, prog_bar=True)
         pl_module.log("train/step_time_s", seconds / num_steps)
         pl_module.log("train/data_wait_fraction", wait_s / seconds)
         pl_module.log("train/memory_bytes", peak_memory_bytes(pl_module.device))
-        pl_module.log("train/mfu", tokens_per_s * self._flops_per_token / peak)
+        pl_module.log("train/mfu", num_tokens / seconds * _flops_per_token(pl_module, batch) / peak)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -148,16 +107,8 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _flops_per_token(pl_module: LightningModule, batch: Any) -> float:
-    """Operations per position of a module that holds a RecycleGPT as `model`; NaN of any other."""
-    model: Any = getattr(pl_module, "model", None)
-    if not hasattr(model, "recycle_config"):
+    model, (num_views, _, seq_len) = pl_module.model, batch.views_NBT.shape
+    if not isinstance(model, RecycleGPT):
         return math.nan
-    num_views, _, seq_len = batch.views_NBT.shape
     train_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    return flops_per_token(
-        model.config,
-        model.recycle_config,
-        seq_len=seq_len,
-        num_unrolled=num_views - 2,
-        train_backbone=train_backbone,
-    ).total
+    return flops_per_token(model.config, model.recycle_config, seq_len, num_views - 2, train_backbone).total

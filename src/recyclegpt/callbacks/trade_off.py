@@ -14,12 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from recyclegpt.callbacks.tensorboard import DECODERS
 from recyclegpt.reporting.run_figure import draw_run
 from recyclegpt.training import LitRecycleGPT
 
 PR_CURVE = "recycled/agreement_by_confidence"
 FIGURE = "recycled/trade_off"
-DECODERS = ("autoregressive", "alternating", "verified")
 
 
 class TradeOffFigure(Callback):
@@ -36,28 +36,19 @@ class TradeOffFigure(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         curve = threshold_curve(held_out.by_confidence)
         place_2P = held_out.by_place.cpu()
+        # Verified text is autoregressive text.
+        quality = dict.fromkeys(DECODERS, metrics["val/ppl_backbone"]) | {"alternating": metrics["val/ppl_alternating"]}
         figure = draw_run(
-            speeds={name: metrics.get(f"decode/tokens_per_s_{name}", math.nan) for name in DECODERS},
-            # Verified text is autoregressive text.
-            perplexities={
-                "autoregressive": metrics["val/ppl_backbone"],
-                "alternating": metrics["val/ppl_alternating"],
-                "verified": metrics["val/ppl_backbone"],
-            },
-            offered=curve["offered"].tolist(),
-            agreement=curve["precision"].tolist(),
-            agreement_by_place=(place_2P[1] / place_2P[0]).tolist(),
+            {name: metrics.get(f"decode/tokens_per_s_{name}", math.nan) for name in DECODERS},
+            quality,
+            curve["offered"].tolist(),
+            curve["precision"].tolist(),
+            (place_2P[1] / place_2P[0]).tolist(),
         )
         for writer in writers:
-            counts = ("true_positive", "false_positive", "true_negative", "false_negative")
-            writer.add_pr_curve_raw(
-                PR_CURVE,
-                *(curve[name] for name in counts),
-                curve["precision"],
-                curve["recall"],
-                trainer.global_step,
-                num_thresholds=len(curve["recall"]),
-            )
+            # All but `offered`, in the order of the method's arguments.
+            counts = list(curve.values())[:-1]
+            writer.add_pr_curve_raw(PR_CURVE, *counts, trainer.global_step, num_thresholds=len(curve["recall"]))
             if figure is not None:
                 writer.add_figure(FIGURE, figure, trainer.global_step, close=False)
 
@@ -69,8 +60,8 @@ def threshold_curve(by_confidence: Tensor) -> dict[str, Tensor]:
         by_confidence: `(2, bins)` drafted tokens, and those that agreed, by the module's confidence.
 
     Returns:
-        For each threshold, lowest first: `true_positive` (offered and agreed), `false_positive`, `true_negative`,
-        `false_negative`, `precision` (1 where nothing is offered), `recall`, and `offered`, the share of all tokens.
+        For each threshold, lowest first: `true_positive` (offered and agreed) and the other three counts, `precision`
+        (1 where nothing is offered), `recall`, and `offered`, the share of all tokens.
     """
     counted_2T = by_confidence.cpu().flip(1).cumsum(1).flip(1)
     offered_T, agreed_T = counted_2T

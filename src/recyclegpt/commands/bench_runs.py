@@ -17,7 +17,7 @@ from recyclegpt.commands.bench_grid import measure_grid, read_grid
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import finite, write_json
-from recyclegpt.runs.folder import RESULT
+from recyclegpt.runs.folder import RESULT, is_complete
 
 FILE_NAME = "bench.json"
 EXAMPLES = (
@@ -33,23 +33,22 @@ def run(argv: Sequence[str]) -> int:
     grid = read_grid(cfg)
     settings = asdict(grid.settings) | {"device": cfg.device, "seed": cfg.seed}
     top = Path(str(cfg.runs)).expanduser()
-    folders = sorted(path.parent for path in top.rglob(RESULT) if (_read(path) or {}).get("status") == "completed")
+    folders = sorted(path.parent for path in top.rglob(RESULT) if is_complete(path.parent))
     if not folders:
         raise ConfigError(f"runs: {top} holds no complete run (a folder with a {RESULT}); train first")
     documents: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for number, folder in enumerate(folders, start=1):
         name = str(folder.relative_to(top))
-        earlier = _read(folder / FILE_NAME)
-        if earlier is not None and _is_current(folder, earlier, settings):
+        print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
+        if (earlier := _measured(folder, settings)) is not None:
             documents[name] = earlier
             continue
-        print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
         try:
             documents[name] = measure_grid(cfg, grid, str(folder)) | {"settings": settings}
         except ConfigError as error:  # one damaged run does not keep the others from being measured
-            failed[name] = "; ".join(error.problems)
-            print(f"{name} was not measured: {failed[name]}", file=sys.stderr)
+            failed[name] = str(error)
+            print(f"{name} was not measured: {error}", file=sys.stderr)
             continue
         write_json(folder / FILE_NAME, documents[name])
         print()
@@ -57,18 +56,11 @@ def run(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _is_current(folder: Path, earlier: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether an earlier measurement is of these settings, of this result, and had the machine to itself."""
-    try:
-        newer = (folder / FILE_NAME).stat().st_mtime >= (folder / RESULT).stat().st_mtime
-        return newer and earlier["settings"] == settings and not earlier["hardware"].get("contended")
-    except (OSError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _measured(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier measurement of these settings and this result, made while the machine had nothing else to do."""
+    file = folder / FILE_NAME
+    if not file.exists() or file.stat().st_mtime < (folder / RESULT).stat().st_mtime:
         return None
-    return document if isinstance(document, dict) else None
+    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    current = document.get("settings") == settings and not document["hardware"]["contended"]
+    return document if current else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import read_settings
+from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
@@ -31,11 +30,7 @@ EXAMPLES = (
 
 @dataclass
 class ExportSettings:
-    """The settings; conf/export.yaml says what each means.
-
-    Raises:
-        ConfigError: naming every value that is unknown.
-    """
+    """The settings; conf/export.yaml says what each means."""
 
     checkpoint: str
     format: str
@@ -49,14 +44,9 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.format not in FORMATS:
-            # What is exported for transformers is the same folder.
-            near = difflib.get_close_matches(self.format, FORMATS, n=1)
-            near = ["recyclegpt"] if self.format == "transformers" else near
-            hint = f"use {near[0]}" if near else f"choose from {', '.join(FORMATS)}"
-            problems.append(f"format: {self.format!r} is unknown; {hint}")
-        if self.dtype not in DTYPE_NAMES:
-            problems.append(f"dtype: {self.dtype!r} is unknown; choose from {', '.join(DTYPE_NAMES)}")
+        for key, known in (("format", FORMATS), ("dtype", DTYPE_NAMES)):
+            if (value := getattr(self, key)) not in known:
+                problems.append(f"{key}: {value!r} is unknown; choose from {', '.join(known)}")
         if self.push is not None:
             problems += repository_problems(self.push)
         if why := occupied(Path(self.output_dir).expanduser(), self.overwrite):
@@ -67,7 +57,7 @@ class ExportSettings:
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
-    settings = read_settings(ExportSettings, compose_or_explain("export", list(argv)))
+    settings = to_dataclass(ExportSettings, compose_or_explain("export", list(argv)))
     out = Path(settings.output_dir).expanduser()
     trained = load_trained(settings.checkpoint)
     if trained.backbone is not None and out.is_dir() and out.samefile(trained.backbone):
@@ -79,9 +69,7 @@ def run(argv: Sequence[str]) -> int:
             write_export(export, folder)
             (folder / "README.md").write_text(_card(trained, export, out, settings.push), encoding="utf-8")
     except OSError as error:
-        raise RunError(
-            f"output_dir: {out} cannot be written ({error.strerror or error}); nothing was changed"
-        ) from error
+        raise RunError(f"output_dir: {out} cannot be written ({error}); nothing was changed") from error
     print(f"written to {out}: format {settings.format}, {str(dtype).removeprefix('torch.')}, from {trained.path}")
     if settings.push is not None:
         print(f"uploaded to {push_folder(out, settings.push, settings.private)}")
@@ -98,18 +86,17 @@ def lossless_dtype(trained: LoadedModel, kind: str) -> torch.dtype:
 
 def _card(trained: LoadedModel, export: Export, out: Path, repository: str | None) -> str:
     """The card of this export; numbers come from the run folder that the checkpoint lies in."""
-    model = trained.model
-    decoding = trained.config.get("decoding")
+    model, config = trained.model, trained.config
     run_folder = trained.path.resolve().parent.parent
     facts = CardFacts(
-        title=repository.partition("/")[2] if repository else str(trained.config.get("name") or "RecycleGPT"),
+        title=repository.partition("/")[2] if repository else str(config.get("name") or "RecycleGPT"),
         kind=export.kind,
         step=trained.step,
         depth=model.recycle_config.num_layers,
         num_parameters=model.num_parameters(),
         num_parameters_recycle=model.num_parameters_recycle(),
-        num_recycled=decoding.get("num_recycled") if isinstance(decoding, dict) else None,
-        data=trained.config.get("data") or {},
+        num_recycled=(config.get("decoding") or {}).get("num_recycled"),
+        data=config.get("data") or {},
         usage=next_step(export, Path(repository or out)),
     )
     return model_card(facts, run_folder / RESULT, run_folder / PROVENANCE)

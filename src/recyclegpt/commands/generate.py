@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import paint
-from recyclegpt.decoding import Counts, Decoder, DecodingConfig, Sampler, StopStrings, Strategy, TextStreamer
-from recyclegpt.errors import ConfigError, Problems
+from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
+from recyclegpt.errors import ConfigError
 
 EXAMPLES = (
     ("the newest run under outputs/train, drafted tokens in colour", '--prompt "def main(" --mark --stats'),
@@ -29,30 +28,25 @@ def run(argv: Sequence[str]) -> int:
     """The command."""
     arguments = parser().parse_intermixed_args(list(argv))
     cfg = compose_or_explain("generate", arguments.overrides)
-    problems = Problems()
-    with problems.under():
-        settings = read_settings(DecodingConfig, cfg.decoding, "decoding")
-    with problems.under():
-        device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
-    problems.raise_any()
+    decoding, device, dtype = read_decoding(cfg)
     prompt = read_prompt(arguments.prompt, arguments.prompt_file)
     trained = load_trained(cfg.checkpoint, device)
-    tokenizer, strategy = trained.tokenizer, settings.make_strategy()
-    decoder = Decoder.optimised(trained.model, dtype, settings.compile, release=True)
-    sampler = Sampler.seeded(settings.sampling(), 1, settings.seed, device)
+    tokenizer, strategy = trained.tokenizer, decoding.make_strategy()
+    decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
+    sampler = Sampler.seeded(decoding.sampling(), 1, decoding.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    stop_strings = StopStrings(settings.stop, tokenizer.decode)
+    stop_strings = StopStrings(decoding.stop, tokenizer.decode)
     text = TextStreamer(stop_strings, pieces.step, pieces.finish)
     begin = time.perf_counter()
     stream = decoder.stream(
-        [tokenizer.encode_prompt(prompt)], strategy, settings.max_new_tokens, sampler, tokenizer.stop_ids, counts,
+        [tokenizer.encode_prompt(prompt)], strategy, decoding.max_new_tokens, sampler, tokenizer.stop_ids, counts,
         stop_strings,
     )  # fmt: skip
-    first = next(stream, None)  # a prompt that does not fit is refused before anything is printed
+    first = [*itertools.islice(stream, 1)]  # a prompt that does not fit is refused before anything is printed
     if not arguments.no_prompt:
         print(prompt, end="", flush=True)
-    for new in itertools.chain([] if first is None else [first], stream):
+    for new in itertools.chain(first, stream):
         for token, drafted in zip(new.tokens, new.drafted, strict=True):
             _show(text.add(token, drafted), arguments.mark)
     _show(text.end(), arguments.mark)
@@ -81,20 +75,18 @@ def read_prompt(text: str | None, path: Path | None) -> str:
     Raises:
         ConfigError: it is not UTF-8 text, or the file cannot be read.
     """
+    source = "--prompt" if text is not None else f"--prompt-file: {path}" if path is not None else "stdin"
     try:
-        if text is not None:
-            text.encode()  # the shell's bytes that are not UTF-8 arrive as halves of surrogate pairs
-            return text
-        if path is not None:
+        if text is None and path is not None:
             return path.expanduser().read_text(encoding="utf-8")
-        if sys.stdin.isatty():
-            print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
-        text = sys.stdin.read()
-        text.encode()
-        return text
+        if text is None:
+            if sys.stdin.isatty():
+                print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
+            text = sys.stdin.read()
+        text.encode()  # bytes that are not UTF-8 arrive as halves of surrogate pairs
     except (OSError, UnicodeError) as error:
-        source = "--prompt" if text is not None else f"--prompt-file: {path}" if path is not None else "stdin"
         raise ConfigError(f"{source}: cannot be read as UTF-8 text ({error})") from error
+    return text
 
 
 def _show(pieces: list[tuple[str, bool]], mark: bool) -> None:
@@ -103,13 +95,11 @@ def _show(pieces: list[tuple[str, bool]], mark: bool) -> None:
 
 
 def _print_stats(strategy: Strategy, counts: Counts, seconds: float) -> None:
-    rates = {"agreement": counts.agreement}
-    if strategy.lossless:
-        rates = {"acceptance rate": counts.acceptance}
-    parts = [f"{name} {rate:.0%}" for name, rate in rates.items() if rate is not None]
+    parts = [f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s"]
+    parts.append(f"{counts.num_backbone_passes} backbone passes")
+    name, rate = ("acceptance rate", counts.acceptance) if strategy.lossless else ("agreement", counts.agreement)
+    if rate is not None:
+        parts.append(f"{name} {rate:.0%}")
     if counts.num_verified:
         parts.append(f"mean accepted length {counts.mean_accepted_length:.2f}")
-    line = (
-        f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s, {counts.num_backbone_passes} backbone passes"
-    )
-    print(", ".join([line, *parts]), file=sys.stderr)
+    print(", ".join(parts), file=sys.stderr)

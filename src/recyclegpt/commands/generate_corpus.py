@@ -18,24 +18,22 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import device_and_dtype
 from recyclegpt.configuration.schemas import not_positive, read_settings
-from recyclegpt.data import TextDataModule
+from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
-from recyclegpt.decoding import Decoder, DecodingConfig
+from recyclegpt.decoding import Decoder
 from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
-from recyclegpt.errors import ConfigError, Problems, RunError
+from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.device import device_name
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
-
-
 EXAMPLES = (
     ("the newest run's own text, drawn from its distribution", "output_dir=corpus decoding.temperature=1"),
     ("longer documents in larger batches", "output_dir=corpus decoding.temperature=1 decoding.max_new_tokens=1000 "
@@ -46,11 +44,7 @@ EXAMPLES = (
 
 @dataclass
 class CorpusSettings:
-    """How many documents; conf/generate_corpus.yaml says what each means.
-
-    Raises:
-        ConfigError: naming every value out of range.
-    """
+    """How many documents; conf/generate_corpus.yaml says what each means."""
 
     num_documents: int
     num_val_documents: int
@@ -68,30 +62,25 @@ def run(argv: Sequence[str]) -> int:
     problems = Problems()
     with problems.under():
         settings = read_settings(CorpusSettings, cfg)
-    with problems.under("decoding."):
-        decoding = read_settings(DecodingConfig, cfg.decoding)
+    with problems.under():
+        decoding, device, dtype = read_decoding(cfg)
         problems.found += [f"decoding.{problem}" for problem in text_problems(decoding.make_strategy())]
         if decoding.stop:
             problems.found.append("decoding.stop: documents end with the end token; leave it out")
-    with problems.under():
-        device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
     problems.raise_any()
     trained = load_trained(cfg.checkpoint, device)
-    strategy, sampling = decoding.make_strategy(), decoding.sampling()
-    context = trained.model.config.context_length
-    if settings.prompt_tokens + decoding.max_new_tokens > context:
-        problems.found.append(
-            f"decoding.max_new_tokens: {decoding.max_new_tokens} after prompt_tokens={settings.prompt_tokens} exceed "
-            f"the context of {context}; take {max(0, context - settings.prompt_tokens)} or fewer"
+    strategy, context = decoding.make_strategy(), trained.model.config.context_length
+    if decoding.max_new_tokens > (room := context - settings.prompt_tokens):
+        raise ConfigError(
+            f"decoding.max_new_tokens: with prompt_tokens they exceed the context of {context}; take {max(0, room)}"
         )
     if strategy.num_recycled and trained.model.recyclable is None:
-        problems.found.append(
+        raise ConfigError(
             f"decoding.strategy: {strategy.name} needs a recyclable module and the model of {trained.path} has none; "
             "use decoding.strategy=autoregressive"
         )
-    problems.raise_any()
     source = corpus_for(cfg, trained)
-    identity = {
+    identity: dict[str, Any] = {
         "checkpoint": weights_digest(trained.model, with_module=strategy.num_recycled > 0),
         "data": f"{source.corpus.fingerprint} {source.tokenizer.fingerprint}",
         **asdict(settings),
@@ -101,43 +90,29 @@ def run(argv: Sequence[str]) -> int:
         "device": device.type,
     }
     made_with = {
-        "checkpoint": str(trained.path),
-        "recyclegpt": __version__,
-        "torch": torch.__version__,
-        "processor": device_name(device),
-        "threads": torch.get_num_threads(),
-    }
+        "checkpoint": str(trained.path), "recyclegpt": __version__, "torch": torch.__version__,
+        "processor": device_name(device), "threads": torch.get_num_threads(),
+    }  # fmt: skip
     corpus = GeneratedCorpus(Path(str(cfg.output_dir)).expanduser(), identity, made_with)
     meta, speed = corpus.finished(), None
-    if meta is not None:
-        corpus.clear()  # left over where a process was killed between its last two steps
-        print(f"{corpus.folder} is complete already; train on it with data=tokenized data.path={corpus.folder}")
-    else:
-        if sampling.greedy:
-            _log.warning(
-                "decoding.temperature=0 writes the most likely text, in which small models repeat themselves; "
-                "decoding.temperature=1 draws from the backbone's distribution"
-            )
-        prompts = _draw(source, settings, decoding.seed)
+    if meta is None:
+        # Prompts of both splits come from the corpus's own: no text crosses over.
+        eos_id, length, seed = source.tokenizer.eos_id, settings.prompt_tokens, decoding.seed
+        prompts: dict[Split, NDArray[np.int64]] = {
+            "train": draw_prompts(source.corpus.sample(), eos_id, settings.num_documents, length, seed),
+            "val": draw_prompts(source.corpus.val, eos_id, settings.num_val_documents, length, seed),
+        }
         decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
         writer = BulkWriter(
-            decoder, strategy, sampling, decoding.seed, decoding.max_new_tokens, trained.tokenizer.stop_ids,
-            source.vocab_size,
+            decoder, strategy, decoding.sampling(), seed, decoding.max_new_tokens,
+            trained.tokenizer.stop_ids, source.vocab_size,
         )  # fmt: skip
         with corpus.writing():
-            meta = corpus.finished()  # another process may have been faster
-            if meta is not None:
-                corpus.clear()
-            else:
-                try:
-                    speed = _write(corpus, writer, prompts, settings.batch_size)
-                    num_pieces = {split: len(batches(len(prompts[split]), settings.batch_size)) for split in SPLITS}
-                    meta = corpus.finish(num_pieces, source.tokenizer, ENDS)
-                except OSError as error:
-                    raise RunError(
-                        f"{corpus.folder} cannot be written ({error}); make room, and the same command resumes"
-                    ) from error
-        print(f"written to {corpus.folder}; train on it with data=tokenized data.path={corpus.folder}")
+            speed = _write(corpus, writer, prompts, settings.batch_size)
+            num_pieces = {split: len(batches(len(prompts[split]), settings.batch_size)) for split in SPLITS}
+            meta = corpus.finish(num_pieces, source.tokenizer, ENDS)
+    corpus.clear()  # pieces left over where a process was killed between its last two steps
+    print(f"{corpus.folder} is complete; train on it with data=tokenized data.path={corpus.folder}")
     _print(corpus.folder, meta, speed)
     return 0
 
@@ -149,20 +124,10 @@ def weights_digest(model: RecycleGPT, with_module: bool) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        if name.startswith("recyclable.") and not with_module:
-            continue
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if with_module or not name.startswith("recyclable."):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _draw(source: TextDataModule, settings: CorpusSettings, seed: int) -> dict[Split, NDArray[np.int64]]:
-    """Prompts of both splits from the corpus's own, (num, prompt_tokens) each: no text crosses over."""
-    eos_id, length = source.tokenizer.eos_id, settings.prompt_tokens
-    return {
-        "train": draw_prompts(source.corpus.sample(), eos_id, settings.num_documents, length, seed),
-        "val": draw_prompts(source.corpus.val, eos_id, settings.num_val_documents, length, seed),
-    }
 
 
 def _write(
@@ -179,44 +144,33 @@ def _write(
     present = total - sum(stop - first for _, _, first, stop in work)
     if present:
         _log.warning("resuming %s: %d of %d documents are there", corpus.folder, present, total)
-    dtype = token_dtype(writer.vocab_size)
     num_tokens, begin = 0, time.perf_counter()
     with tqdm(desc="generating", unit=" documents", total=total, initial=present, mininterval=1) as bar:
         for split, number, first, stop in work:
             written = writer.write(prompts[split][first:stop].tolist(), SPLITS.index(split), first)
             piece = GeneratedPiece(
-                np.concatenate([np.asarray(document.tokens, dtype) for document in written]),
+                np.concatenate([np.asarray(document.tokens, token_dtype(writer.vocab_size)) for document in written]),
                 np.array([document.num_new for document in written]),
                 np.array([ENDS.index(document.end) for document in written]),
             )
             corpus.write(split, number, piece)
             num_tokens += int(piece.num_new.sum())
-            bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - begin):,.0f} tokens/s", refresh=False)
             bar.update(stop - first)
     return num_tokens / (time.perf_counter() - begin) if num_tokens else None
 
 
 def _print(folder: Path, meta: dict[str, Any], speed: float | None) -> None:
-    """A line for a reader, then one JSON document."""
-    totals = meta[FACTS]["totals"]
-    splits = {split: {**_counts(meta["splits"][split]), **totals[split]} for split in SPLITS}
-    num_documents = sum(facts["num_documents"] for facts in splits.values())
-    num_tokens = sum(facts["num_tokens"] for facts in splits.values())
-    ended = sum(facts["num_stop"] for facts in splits.values()) / num_documents
-    rate = "" if speed is None else f", {speed:,.0f} tokens/s"
-    print(f"{num_documents:,} documents, {num_tokens:,} tokens, {ended:.0%} with an end token of their own{rate}")
-    if unknown := sum(facts["num_unknown"] for facts in splits.values()):
-        print(f"{unknown:,} were cut at a token id unknown to the tokenizer: the model has learnt little yet")
-    document = {
-        "folder": str(folder),
-        "documents": num_documents,
-        "tokens": num_tokens,
-        "ended_by_themselves": ended,
-        "tokens_per_s": speed,
-        "splits": splits,
+    """A table for a reader, then one JSON document."""
+    columns = {
+        "num_documents": "documents",
+        "num_tokens": "tokens",
+        "num_stop": "ended with an end token",
+        "num_length": "cut at max_new_tokens",
+        "num_unknown": "cut at an id the tokenizer lacks",
     }
-    print(json.dumps(document))
-
-
-def _counts(facts: dict[str, Any]) -> dict[str, int]:
-    return {name: facts[name] for name in ("num_documents", "num_tokens", "num_bytes")}
+    splits = {split: meta["splits"][split] | meta[FACTS]["totals"][split] for split in SPLITS}
+    print_table(
+        [[split, *(facts[name] for name in columns)] for split, facts in splits.items()],
+        header=["split", *columns.values()],
+    )
+    print(json.dumps({"folder": str(folder), "tokens_per_s": speed, "splits": splits}))

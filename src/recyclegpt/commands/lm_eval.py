@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Autoregressive, Decoder, DecodingConfig
+from recyclegpt.decoding import Autoregressive, Decoder
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
@@ -31,11 +31,7 @@ Results = dict[str, dict[str, Any]]
 
 @dataclass
 class TaskSettings:
-    """The settings of `tasks=`; conf/evaluate.yaml says what each means.
-
-    Raises:
-        ConfigError: naming every value out of range.
-    """
+    """The settings of `tasks=`; conf/evaluate.yaml says what each means."""
 
     tasks: list[str]
     tasks_path: str | None
@@ -48,20 +44,10 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         problems = not_positive(self, "batch_size")
-        problems += [
-            f"scorings: {name!r} is unknown; choose from {', '.join(SCORINGS)}"
-            for name in self.scorings
-            if name not in SCORINGS
-        ]
-        if not self.scorings:
-            problems.append("scorings: the list is empty; give at least one value")
+        if not self.scorings or set(self.scorings) - set(SCORINGS):
+            problems.append(f"scorings: {self.scorings} is unknown; choose from {', '.join(SCORINGS)}")
         if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit))):
             problems.append(f"limit: {self.limit} is neither a positive whole number nor a share between 0 and 1")
-        problems += [
-            f"{name}: {value} is negative"
-            for name in ("num_fewshot", "bootstrap_iters", "seed")
-            if (value := getattr(self, name)) is not None and value < 0
-        ]
         if problems:
             raise ConfigError(problems)
 
@@ -76,16 +62,14 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     with problems.under():
         settings = read_settings(TaskSettings, cfg)
     with problems.under():
-        decoding = read_settings(DecodingConfig, cfg.decoding, "decoding")
+        decoding, device, decoding_dtype = read_decoding(cfg)
     with problems.under():
-        device, dtype = device_and_dtype(cfg.device, cfg.dtype)
-    with problems.under():
-        _, decoding_dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
+        _, dtype = device_and_dtype(cfg.device, cfg.dtype)
     problems.raise_any()
-    names, local = _tasks(cfg, settings.tasks)
+    wanted = _tasks(cfg, settings.tasks)
     from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, find_tasks, run_tasks
 
-    tasks = find_tasks([local.get(name, name) for name in names], settings.tasks_path)
+    tasks = find_tasks(wanted, settings.tasks_path)
     trained = load_trained(cfg.checkpoint, device)
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
     if dtype == torch.float64:
@@ -114,10 +98,8 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
                 row["metrics"].setdefault(metric, {})[column] = value
         if tasks.generative >= set(scored):
             break  # texts are written once, and nothing is scored
-    _print(results, [*scorer.scorings], tasks.summed_up)
-    parts = [f"scored in {str(dtype).removeprefix('torch.')}"]
-    if "alternating" in scorer.scorings:
-        parts.append(f"alternating with {scorer.num_recycled} drafted token{'s' * (scorer.num_recycled > 1)}")
+    _print({name: result for name, result in results.items() if name not in tasks.summed_up}, [*scorer.scorings])
+    parts = [f"scored in {str(dtype).removeprefix('torch.')}", f"{scorer.num_recycled} drafted when alternating"]
     if tasks.generative:
         parts.append(f"texts written by {strategy.name} decoding")
     if settings.limit is not None:
@@ -136,53 +118,43 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _tasks(cfg: DictConfig, wanted: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Names of all tasks, families spelt out, and the tasks that are made from files the user names.
+def _tasks(cfg: DictConfig, wanted: Sequence[str]) -> list[str | dict[str, Any]]:
+    """All tasks, families spelt out, and made from files where the user names those.
 
     Raises:
         ConfigError: files are not named, or hold something else.
     """
-    names: list[str] = []
-    for name in wanted:
-        names += cfg.task_families.get(name, [name])
-    names = list(dict.fromkeys(names))
-    problems, local = [], {}
+    names = dict.fromkeys(member for name in wanted for member in cfg.task_families.get(name, [name]))
+    problems = Problems()
+    tasks: list[str | dict[str, Any]] = []
     for name in names:
-        if name in LOCAL:
-            files = cfg.task_files[name]
-            if files is None:
-                problems.append(f"tasks: {name} is read from your files; set task_files.{name}=...")
-                continue
-            try:
-                local[name] = LOCAL[name](OmegaConf.to_object(files) if isinstance(files, ListConfig) else files)
-            except ConfigError as error:
-                problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return names, local
+        with problems.under():
+            if name in LOCAL:
+                if cfg.task_files[name] is None:
+                    raise ConfigError(f"tasks: {name} is read from your files; set task_files.{name}=...")
+                tasks.append(LOCAL[name](OmegaConf.to_container(cfg.task_files)[name]))  # type: ignore[index]
+            else:
+                tasks.append(name)
+    problems.raise_any()
+    return tasks
 
 
-def _print(results: Results, scorings: list[str], summed_up: set[str]) -> None:
-    """A row a task and metric; tasks whose group has a number for all of them stand in the document alone."""
-    shown = {name: result for name, result in results.items() if name not in summed_up}
-    used = {column for result in shown.values() for values in result["metrics"].values() for column in values}
+def _print(results: Results, scorings: list[str]) -> None:
+    """A row a task and metric."""
+    used = {column for result in results.values() for values in result["metrics"].values() for column in values}
     columns = [column for column in [*scorings, WRITTEN] if column in used]
     compared = {"backbone", "alternating"} <= used
     rows = []
-    for name, result in shown.items():
+    for name, result in results.items():
         for metric, values in result["metrics"].items():
             row: list[object] = [name, metric, result["num_samples"]]
             for column in columns:
                 found = values.get(column, {})
                 row += [found.get("value"), found.get("stderr")]
             if compared:
-                both = [values[column]["value"] for column in ("alternating", "backbone") if column in values]
-                row.append(_difference(*both) if len(both) == 2 else None)
-            rows.append(tuple(row))
+                both = {"backbone", "alternating"} <= set(values)
+                # Rounded: sums in another order differ in their last digits.
+                row.append(round(values["alternating"]["value"] - values["backbone"]["value"], 9) if both else None)
+            rows.append(row)
     header = ["task", "metric", "n", *(word for column in columns for word in (column, "stderr"))]
     print_table(rows, header=[*header, *(["alternating - backbone"] if compared else [])])
-
-
-def _difference(one: float, other: float) -> float:
-    """One less the other, 0 where the two differ by rounding alone."""
-    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other

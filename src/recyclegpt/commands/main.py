@@ -6,11 +6,11 @@ The commands are imported only when called, so that `recyclegpt --help` answers 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from recyclegpt import __version__
 from recyclegpt.console import format_table
@@ -31,8 +31,6 @@ COMMANDS: Mapping[str, str] = {
     "doctor": "check versions, device, compiler, disk and the newest run, and say what to do",
 }
 """Name and one line of help. `bench-runs` is `run(argv) -> int` of `recyclegpt.commands.bench_runs`, and so on."""
-
-PACKAGE = "recyclegpt.commands"
 MISTAKE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -64,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(COMMANDS)}"
         print(f"recyclegpt: unknown command {name!r}: {hint}", file=sys.stderr)
         return MISTAKE
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # provenance, and children of DDP, are made from it
     try:
-        with _program_arguments(arguments):
-            module = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}")
-            if {"-h", "--help"} & {*rest}:
-                from recyclegpt.commands.help import help_text
+        module = importlib.import_module(f"recyclegpt.commands.{name.replace('-', '_')}")
+        if {"-h", "--help"} & {*rest}:
+            from recyclegpt.commands.help import help_text
 
-                print(help_text(name, module, COMMANDS[name]))
-                return 0
-            return int(module.run(rest))
+            print(help_text(name, module, COMMANDS[name]))
+            return 0
+        return int(module.run(rest))
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)
         return MISTAKE
@@ -89,11 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except SystemExit as leaving:
-        if leaving.code is None or isinstance(leaving.code, int):
-            return leaving.code or 0
-        print(leaving.code, file=sys.stderr)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"recyclegpt {name}: the disk is full; free some space, then run the same command again", file=sys.stderr)
         return 1
+    except SystemExit as leaving:  # argparse has said why
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    finally:
+        sys.argv = before
 
 
 def usage() -> str:
@@ -111,14 +113,3 @@ def explain(name: str, error: ConfigError) -> str:
     num_problems = len(error.problems)
     bullets = [f"  - {problem}".replace("\n", "\n    ") for problem in error.problems]
     return "\n".join([f"recyclegpt {name}: {num_problems} problem{'' if num_problems == 1 else 's'}", *bullets])
-
-
-@contextmanager
-def _program_arguments(arguments: list[str]) -> Iterator[None]:
-    """Let `sys.argv` say what is run, also where `main` was called with arguments of its own."""
-    before = sys.argv
-    sys.argv = [before[0] if before else "recyclegpt", *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before

@@ -26,12 +26,8 @@ def run(argv: Sequence[str]) -> int:
     if isinstance(source, Tokenized) or tokenizer is None:
         raise ConfigError("data: data=tokenized is tokenized already; choose python_stdlib, text_files or hf_stream")
     meta = tokenize_corpus(source, tokenizer, str(cfg.output_dir), max_skipped=datamodule.max_skipped)
-    print_table(
-        [
-            (split, facts["num_documents"], facts["num_tokens"], facts["num_bytes"])
-            for split, facts in meta["splits"].items()
-        ],
-        header=("split", "documents", "tokens", "bytes"),
-    )
+    names = ("num_documents", "num_tokens", "num_bytes")
+    rows = [(split, *(facts[name] for name in names)) for split, facts in meta["splits"].items()]
+    print_table(rows, header=("split", "documents", "tokens", "bytes"))
     print(f"\nwritten to {cfg.output_dir}; train on it with data=tokenized data.path={cfg.output_dir}")
     return 0

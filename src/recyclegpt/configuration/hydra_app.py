@@ -42,8 +42,13 @@ def hydra_run(
         What the task returned; None of a multirun, and where a flag asked only to show something.
 
     Raises:
-        ConfigError: Hydra cannot compose the config; or the task raised it. In a multirun the other jobs have run then.
+        ConfigError: Hydra cannot compose the config; a flag would unpickle a file; or the task raised it (in a multirun
+            the other jobs have run then).
     """
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--e") and "--experimental-rerun".startswith(flag):  # argparse takes abbreviations
+            raise ConfigError(f"{argument}: would unpickle a file, which can run any code; give the overrides instead")
     register()
     folder = (conf_dir or find_conf()).resolve()
     whole, started, value, failure = list(sys.argv), False, None, None

@@ -22,15 +22,14 @@ T = TypeVar("T")
 
 
 def not_positive(settings: Any, *names: str) -> list[str]:
-    """A problem for each of these fields, or members of a field that is a list, that is below 1."""
-    problems = []
-    for name in names:
-        given = getattr(settings, name)
-        values = given if isinstance(given, list) else [given]
-        problems += [f"{name}: {value} is not a positive whole number" for value in values if value < 1]
-        if not values:
-            problems.append(f"{name}: the list is empty; give at least one value")
-    return problems
+    """A problem for each of these fields, or members of a field that is a list, that is below 1; null is none."""
+    given = {name: getattr(settings, name) for name in names}
+    return [
+        f"{name}: {value} is not a positive whole number"
+        for name, values in given.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None and value < 1
+    ]
 
 
 @dataclass
@@ -45,15 +44,13 @@ class Backbone:
 class Training:
     """How the layers are run while they learn."""
 
-    compile: bool | str = "auto"
+    compile: bool = False
     activation_checkpointing: bool | int = False
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         counts = ("activation_checkpointing", "max_skipped_steps")
         problems = [f"{key}: {getattr(self, key)} is negative" for key in counts if getattr(self, key) < 0]
-        if self.compile not in (True, False, "auto"):
-            problems.append(f"compile: {self.compile} is neither true, false nor auto")
         if problems:
             raise ConfigError(problems)
 

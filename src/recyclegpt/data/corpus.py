@@ -23,14 +23,13 @@ from recyclegpt.data.shards import (
     Tokenized,
     TokenPiece,
     TokenShards,
-    open_shards,
     read_meta,
     token_dtype,
     write_shards,
 )
 from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import SPLITS, Record, Source, Split, documents, is_readable
-from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig, load_tokenizer
+from recyclegpt.data.source import Record, Source, Split, documents, is_readable
+from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
 MAX_TRAINING_CHARS = 20_000_000
@@ -80,9 +79,7 @@ def open_corpus(
         skipped.report()
         return Corpus(built, fingerprint, source, tokens)
     folder = build_shards(source, fingerprint, built, cache_dir, max_skipped)
-    # Their checksums have just been compared or written.
-    train, _ = open_shards(folder, "train", Skipped(0), verify=False)
-    val, _ = open_shards(folder, "val", Skipped(0), verify=False)
+    _, train, val, _ = Tokenized(folder, verify=False).open(0)  # the checksums have just been compared or written
     return Corpus(built, fingerprint, train, val)
 
 
@@ -93,7 +90,6 @@ def tokenize_corpus(
     *,
     max_skipped: int = 100,
     tokens_per_shard: int = TOKENS_PER_SHARD,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Write a corpus as token shards for `data=tokenized` and return their meta.
 
@@ -104,70 +100,56 @@ def tokenize_corpus(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder: {folder} exists already; choose another one or remove it")
     built = build_tokenizer(source, tokenizer, None, max_skipped)
-    return _write(source, source.fingerprint(), built, folder, max_skipped, tokens_per_shard, progress)
+    return _write(source, source.fingerprint(), built, folder, max_skipped, tokens_per_shard)
 
 
 def build_tokenizer(
     source: Source, config: TokenizerConfig, cache_dir: Path | None, max_skipped: int, fingerprint: str | None = None
 ) -> TextTokenizer:
-    """The tokenizer for a corpus; a trained one is kept in `cache_dir` under the content it was trained on."""
-    if config.kind != "bpe":
-        return load_tokenizer(config)
-    end_token = config.end_token or END_TOKEN
-    if cache_dir is None:
-        return load_tokenizer(config, _training_texts(source, max_skipped))
-    minor = tokenizers.__version__.rsplit(".", 1)[0]
-    key = _key(
-        "bpe 1", minor, fingerprint or source.fingerprint(), str(config.vocab_size), end_token, str(MAX_TRAINING_CHARS)
-    )
-    file = cache_dir / "tokenizers" / f"{source.kind}-{key}.json"
-    with _lock(file):
-        if file.is_file():
-            try:
-                return TextTokenizer.from_file(file, end_token)
-            except ConfigError as error:
-                _log.warning("training the tokenizer again: %s", error)
-        _log.info("training a BPE of %d tokens on %s", config.vocab_size, source.kind)
-        built = load_tokenizer(config, _training_texts(source, max_skipped))
-        partial = file.with_suffix(".partial")
-        built.save(partial)
-        partial.replace(file)
-        return built
-
-
-def build_shards(
-    source: Source, fingerprint: str, tokenizer: TextTokenizer, cache_dir: Path, max_skipped: int, progress: bool = True
-) -> Path:
-    """The cached token shards of a finite corpus; written if absent, and again if damaged."""
-    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 1', fingerprint, tokenizer.fingerprint)}"
-    with _lock(folder):
-        for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if folder.exists() and not _intact(folder):
-            _log.warning("the cached tokens in %s are damaged and are written again", folder)
-            shutil.rmtree(folder)
-        if not folder.exists():
-            _write(source, fingerprint, tokenizer, folder, max_skipped, TOKENS_PER_SHARD, progress)
-        else:
-            _report_again(folder, source.kind, max_skipped)
-    return folder
-
-
-def _report_again(folder: Path, corpus: str, max_skipped: int) -> None:
-    """Name what was left out when the cached tokens were written, and hold it against today's limit.
+    """The tokenizer for a corpus; a trained one is kept in `cache_dir` under the content it was trained on.
 
     Raises:
-        ConfigError: it was more than `max_skipped`.
+        ConfigError: its file is missing or broken, or there is nothing to train on.
     """
-    meta = read_meta(folder)
-    left_out = meta.get("left_out", {})
-    skipped = Skipped(max_skipped, corpus)
-    for problem in left_out.get("unreadable", []):
-        skipped.add(problem)
-    for where in left_out.get("empty", []):
-        skipped.add_empty(where)
-    skipped.num_empty = meta.get("empty", 0)  # only the first ones are named
-    skipped.report()
+    end_token = config.end_token or END_TOKEN
+    if config.kind == "file":
+        return TextTokenizer.from_file(config.path or "", config.end_token)
+    if config.kind == "byte":
+        return TextTokenizer.bytes(end_token)
+    if cache_dir is None:
+        return TextTokenizer.train(_training_texts(source, max_skipped), config.vocab_size, end_token)
+    minor = tokenizers.__version__.rsplit(".", 1)[0]
+    text = fingerprint or source.fingerprint()
+    key = _key("bpe 1", minor, text, str(config.vocab_size), end_token, str(MAX_TRAINING_CHARS))
+    file = cache_dir / "tokenizers" / f"{source.kind}-{key}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            _log.info("training a BPE of %d tokens on %s", config.vocab_size, source.kind)
+            build_tokenizer(source, config, None, max_skipped).save(file)
+        return TextTokenizer.from_file(file, end_token)
+
+
+def build_shards(source: Source, fingerprint: str, tokenizer: TextTokenizer, cache_dir: Path, max_skipped: int) -> Path:
+    """The cached token shards of a finite corpus; written if absent, and again if damaged."""
+    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 2', fingerprint, tokenizer.fingerprint)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            try:
+                Tokenized(folder).open(0)
+            except ConfigError as error:
+                _log.warning("the cached tokens are damaged and are written again: %s", error)
+                shutil.rmtree(folder)
+        if not folder.exists():
+            _write(source, fingerprint, tokenizer, folder, max_skipped, TOKENS_PER_SHARD)
+        else:  # name what was left out then, and hold it against today's limit
+            meta, skipped = read_meta(folder), Skipped(max_skipped, source.kind)
+            for problem in meta["skipped"]:
+                skipped.add(problem)
+            skipped.num_empty = meta["empty"]
+            skipped.report()
+    return folder
 
 
 def _write(
@@ -177,13 +159,10 @@ def _write(
     folder: Path,
     max_skipped: int,
     tokens_per_shard: int,
-    progress: bool,
 ) -> dict[str, Any]:
-    if folder.is_dir():
-        folder.rmdir()  # an empty one the user made
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
-        lambda split: token_pieces(split, documents(source, split, skipped), tokenizer, progress),
+        lambda split: token_pieces(split, documents(source, split, skipped), tokenizer),
         tokenizer,
         folder,
         {"source": source.kind, "source_fingerprint": fingerprint},
@@ -194,13 +173,11 @@ def _write(
     return meta
 
 
-def token_pieces(
-    split: Split, records: Iterable[Record], tokenizer: TextTokenizer, progress: bool = False
-) -> Iterator[TokenPiece]:
+def token_pieces(split: Split, records: Iterable[Record], tokenizer: TextTokenizer) -> Iterator[TokenPiece]:
     """Tokens of documents, each between the tokens that begin and end one, encoded in batches on all cores."""
     dtype = token_dtype(tokenizer.vocab_size)
     begins = True
-    with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=not progress) as bar:
+    with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for pieces, ends in _batches(records):
             for piece, end, ids in zip(pieces, ends, tokenizer.encode_batch(pieces), strict=True):
                 ids = [*(tokenizer.start_ids if begins else []), *ids, *([tokenizer.eos_id] if end else [])]
@@ -264,22 +241,13 @@ def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
         if num_chars >= MAX_TRAINING_CHARS:
             return
     if num_chars == 0:
-        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.all_named()])
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        for split in SPLITS:
-            open_shards(folder, split, Skipped(0))
-    except ConfigError as error:
-        _log.warning("%s", error)
-        return False
-    return True
-
-
-def _lock(path: Path) -> FileLock:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
+        raise ConfigError(
+            [
+                f"data: {source.kind} has no readable training document",
+                *skipped.problems,
+                *(f"{where}: is empty" for where in skipped.empty),
+            ]
+        )
 
 
 def _key(*parts: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import Corpus, open_corpus
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.loaders import TrainLoader, ValBatches, default_num_workers
+from recyclegpt.data.loaders import TrainLoader, ValBatches
 from recyclegpt.data.packed_rows import PackedRows, State, TrainStream
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.prompts import choose_prompts
@@ -24,11 +23,9 @@ from recyclegpt.data.shards import Tokenized, TokenShards
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import Source
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, Problems
 
 _MAX_COUNTED_TOKENS = 50_000_000
-_CHUNK = 1 << 22
-_log = logging.getLogger(__name__)
 
 
 class TextDataModule(LightningDataModule):
@@ -44,7 +41,7 @@ class TextDataModule(LightningDataModule):
         num_val_batches: validation batches on each rank.
         val_batch_size: rows of a validation batch; None: `batch_size`.
         mask_documents: number the documents inside rows, so that attention can stay inside them.
-        num_workers: processes that read ahead; 0: none; None: see `default_num_workers`.
+        num_workers: processes that read ahead; 0: none; None: 2 where there is a GPU, 0 else and of a stream.
         cache_dir: where tokenizers and tokens are kept.
         max_skipped: unreadable documents allowed.
 
@@ -65,7 +62,8 @@ class TextDataModule(LightningDataModule):
         max_skipped: int = 100,
     ) -> None:
         super().__init__()
-        num_workers = default_num_workers(isinstance(source, HFStream)) if num_workers is None else num_workers
+        if num_workers is None:  # the order of a stream depends on it, and should not depend on the machine
+            num_workers = 2 if torch.cuda.is_available() and not isinstance(source, HFStream) else 0
         positive = {"batch_size": batch_size, "num_val_batches": num_val_batches}
         positive |= {} if val_batch_size is None else {"val_batch_size": val_batch_size}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
@@ -112,10 +110,6 @@ class TextDataModule(LightningDataModule):
         """Build or find tokenizer and tokens. Can be called again, and by several processes at once."""
         if self._corpus is None:
             self._corpus = open_corpus(self.source, self.tokenizer_config, self.cache_dir, self.max_skipped)
-
-    def prepare_data(self) -> None:
-        """Lightning's hook, once a node."""
-        self.prepare()
 
     def setup(self, stage: str) -> None:
         """Lightning's hook, on every rank."""
@@ -203,17 +197,13 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: naming every split that is too short.
         """
-        checks: list[Callable[[], Any]] = [lambda: self._val_batches(0, world_size)]
+        problems = Problems()
+        with problems.under():
+            self._val_batches(0, world_size)
         if isinstance(train := self.corpus.train, TokenShards):
-            checks.append(lambda: PackedRows(train, self._packing(), self.batch_size, self.seed))
-        problems: list[str] = []
-        for check in checks:
-            try:
-                check()
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(problems)
+            with problems.under():
+                PackedRows(train, self._packing(), self.batch_size, self.seed)
+        problems.raise_any()
 
     def _packing(self) -> Packing:
         if not self.row_length:
@@ -228,8 +218,6 @@ class TextDataModule(LightningDataModule):
         rank, world_size = self._rank()
         train, packing = self.corpus.train, self._packing()
         if isinstance(train, TokenShards):
-            rows, dropped = packing.num_rows(train.num_tokens), packing.num_dropped(train.num_tokens)
-            _log.info("%d training tokens make %d rows; %d left over", train.num_tokens, rows, dropped)
             return PackedRows(train, packing, self.batch_size, self.seed, rank, world_size)
         train.val_digests()  # once here, not in every worker
         tokenizer, skipped = self.tokenizer, self.max_skipped
@@ -244,10 +232,8 @@ class TextDataModule(LightningDataModule):
 
     def trained_on(self, state: State) -> None:
         """Record that the batch with this state has been trained on; a checkpoint resumes after it."""
-        if self._loader is None:
-            self._state = state
-        else:
-            self._loader.trained_on(state)
+        assert self._loader is not None
+        self._loader.trained_on(state)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of every rank. Collective: where processes train together, all of them have to call it."""
@@ -284,23 +270,17 @@ class TextDataModule(LightningDataModule):
             tokens = self.corpus.sample()
             counts = np.zeros(self.vocab_size, np.int64)
             stop = min(tokens.num_tokens, _MAX_COUNTED_TOKENS)
-            for start in range(0, stop, _CHUNK):
-                counts += np.bincount(tokens.read(start, min(stop, start + _CHUNK)), minlength=self.vocab_size)
+            for start in range(0, stop, 1 << 22):
+                counts += np.bincount(tokens.read(start, min(stop, start + (1 << 22))), minlength=self.vocab_size)
             self._counts = torch.from_numpy(counts)
         return self._counts
 
     def val_tokens(self, limit: int | None = None) -> Tensor:
         """The first tokens of the validation split, int64, at most `limit`."""
-        tokens = self.corpus.val
-        return torch.from_numpy(tokens.read(0, tokens.num_tokens if limit is None else min(limit, tokens.num_tokens)))
+        num_tokens = self.corpus.val.num_tokens
+        return torch.from_numpy(self.corpus.val.read(0, min(limit or num_tokens, num_tokens)))
 
     def val_prompts(self, num: int, length: int) -> Tensor:
-        """Beginnings of different validation documents, int64 (num, length); the same at every call.
-
-        If too few documents are long enough, more prompts come from inside the split; no two overlap.
-
-        Raises:
-            ConfigError: the split is shorter than the prompts together.
-        """
+        """Beginnings of different validation documents, int64 (num, length): see `choose_prompts`."""
         tokens = self.val_tokens(_MAX_COUNTED_TOKENS).numpy()
         return torch.from_numpy(choose_prompts(tokens, self.tokenizer.eos_id, num, length))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from recyclegpt.data.shards import TOKENS_PER_SHARD, Tokenized, TokenPiece, read
 from recyclegpt.data.source import Split
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
-from recyclegpt.files import temporary_beside, write_json
+from recyclegpt.files import atomic_write, write_json
 
 FACTS = "generated"
 """Entry of `meta.json` that says how the corpus was made."""
@@ -94,36 +92,23 @@ class GeneratedCorpus:
                 f"output_dir: {self.folder} cannot be written ({error.strerror}); choose another"
             ) from error
         try:
-            for leftover in self.folder.parent.glob(f"{self.folder.name}.partial-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
             self._resume()
             yield
         finally:
             lock.release()
 
     def read(self, split: Split, number: int) -> GeneratedPiece | None:
-        """A piece written earlier; None if it is not there, or damaged, so that it has to be written again."""
+        """A piece written earlier; None if it is not there."""
         file = self._file(split, number)
-        try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                return GeneratedPiece(*(arrays[name] for name in GeneratedPiece._fields))
-        except FileNotFoundError:
+        if not file.exists():
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            _log.warning("%s is damaged and is written again (%s)", file, error)
-            return None
+        with np.load(file, allow_pickle=False) as arrays:
+            return GeneratedPiece(*(arrays[name] for name in GeneratedPiece._fields))
 
     def write(self, split: Split, number: int, piece: GeneratedPiece) -> None:
         """Keep a piece."""
-        temporary = temporary_beside(self._file(split, number))
-        try:
-            with temporary.open("xb") as opened:
-                np.savez(opened, allow_pickle=False, **piece._asdict())
-                opened.flush()
-                os.fsync(opened.fileno())
-            temporary.replace(self._file(split, number))
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(self._file(split, number)) as opened:
+            np.savez(opened, allow_pickle=False, **piece._asdict())
 
     def finish(
         self,
@@ -141,20 +126,19 @@ class GeneratedCorpus:
             tokens_per_shard: as for `write_shards`.
         """
         num_bytes_V = tokenizer.token_num_bytes()
-        facts: dict[str, Any] = {"identity": self.identity, "made_with": self.made_with, "totals": {}}
+        totals: dict[Split, dict[str, int]] = {}
 
         def pieces(split: Split) -> Iterator[TokenPiece]:
-            totals = facts["totals"][split] = dict.fromkeys(("num_new_tokens", *(f"num_{name}" for name in ends)), 0)
+            of_split = totals[split] = dict.fromkeys(("num_new_tokens", *(f"num_{name}" for name in ends)), 0)
             for number in range(num_pieces[split]):
                 piece = self.read(split, number)
                 assert piece is not None
-                totals["num_new_tokens"] += int(piece.num_new.sum())
+                of_split["num_new_tokens"] += int(piece.num_new.sum())
                 for end in piece.ends.tolist():
-                    totals[f"num_{ends[end]}"] += 1
+                    of_split[f"num_{ends[end]}"] += 1
                 yield TokenPiece(piece.tokens, len(piece.ends), int(num_bytes_V[piece.tokens].sum()))
 
-        if self.folder.is_dir():
-            self.folder.rmdir()  # an empty one the user made
+        facts = {"identity": self.identity, "made_with": self.made_with, "totals": totals}
         meta = write_shards(pieces, tokenizer, self.folder, {FACTS: facts}, tokens_per_shard)
         self.clear()
         return meta
@@ -173,25 +157,19 @@ class GeneratedCorpus:
             return
         content = json.loads(file.read_text(encoding="utf-8"))
         self._compare(content["identity"], self.unfinished)
-        for name, value in content["made_with"].items():
-            if value != self.made_with.get(name):
-                _log.warning(
-                    "%s was started with %s %s and resumes with %s: roundings may differ, and so may the text",
-                    *(self.folder, name, value, self.made_with.get(name)),
-                )
+        if content["made_with"] != self.made_with:
+            _log.warning(
+                "%s was started with %s and resumes with %s: roundings may differ, and so may the text",
+                *(self.folder, content["made_with"], self.made_with),
+            )
         self.made_with = content["made_with"]
 
     def _compare(self, found: Mapping[str, Any], where: Path) -> None:
         problems = [
-            f"{name}: {where} has {_short(found.get(name))}, this command {_short(self.identity.get(name))}"
+            f"{name}: {where} has {found.get(name)}, this command {self.identity.get(name)}"
             for name in {**found, **self.identity}
             if found.get(name) != self.identity.get(name)
         ]
         if problems:
             remedy = f"output_dir: {where} holds another corpus; choose another folder, or remove it"
             raise ConfigError([*problems, remedy])
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."  # the beginning of a checksum is enough

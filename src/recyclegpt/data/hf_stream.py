@@ -8,7 +8,8 @@ import logging
 import pickle
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from recyclegpt.data.source import EMPTY, Record, Split
 from recyclegpt.errors import ConfigError
@@ -21,6 +22,7 @@ RETRY_WAIT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class HFStream:
     """What `datasets.load_dataset(..., streaming=True)` gives.
 
@@ -39,37 +41,29 @@ class HFStream:
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """
 
-    kind = "hf_stream"
+    kind: ClassVar[str] = "hf_stream"
 
-    def __init__(
-        self,
-        name: str,
-        config: str | None = None,
-        train_split: str = "train",
-        val_split: str | None = None,
-        num_val_documents: int = 1000,
-        field: str = "text",
-        data_files: str | list[str] | dict[str, Any] | None = None,
-        revision: str | None = None,
-        shuffle_buffer: int = 1000,
-    ) -> None:
-        positive = {"num_val_documents": num_val_documents, "shuffle_buffer": shuffle_buffer}
-        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
-        if val_split == train_split:
-            problems.append(f"data.val_split: {val_split!r} is the training split too; null takes its first documents")
-        if problems:
-            raise ConfigError(problems)
-        self.name = name
-        self.config = config
-        self.train_split = train_split
-        self.val_split = val_split
-        self.num_val_documents = num_val_documents
-        self.field = field
-        self.data_files = data_files
-        self.revision = revision
-        self.shuffle_buffer = shuffle_buffer
+    name: str
+    config: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    num_val_documents: int = 1000
+    field: str = "text"
+    data_files: str | list[str] | dict[str, Any] | None = None
+    revision: str | None = None
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
         self._val_digests: frozenset[bytes] | None = None
         self._datasets: dict[str, bytes] = {}
+        positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
+        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
+        if self.val_split == self.train_split:
+            problems.append(
+                f"data.val_split: {self.val_split!r} is the training split too; null takes its first documents"
+            )
+        if problems:
+            raise ConfigError(problems)
 
     def fingerprint(self) -> str:
         """sha256 of the request: the content of a stream is unknown until it has been read."""
@@ -86,31 +80,20 @@ class HFStream:
         Raises:
             ConfigError: there is no such dataset, configuration, split or column.
         """
-        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
-        if wanted not in self._datasets:
-            try:
-                self._datasets[wanted] = pickle.dumps(self._look_up(wanted))
-            except ConfigError:
-                raise
-            except Exception as error:  # the hub's client has retried already
-                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
-        # A dataset holds its position, so two readers must not share one.
-        return pickle.loads(self._datasets[wanted])
-
-    def _look_up(self, split: str) -> Any:
         import datasets
 
-        dataset = datasets.load_dataset(
-            self.name,
-            self.config,
-            split=split,
-            data_files=self.data_files,
-            revision=self.revision,
-            streaming=True,
-        )
-        if dataset.column_names is not None:
-            self.check_field(dataset.column_names)
-        return dataset
+        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
+        if wanted not in self._datasets:
+            files = {"data_files": self.data_files, "revision": self.revision}
+            try:
+                dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
+            except Exception as error:  # the hub's client has retried already
+                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
+            if dataset.column_names is not None:
+                self.check_field(dataset.column_names)
+            self._datasets[wanted] = pickle.dumps(dataset)
+        # A dataset holds its position, so two readers must not share one.
+        return pickle.loads(self._datasets[wanted])
 
     def check_field(self, columns: Iterable[str]) -> None:
         """Raises ConfigError if there is no column of this name."""

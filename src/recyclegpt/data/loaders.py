@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Sent to all processes of a run at once to end it."""
 SAVING_S = 300
 """Seconds that the process that trains may take to finish its step and save after such a signal."""
-
-
-def default_num_workers(order_depends: bool) -> int:
-    """Processes that read ahead by default: two where there is a GPU, which must not wait, else none.
-
-    None for a stream either: its order depends on their number, and should not depend on the machine.
-    """
-    return 2 if torch.cuda.is_available() and not order_depends else 0
 
 
 class TrainLoader:
@@ -72,8 +63,12 @@ class TrainLoader:
         interrupted = self._trained_batch is not None and _name(self._trained_batch) != _name(self._given)
         if self._running is None or interrupted:  # a batch was given out and not trained on
             self.close()
-            with _signals_blocked():
+            # Workers inherit what is blocked, so no signal reaches them before `_ignore_stop_signals` ran.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
                 self._running = iter(self._start())
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while True:
             batch = next(self._running)
             if isinstance(batch, ConfigError):
@@ -99,7 +94,6 @@ class _ErrorsAsItems(IterableDataset[Batch | ConfigError]):
     """Yields an error as an item: raised in a worker, it would arrive as a traceback inside a message."""
 
     def __init__(self, stream: TrainStream) -> None:
-        super().__init__()
         self._stream = stream
 
     def __iter__(self) -> Iterator[Batch | ConfigError]:
@@ -146,16 +140,6 @@ class ValBatches:
         for number, rows in enumerate(self.rows.tolist(), start=1):
             views, documents = self._packing.views(read_windows(self._tokens, self._packing, rows))
             yield Batch(views, documents, {"batch": number}, np.array(rows))
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block signals while workers start: they inherit that, so none reaches them before `_ignore_stop_signals` ran."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_stop_signals(_worker: int) -> None:

@@ -52,11 +52,6 @@ class Packing:
         """Full rows that `num_tokens` tokens make."""
         return max(0, (num_tokens - self.num_views + 1) // self.row_length)
 
-    def num_dropped(self, num_tokens: int) -> int:
-        """Tokens after the last full row, which are no row's target."""
-        rows = self.num_rows(num_tokens)
-        return num_tokens - (rows * self.row_length + self.num_views - 1) if rows else num_tokens
-
     def views(self, windows_BW: NDArray[np.integer]) -> tuple[Tensor, Tensor | None]:
         """Shifted views of windows (B, T + N - 1).
 

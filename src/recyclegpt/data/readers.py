@@ -13,12 +13,6 @@ from recyclegpt.data.source import EMPTY, Record
 
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_OTHER_MARKS = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
 
 
 def read_text(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Record]:
@@ -75,10 +69,6 @@ def _blocks(file: Path, start: int, stop: int | None) -> Iterator[tuple[int, lis
 def _decode(file: Path, line_number: int, lines: list[bytes]) -> tuple[str, list[Record]]:
     """The text of the lines that can be read, and a record for each that cannot."""
     if line_number == 1:
-        for mark, encoding in _OTHER_MARKS.items():
-            if lines[0].startswith(mark):
-                remedy = f"convert it (iconv -f {encoding} -t UTF-8)"
-                return "", [Record("", f"{file}:1: {encoding}, not UTF-8; {remedy}")]
         lines[0] = lines[0].removeprefix(_BOM)
     good: list[str] = []
     problems: list[Record] = []

@@ -36,13 +36,7 @@ def make_state(state: State | None, settings: Mapping[str, Any], world_size: int
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         ranks = [None] * world_size
         torch.distributed.all_gather_object(ranks, state)
-    return {
-        "format": STATE_FORMAT,
-        "world_size": world_size,
-        "fingerprint": fingerprint_of(settings),
-        "settings": settings,
-        "ranks": ranks,
-    }
+    return {"format": STATE_FORMAT, "world_size": world_size, "settings": settings, "ranks": ranks}
 
 
 def position_of(state_dict: Mapping[str, Any], rank: int) -> State | None:
@@ -54,34 +48,29 @@ def position_of(state_dict: Mapping[str, Any], rank: int) -> State | None:
 def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int) -> list[str]:
     """Why a run of `world_size` processes with these settings cannot resume exactly from a state; empty if it can."""
     found = state_dict.get("format") if isinstance(state_dict, dict) else None
+    remedy = "or start a new run from its weights"
     if found != STATE_FORMAT:
         return [
             f"data: the checkpoint's data state has format {found}, this version reads {STATE_FORMAT}; resume with "
-            "the version that wrote it, or start a new run from its weights"
+            f"the version that wrote it, {remedy}"
         ]
-    problems = []
-    if (saved_size := state_dict["world_size"]) != world_size:
+    saved, saved_size = state_dict["settings"], state_dict["world_size"]
+    problems = [
+        f"{_SETTING_KEYS.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
+        f"this run has {value}; resume with the checkpoint's, {remedy}"
+        for name, value in settings.items()
+        if saved.get(name) != value
+    ]
+    if saved_size != world_size:
         problems.append(
             f"data: the checkpoint was written by {saved_size} process(es), this run has {world_size}; resume with "
             f"{saved_size}, so that no row is repeated or left out"
         )
-    saved = state_dict["settings"]
-    if state_dict["fingerprint"] != fingerprint_of(settings):
-        problems += [
-            f"{_SETTING_KEYS.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
-            f"this run has {value}; resume with the checkpoint's, or start a new run from its weights"
-            for name, value in settings.items()
-            if saved.get(name) != value
-        ]
     return problems
 
 
 def _map_arrays(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """`value` with every array of a kind inside its dicts and lists converted."""
-    if isinstance(value, kind):
-        return convert(value)
+    """`value` with every array of a kind inside its dicts converted."""
     if isinstance(value, dict):
         return {key: _map_arrays(inner, kind, convert) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_map_arrays(inner, kind, convert) for inner in value]
-    return value
+    return convert(value) if isinstance(value, kind) else value

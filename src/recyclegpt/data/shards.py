@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ class TokenShards:
         self._files = [file for file, _ in files]
         self._starts = np.cumsum([0, *(num_tokens for _, num_tokens in files)], dtype=np.int64)
         self._vocab_size = vocab_size
-        self._maps: list[NDArray[Any] | None] = [None] * len(files)
+        self._maps: dict[int, NDArray[Any]] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -48,11 +47,8 @@ class TokenShards:
         """Tokens start up to stop, across shard borders.
 
         Raises:
-            IndexError: the range leaves the split.
             ConfigError: an id is not in the vocabulary; an embedding on a GPU would fail without naming it.
         """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"tokens {start} to {stop} of a split of {self.num_tokens}")
         tokens = np.empty(stop - start, np.int64)
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         at = start
@@ -61,19 +57,21 @@ class TokenShards:
             offset = int(self._starts[shard])
             piece = self._map(shard)[at - offset : upto - offset]
             if (largest := int(piece.max(initial=0))) >= self._vocab_size:
-                raise ConfigError(f"{self._files[shard]}: {_beyond(largest, self._vocab_size)}")
+                raise ConfigError(
+                    f"{self._files[shard]}: holds the token id {largest:,}, and its tokenizer has "
+                    f"{self._vocab_size:,}; restore the tokenizer that wrote it, or run `recyclegpt tokenize` again"
+                )
             tokens[at - start : upto - start] = piece
             at, shard = upto, shard + 1
         return tokens
 
     def _map(self, shard: int) -> NDArray[Any]:
-        tokens = self._maps[shard]
-        if tokens is None:
-            tokens = self._maps[shard] = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
-        return tokens
+        if shard not in self._maps:
+            self._maps[shard] = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
+        return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": [None] * len(self._files)}
+        return {**self.__dict__, "_maps": {}}
 
 
 class Tokenized:
@@ -125,36 +123,21 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"data.path: {folder} holds no meta.json; {_REMEDY}")
     try:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found = meta["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY}") from error
-    if found != FORMAT:
-        raise ConfigError(f"data.path: {file} has format {found}, this version reads {FORMAT}; {_REMEDY} again")
-    if problems := _meta_problems(meta):
-        raise ConfigError([f"data.path: {file}: {problem}; {_REMEDY} again" for problem in problems])
+        _check(meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY} again") from error
     return meta
 
 
-def _meta_problems(meta: dict[str, Any]) -> list[str]:
-    kinds = {"tokenizer": str, "eos_token": str, "vocab_size": int, "splits": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]:
-        return [f"{name} is {meta.get(name)!r:.60}, not {kinds[name].__name__}" for name in wrong]
-    problems = []
-    for split, facts in meta["splits"].items():
-        shards = facts.get("shards") if isinstance(facts, dict) else None
-        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
-            problems.append(f"splits.{split} holds no list of shards")
-            continue
-        for number, shard in enumerate(shards):
-            name, num_tokens = shard.get("file"), shard.get("num_tokens")
-            valid = {
-                "file": isinstance(name, str) and name == Path(name).name and name.endswith(".npy"),
-                "num_tokens": type(num_tokens) is int and num_tokens >= 0,
-                "sha256": isinstance(shard.get("sha256"), str),
-            }
-            wrong = [key for key, is_valid in valid.items() if not is_valid]
-            problems += [f"splits.{split}.shards[{number}].{key} cannot be {shard.get(key)!r:.80}" for key in wrong]
-    return problems
+def _check(meta: dict[str, Any]) -> None:
+    """Any error: the entries that reading needs are not there, or lead elsewhere."""
+    if meta["format"] != FORMAT:
+        raise ValueError(f"it has format {meta['format']}, this version reads {FORMAT}")
+    _ = meta["tokenizer"], meta["eos_token"], meta["vocab_size"]
+    for shard in (shard for facts in meta["splits"].values() for shard in facts["shards"]):
+        _ = shard["num_tokens"], shard["sha256"]
+        if Path(shard["file"]).name != shard["file"]:
+            raise ValueError(f"{shard['file']} is outside of the folder")
 
 
 def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = True) -> tuple[TokenShards, str]:
@@ -169,7 +152,7 @@ def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = Tru
     meta = read_meta(folder)
     for shard in meta["splits"].get(split, {"shards": []})["shards"]:
         file = folder / shard["file"]
-        if problem := _fault(file, shard, verify, meta["vocab_size"]):
+        if problem := _fault(file, shard, verify):
             skipped.add(f"{file}: {problem}")
         else:
             good.append((file, shard["num_tokens"]))
@@ -179,28 +162,18 @@ def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = Tru
     return TokenShards(good, meta["vocab_size"]), digest.hexdigest()
 
 
-def _fault(file: Path, shard: dict[str, Any], verify: bool, vocab_size: int) -> str | None:
+def _fault(file: Path, shard: dict[str, Any], verify: bool) -> str | None:
     if file.exists() and not file.is_file():  # opening a pipe would block for ever
         return "is no regular file"
     try:
         tokens = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         return f"cannot be opened ({error})"
-    if not isinstance(tokens, np.ndarray) or tokens.dtype.kind != "u":
-        return f"holds {getattr(tokens, 'dtype', 'no array')}, not token ids (unsigned whole numbers)"
     if tokens.shape != (shard["num_tokens"],):
         return f"holds {tokens.shape} tokens, meta.json says {shard['num_tokens']}"
     if verify and sha256_of(file) != shard["sha256"]:
         return "its checksum differs from meta.json's: it was altered or damaged"
-    largest = int(tokens.max(initial=0)) if verify else 0  # else ids are checked when they are read
-    return _beyond(largest, vocab_size) if largest >= vocab_size else None
-
-
-def _beyond(token: int, vocab_size: int) -> str:
-    return (
-        f"holds the token id {token:,}, and its tokenizer has {vocab_size:,}; "
-        "restore the tokenizer that wrote it, or run `recyclegpt tokenize` again"
-    )
+    return None
 
 
 class TokenPiece(NamedTuple):
@@ -219,13 +192,12 @@ def write_shards(
     tokens_per_shard: int = TOKENS_PER_SHARD,
     skipped: Skipped | None = None,
 ) -> dict[str, Any]:
-    """Write the tokens of both splits into `folder` and return its meta.
-
-    The folder is complete or not there, and what another process wrote first stays.
+    """Write the tokens of both splits into `folder`, which is complete or not there, and return its meta.
 
     Args:
         pieces: gives the tokens of a split, end tokens included.
         tokenizer: whose ids they are; they are stored as uint16 where they fit, else uint32.
+        folder: may exist if it is empty.
         facts: more entries for the meta.
         tokens_per_shard: a file ends with the piece that reaches it.
         skipped: what was left out while `pieces` was read; recorded in the meta.
@@ -233,13 +205,12 @@ def write_shards(
     Raises:
         ConfigError: a split holds no document.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
     try:
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {split: _write_split(split, pieces(split), partial, dtype, tokens_per_shard) for split in SPLITS}
-        left_out = Skipped(0) if skipped is None else skipped
         meta = {
             "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
@@ -248,18 +219,15 @@ def write_shards(
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.name,
             "splits": splits,
-            "skipped": len(left_out),
-            "empty": left_out.num_empty,
-            "left_out": left_out.names(),
+            "skipped": skipped.problems if skipped else [],
+            "empty": skipped.num_empty if skipped else 0,
             **facts,
         }
         tokenizer.save(partial / "tokenizer.json")
         (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not (folder / "meta.json").is_file():  # otherwise another process was first
-                raise
+        if folder.is_dir():
+            folder.rmdir()  # an empty one the user made
+        partial.rename(folder)
         return meta
     finally:
         shutil.rmtree(partial, ignore_errors=True)

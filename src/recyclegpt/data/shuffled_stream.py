@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
 
+@dataclass(eq=False)
 class StreamRows(IterableDataset[Batch]):
     """Documents to tokens to rows to a shuffle buffer; every worker of every rank reads its own share of the documents.
 
@@ -27,27 +29,15 @@ class StreamRows(IterableDataset[Batch]):
     and which worker comes next.
     """
 
-    def __init__(
-        self,
-        source: HFStream,
-        tokenizer: TextTokenizer,
-        packing: Packing,
-        batch_size: int,
-        seed: int,
-        max_skipped: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__()
-        self._source = source
-        self._tokenizer = tokenizer
-        self._packing = packing
-        self._batch_size = batch_size
-        self._seed = seed
-        self._max_skipped = max_skipped
-        self._rank = rank
-        self._world_size = world_size
-        self._resumed: State | None = None
+    source: HFStream
+    tokenizer: TextTokenizer
+    packing: Packing
+    batch_size: int
+    seed: int
+    max_skipped: int
+    rank: int = 0
+    world_size: int = 1
+    _resumed: State | None = None
 
     def resume(self, state: State | None) -> None:
         """See `TrainStream`."""
@@ -67,10 +57,10 @@ class StreamRows(IterableDataset[Batch]):
         return self._batches(worker, num_workers, state["workers"].get(worker))
 
     def _batches(self, worker: int, num_workers: int, state: State | None) -> Iterator[Batch]:
-        part, num_parts = self._rank * num_workers + worker, self._world_size * num_workers
-        rng = np.random.default_rng((self._seed, part))
+        part, num_parts = self.rank * num_workers + worker, self.world_size * num_workers
+        rng = np.random.default_rng((self.seed, part))
         rows = _Rows(self, part, num_parts)
-        buffer = np.empty((0, self._packing.window), np.int32)
+        buffer = np.empty((0, self.packing.window), np.int32)
         names = np.empty(0, np.int64)
         number = 0
         if state is not None:
@@ -78,20 +68,20 @@ class StreamRows(IterableDataset[Batch]):
             rng.bit_generator.state = state["rng"]
             buffer, names = np.array(state["buffer"]), np.array(state["names"])
             number = state["batch"]
-        while len(buffer) < self._source.shuffle_buffer:
-            missing = self._source.shuffle_buffer - len(buffer)
+        while len(buffer) < self.source.shuffle_buffer:
+            missing = self.source.shuffle_buffer - len(buffer)
             read = [next(rows) for _ in range(min(missing, 256))]
             buffer = np.concatenate([buffer, [window for _, window in read]])
             names = np.concatenate([names, [name for name, _ in read]])
         while True:
-            windows = np.empty((self._batch_size, self._packing.window), np.int32)
-            given = np.empty(self._batch_size, np.int64)
-            for index in range(self._batch_size):
+            windows = np.empty((self.batch_size, self.packing.window), np.int32)
+            given = np.empty(self.batch_size, np.int64)
+            for index in range(self.batch_size):
                 drawn = rng.integers(len(buffer))
                 windows[index], given[index] = buffer[drawn], names[drawn]
                 names[drawn], buffer[drawn] = next(rows)
             number += 1
-            views, documents = self._packing.views(windows)
+            views, documents = self.packing.views(windows)
             after = {
                 "batch": number,
                 "worker": worker,
@@ -133,7 +123,7 @@ class _Rows:
         self._documents = self._read()
 
     def __next__(self) -> tuple[int, NDArray[np.int32]]:
-        packing = self._stream._packing
+        packing = self._stream.packing
         if len(self._tokens) < packing.window:
             pieces, length = [self._tokens], len(self._tokens)
             while length < packing.window:
@@ -148,11 +138,11 @@ class _Rows:
 
     def _read(self) -> Iterator[NDArray[np.int32]]:
         stream = self._stream
-        tokenizer = stream._tokenizer
+        tokenizer = stream.tokenizer
         while True:
             found = self._position is not None
-            skipped = Skipped(stream._max_skipped, stream._source.name)
-            reader = DocumentReader(stream._source, "train", self._part, self._num_parts, self._position)
+            skipped = Skipped(stream.max_skipped, stream.source.name)
+            reader = DocumentReader(stream.source, "train", self._part, self._num_parts, self._position)
             for record, position in reader:
                 self._position = position
                 if not is_readable(record, skipped):
@@ -163,7 +153,7 @@ class _Rows:
             if not found:
                 share = f"part {self._part + 1} of {self._num_parts}"
                 raise ConfigError(
-                    f"data.name: {share} of {stream._source.name} has no training document; "
+                    f"data.name: {share} of {stream.source.name} has no training document; "
                     "use fewer workers or ranks, or fewer data.num_val_documents"
                 )
             self._num_passes += 1

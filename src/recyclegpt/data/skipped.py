@@ -26,15 +26,13 @@ class Skipped:
         self.limit = limit
         self.corpus = corpus
         self.problems: list[str] = []
+        """Every unreadable document: where it is and why it cannot be read."""
+        self.empty: list[str] = []
+        """The first documents without text."""
         self.num_empty = 0
-        self._empty: list[str] = []
-
-    def __len__(self) -> int:
-        """Unreadable documents so far."""
-        return len(self.problems)
 
     def add(self, problem: str) -> None:
-        """Count one unreadable document; `problem` says where it is and why it cannot be read.
+        """Count one unreadable document.
 
         Raises:
             ConfigError: naming every document left out, when there are more than `limit`.
@@ -47,22 +45,14 @@ class Skipped:
     def add_empty(self, where: str) -> None:
         """Count one document without text."""
         self.num_empty += 1
-        if len(self._empty) < _NUM_SHOWN:
-            self._empty.append(where)
-
-    def names(self) -> dict[str, list[str]]:
-        """Every unreadable document, and the first of the empty ones."""
-        return {"unreadable": list(self.problems), "empty": list(self._empty)}
-
-    def all_named(self) -> list[str]:
-        """Every document left out, one sentence each: for an error that says why nothing is left."""
-        return [*self.problems, *(f"{where}: is empty" for where in self._empty)]
+        if len(self.empty) < _NUM_SHOWN:
+            self.empty.append(where)
 
     def report(self) -> None:
         """Warn of what was left out, once for each kind."""
-        kinds = [(self._empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]
+        kinds = [(self.empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]
         for names, total, why in kinds:
             if total:
-                more = f"\n  and {total - _NUM_SHOWN} more" if total > _NUM_SHOWN else ""
                 shown = "".join(f"\n  {name}" for name in names[:_NUM_SHOWN])
+                more = f"\n  and {total - _NUM_SHOWN} more" if total > _NUM_SHOWN else ""
                 _log.warning("%s: left out documents that %s: %d%s%s", self.corpus, why, total, shown, more)

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +26,6 @@ _NOT_TEXT = {
 # fmt: on
 """Archives, pictures and sounds, documents and fonts, arrays, compiled code: left out of folders and patterns."""
 _MANY_FILES = 20
-_log = logging.getLogger(__name__)
 
 
 class TextFiles:
@@ -75,9 +73,9 @@ class TextFiles:
         for role, files in (("train", self.files), ("val", self.val_files or [])):
             for file in files:
                 try:
-                    content = sha256_of(file) if file.is_file() or not file.exists() else "no regular file"
-                except OSError as error:
-                    content = f"unreadable: {error.strerror}"
+                    content = sha256_of(file) if file.is_file() else "no regular file"
+                except OSError:
+                    content = "unreadable"
                 digest.update(json.dumps([role, file.name, content]).encode())
         return digest.hexdigest()
 
@@ -123,10 +121,6 @@ def _holds_rows(file: Path) -> bool:
     return file.suffix.lower() in _JSONL | _PARQUET
 
 
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-
-
 def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
     """Every file that `paths` names, sorted, once each; appends to `problems`."""
     paths = [paths] if isinstance(paths, str) else paths
@@ -135,17 +129,11 @@ def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
     found: set[Path] = set()
     for given in paths:
         path = Path(given).expanduser()
-        if "\0" in given:
-            problems.append(f"{key}: {given!r} holds a NUL byte, which no file's name may")
-        elif path.is_file():
+        if path.exists() and not path.is_dir():
             found.add(path.resolve())
-        elif path.exists() and not path.is_dir():
-            problems.append(f"{key}: {given!r} is no regular file; name a file, a folder or a pattern")
         else:
             files = _files_in(path)
             texts = [file for file in files if file.suffix.lower() not in _NOT_TEXT]
-            if len(texts) < len(files):
-                _log.info("%s: left out %d files under %s, not text by name", key, len(files) - len(texts), given)
             if not texts:
                 why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
                 problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
@@ -156,7 +144,8 @@ def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
 def _files_in(path: Path) -> list[Path]:
     """Files of a folder or pattern. Pipes and broken links are among them: reading them reports the problem."""
     if path.is_dir():
-        inside = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+        parts = {file: file.relative_to(path).parts for file in path.rglob("*")}
+        inside = [file for file in parts if not any(part[0] == "." or part == "__pycache__" for part in parts[file])]
     else:
         inside = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
     return [file for file in inside if not file.is_dir()]

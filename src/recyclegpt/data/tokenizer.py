@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from recyclegpt.data.text_stream import TextStream
 from recyclegpt.data.token_bytes import BYTE_PIECE, byte_symbols, count_bytes
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_whole
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -200,7 +201,7 @@ class TextTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` that any `tokenizers` user can read."""
-        Path(path).write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
+        write_whole(Path(path), json.dumps(self._content, ensure_ascii=False))
 
     def __getstate__(self) -> dict[str, Any]:
         stops = [self._tokenizer.id_to_token(stop) for stop in self.stop_ids]
@@ -210,36 +211,18 @@ class TextTokenizer:
         self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stop_tokens"])  # type: ignore[misc]
 
 
-def load_tokenizer(config: TokenizerConfig, texts: Iterator[str] | None = None) -> TextTokenizer:
-    """The tokenizer that `config` describes; `texts` is read only where one has to be trained.
-
-    Raises:
-        ConfigError: the file is missing or broken, or there is nothing to train on.
-    """
-    if config.kind == "file":
-        return TextTokenizer.from_file(config.path or "", config.end_token)
-    if config.kind == "byte":
-        return TextTokenizer.bytes(config.end_token or END_TOKEN)
-    if texts is None:
-        raise ConfigError("tokenizer.kind: a bpe has to be trained, and there is no text to train it on")
-    return TextTokenizer.train(texts, config.vocab_size, config.end_token or END_TOKEN)
-
-
 def _read(path: str | Path) -> tuple[Tokenizer, Path]:
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        why = "is no regular file" if file.exists() else "does not exist"
-        raise ConfigError(f"tokenizer.path: {file} {why}; give a tokenizer.json or its folder")
+        raise ConfigError(f"tokenizer.path: {file} is no file; give a tokenizer.json or its folder")
     try:
         tokenizer = Tokenizer.from_file(str(file))
         # Checked before `to_str`, which takes a step for every number up to the largest id.
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     except Exception as error:  # the Rust extension raises bare Exception
         raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
-    if largest < 0:
-        raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: its vocabulary is empty")
-    if largest >= LARGEST_VOCABULARY:
+    if not 0 <= largest < LARGEST_VOCABULARY:
         raise ConfigError(
             f"tokenizer.path: {file} has the id {largest:,}, so that an embedding would need {largest + 1:,} rows; "
             f"ids below {LARGEST_VOCABULARY:,} are allowed"
@@ -248,14 +231,10 @@ def _read(path: str | Path) -> tuple[Tokenizer, Path]:
 
 
 def _start_ids(tokenizer: Tokenizer) -> list[int]:
-    if not tokenizer.num_special_tokens_to_add(is_pair=False):
-        return []
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
-    for length in range(len(whole) - len(plain) + 1):
-        if plain and whole[length : length + len(plain)] == plain:
-            return whole[:length]
-    return []
+    starts = [whole[:length] for length in range(len(whole)) if whole[length : length + len(plain)] == plain]
+    return starts[0] if plain and starts else []
 
 
 def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]:

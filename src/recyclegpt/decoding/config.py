@@ -1,16 +1,13 @@
-"""One set of decoding settings for whoever decodes: monitor, `generate`, `generate-corpus`, `bench`, `evaluate`."""
+"""One set of decoding settings for the monitor, `generate`, `generate-corpus`, `bench` and `evaluate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from recyclegpt.decoding.sampling import SamplingConfig
-from recyclegpt.decoding.strategies import Strategy
-from recyclegpt.decoding.strategies import make_strategy as strategy_named
-from recyclegpt.errors import ConfigError
+from recyclegpt.decoding.strategies import Strategy, make_strategy
+from recyclegpt.errors import Problems
 from recyclegpt.hardware.dtypes import DECODING_DTYPES
-
-MAX_SEED = 2**62
 
 
 @dataclass
@@ -46,35 +43,24 @@ class DecodingConfig:
     """Run the passes through `torch.compile`."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = Problems()
         for check in (self.make_strategy, self.sampling):
-            try:
+            with problems.under():
                 check()
-            except ConfigError as error:
-                problems += error.problems
         if self.max_new_tokens < 0:
-            problems.append(f"max_new_tokens: {self.max_new_tokens} is negative")
+            problems.found.append(f"max_new_tokens: {self.max_new_tokens} is negative")
         if not all(self.stop):
-            problems.append("stop: an empty string would end every text at once; leave it out")
-        if not 0 <= self.seed < MAX_SEED:
-            problems.append(f"seed: {self.seed} is not between 0 and 2^62")
+            problems.found.append("stop: an empty string would end every text at once; leave it out")
+        if not 0 <= self.seed < 2**62:
+            problems.found.append(f"seed: {self.seed} is not between 0 and 2^62")
         if self.dtype not in ("auto", *DECODING_DTYPES):
-            problems.append(f"dtype: {self.dtype!r} is unknown; choose from auto, {', '.join(DECODING_DTYPES)}")
-        if problems:
-            raise ConfigError(problems)
+            problems.found.append(f"dtype: {self.dtype!r} is unknown; choose from auto, {', '.join(DECODING_DTYPES)}")
+        problems.raise_any()
 
     def make_strategy(self) -> Strategy:
-        """The strategy of this name and these numbers.
-
-        Raises:
-            ConfigError: the name is unknown, or a number out of range.
-        """
-        return strategy_named(self.strategy, self.num_recycled, self.confidence_threshold)
+        """The strategy of this name and these numbers."""
+        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
 
     def sampling(self) -> SamplingConfig:
-        """How a token is chosen from logits.
-
-        Raises:
-            ConfigError: naming every field out of range.
-        """
+        """How a token is chosen from logits."""
         return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)

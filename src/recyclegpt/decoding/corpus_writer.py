@@ -7,6 +7,7 @@ It does not matter which batches were written before, in this process or another
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,38 +33,30 @@ class Document(NamedTuple):
     """Tokens that the model wrote, its end token among them."""
 
 
+@dataclass
 class BulkWriter:
     """Continues prompts to documents.
-
-    Args:
-        decoder: of the model that writes.
-        strategy: a lossless one, since another's text is not the backbone's.
-        sampling: how tokens are chosen.
-        seed: of all documents together.
-        new_tokens: most tokens to add to each.
-        stop_ids: tokens at which a text ends; the first ends a document.
-        vocab_size: token ids below it mean something to the tokenizer.
 
     Raises:
         ConfigError: the strategy is not lossless.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        strategy: Strategy,
-        sampling: SamplingConfig,
-        seed: int,
-        new_tokens: int,
-        stop_ids: Sequence[int],
-        vocab_size: int,
-    ) -> None:
-        if problems := text_problems(strategy):
+    decoder: Decoder
+    strategy: Strategy
+    sampling: SamplingConfig
+    seed: int
+    """Of all documents together."""
+    new_tokens: int
+    """Most tokens to add to each."""
+    stop_ids: Sequence[int]
+    """Tokens at which a text ends; the first ends a document."""
+    vocab_size: int
+    """Token ids below it mean something to the tokenizer."""
+
+    def __post_init__(self) -> None:
+        if problems := text_problems(self.strategy):
             raise ConfigError(problems)
-        self.decoder, self.strategy, self.sampling, self.seed = decoder, strategy, sampling, seed
-        self.new_tokens, self.eos_id, self.vocab_size = new_tokens, stop_ids[0], vocab_size
-        self.stop_ids = stop_ids
-        self.stop_tokens = [*stop_ids, *range(vocab_size, decoder.model.config.vocab_size)]
+        self.stop_tokens = [*self.stop_ids, *range(self.vocab_size, self.decoder.model.config.vocab_size)]
 
     def write(self, prompts: Sequence[Sequence[int]], split: int, first: int) -> list[Document]:
         """Continue one batch: documents `first`, `first + 1`, ... of a split, which is a number too."""
@@ -74,14 +67,12 @@ class BulkWriter:
         return [self._document(list(prompt), new) for prompt, new in zip(prompts, result.tokens, strict=True)]
 
     def _document(self, prompt: list[int], new: list[int]) -> Document:
-        end = "length"
-        if new[-1] == self.eos_id:
-            new, end = new[:-1], "stop"
-        elif new[-1] in self.stop_ids:  # the end of a turn, which is part of the text
-            return Document([*prompt, *new, self.eos_id], "stop", len(new))
-        elif new[-1] >= self.vocab_size:
-            new, end = new[:-1], "unknown"
-        return Document([*prompt, *new, self.eos_id], end, len(new) + (end == "stop"))
+        last, eos_id = new[-1], self.stop_ids[0]
+        end = "stop" if last in self.stop_ids else "unknown" if last >= self.vocab_size else "length"
+        num_new = len(new) - (end == "unknown")
+        if last == eos_id or end == "unknown":  # another stop token is the end of a turn, and part of the text
+            new = new[:-1]
+        return Document([*prompt, *new, eos_id], end, num_new)
 
     def _generator(self, split: int, number: int) -> torch.Generator:
         # Hashed: with seed + number, the next seed would write the next document's text.

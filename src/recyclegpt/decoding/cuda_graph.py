@@ -21,7 +21,7 @@ class GraphedStep:
     """
 
     def __init__(self, step: Callable[[int], object], state: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """`state` gives the tensors that the self-check restores and compares; without it nothing is checked."""
+        """`state`: the tensors that the check restores and compares; without it nothing is checked."""
         self.step, self.state = step, state
         self.stream = torch.cuda.Stream()
         self.warm: set[int] = set()
@@ -81,9 +81,8 @@ class GraphedStep:
         _warn(reason)
 
 
-@functools.cache
+@functools.cache  # once per process and reason
 def _warn(reason: str) -> None:
-    """Once per process and reason."""
     warnings.warn(f"decoding without CUDA graphs, which is slower: {reason}", stacklevel=5)
 
 

@@ -45,7 +45,9 @@ class Decoder:
         if compile:
             self.backbone_states, self.recycle = torch.compile(model.backbone_states), torch.compile(model.recycle)
         self.use_graphs = model.device.type == "cuda"
-        self.max_idle, self.max_idle_bytes = MAX_IDLE, memory_for_idle(model.device)
+        self.max_idle, self.max_idle_bytes = MAX_IDLE, math.inf
+        if self.use_graphs:
+            self.max_idle_bytes = IDLE_SHARE * torch.cuda.get_device_properties(model.device).total_memory
         self._idle: OrderedDict[object, tuple[Session, GraphedStep]] = OrderedDict()
 
     @classmethod
@@ -76,9 +78,8 @@ class Decoder:
     ) -> Iterator[NewTokens]:
         """Yield tokens as they become final; alternating decoding yields drafted ones with the prefill already.
 
-        Rows may differ in prompt length, stop and acceptance; a row that has ended waits without disturbing the others.
         A row ends at a stop token, with the token that completes a stop string, after `max_new_tokens`, or where prompt
-        and text fill the context.
+        and text fill the context. Until the last has ended it waits without disturbing the others.
 
         Raises:
             ConfigError: a prompt is empty or longer than the context, or the strategy needs a module the model lacks.
@@ -99,12 +100,11 @@ class Decoder:
         stop_strings: StopStrings | None = None,
     ) -> Generation:
         """Decode until every row has ended (`stream`). Row b draws with `generators[b]`, or one seeded `seed + b`."""
-        sampling = SamplingConfig() if sampling is None else sampling
+        sampling, counts = sampling or SamplingConfig(), Counts()
         if generators is None:
             sampler = Sampler.seeded(sampling, len(prompts), seed, self.model.device)
         else:
             sampler = Sampler(sampling, generators)
-        counts = Counts()
         tracker = self._track(prompts, strategy, max_new_tokens, counts, stop_tokens, stop_strings)
         tokens: list[list[int]] = [[] for _ in prompts]
         drafted: list[list[bool]] = [[] for _ in prompts]
@@ -124,18 +124,22 @@ class Decoder:
         check_every = (CHECK_EVERY if tracker.may_stop else CHECK_EVERY_WITHOUT_STOPS)[self.model.device.type]
         # A row may stand at its limit, have m tokens drafted there, and the drafter's rows look one token further.
         key, session, step = self._take_session(strategy, sampler, len(prompts), max(limits) + m + 2)
+        num_slots = session.text.tokens_BS.shape[1]
         furthest = max(len(prompt) for prompt in prompts)
         was_training = self.model.training
         self.model.eval()
         try:
-            session.prefill(prompts, limits, self._num_slots_read(session, furthest))
+            session.prefill(prompts, limits, min(self.bucketed(furthest + 2 * m + 2), num_slots))
             tracker.counts.num_backbone_passes += 1
             records = [session.record_5B]
             while True:
                 # The one place where the host waits for the device.
                 columns = torch.stack(records).tolist()
                 furthest = max(columns[-1][0])
-                yield from self._hand_out(session, columns, furthest, tracker)
+                first = min(tracker.num_written[row] for row in tracker.unfinished)
+                tokens_BS = session.text.tokens_BS[:, first : furthest + m + 1].tolist()
+                for record in columns:
+                    yield from tracker.update(StepRecord(*record), tokens_BS, first)
                 if not tracker.unfinished:
                     return
                 for row in tracker.pop_stopped():
@@ -143,7 +147,7 @@ class Decoder:
                 records = []
                 for _ in range(min(check_every, tracker.fewest_steps)):
                     session.sampler.refill()
-                    step(self._num_slots_read(session, furthest))
+                    step(min(self.bucketed(furthest + 2 * m + 2), num_slots))
                     tracker.counts.num_backbone_passes += 1
                     records.append(session.record_5B if check_every == 1 else session.record_5B.clone())
                     furthest += m + 1
@@ -153,22 +157,10 @@ class Decoder:
                 self._idle[key] = session, step
                 self._drop_idle()
 
-    def _hand_out(
-        self, session: Session, records: list[list[list[int]]], furthest: int, tracker: OutputTracker
-    ) -> Iterator[NewTokens]:
-        first = min(tracker.num_written[row] for row in tracker.unfinished)
-        tokens_BS = session.text.tokens_BS[:, first : furthest + session.m + 1].tolist()
-        for columns in records:
-            record: StepRecord[list[int]] = StepRecord(*columns)
-            yield from tracker.update(record, tokens_BS, first)
-
     def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
     ) -> tuple[object, Session, Callable[[int], None]]:
-        """A session and its step. On CUDA an idle session that fits is taken, since its graphs exist.
-
-        A stream that has not ended keeps its own.
-        """
+        """A session and its step: on CUDA an idle one that fits, since its graphs exist."""
         if self.compiled:
             num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
         if self.use_graphs:
@@ -182,10 +174,7 @@ class Decoder:
         return key, session, GraphedStep(session.step, session.state) if self.use_graphs else session.step
 
     def keep_sessions(self, number: int) -> None:
-        """Keep at least this many idle sessions with their graphs, whatever memory they take.
-
-        Benchmarks need it: a graph that was dropped would be captured again inside a timed run.
-        """
+        """Keep at least this many idle sessions, whatever memory they take: a benchmark may not capture graphs anew."""
         self.max_idle, self.max_idle_bytes = max(number, MAX_IDLE), math.inf
 
     def forget(self) -> None:
@@ -199,10 +188,6 @@ class Decoder:
             if len(self._idle) <= self.max_idle and held <= self.max_idle_bytes:
                 return
             self._idle.popitem(last=False)
-
-    def _num_slots_read(self, session: Session, furthest: int) -> int:
-        """Slots that any pass of this step can reach, as a multiple of the bucket."""
-        return min(self.bucketed(furthest + 2 * session.m + 2), session.text.tokens_BS.shape[1])
 
     def bucketed(self, num_slots: int) -> int:
         """Slots that attention reads where it needs this many."""
@@ -218,23 +203,19 @@ class Decoder:
         stop_tokens: Sequence[int],
         stop_strings: StopStrings | None,
     ) -> OutputTracker:
-        """Check what was asked for, and make ready to follow it."""
+        """Check what was asked for."""
         context, vocabulary = self.model.config.context_length, self.model.config.vocab_size
         problems = []
         for row, prompt in enumerate(prompts):
             if not len(prompt):
                 problems.append(f"prompt {row}: it is empty; begin with the tokenizer's end token")
-                continue
-            if len(prompt) > context:
+            elif len(prompt) > context:
                 problems.append(f"prompt {row}: {len(prompt)} tokens, but the context holds {context}; shorten it")
-            if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-                token = max(prompt) if max(prompt) >= vocabulary else min(prompt)
+            elif not 0 <= min(prompt) <= max(prompt) < vocabulary:
                 problems.append(
-                    f"prompt {row}: token {token} is outside the vocabulary of {vocabulary}; use the tokenizer the "
-                    "model was trained with"
+                    f"prompt {row}: token {max(prompt)} is outside the vocabulary of {vocabulary}; use the tokenizer "
+                    "the model was trained with"
                 )
-        if not prompts:
-            problems.append("prompts: none given")
         if max_new_tokens < 0:
             problems.append(f"max_new_tokens: {max_new_tokens} is negative")
         if strategy.num_recycled and self.model.recyclable is None:
@@ -247,23 +228,18 @@ class Decoder:
         return OutputTracker(prompts, max_new_tokens, context, strategy, counts, stop_tokens, stop_strings)
 
 
-def memory_for_idle(device: torch.device) -> float:
-    """Bytes that the caches of idle sessions may hold."""
-    return IDLE_SHARE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
-
-
 def generate(
     model: RecycleGPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     strategy: str | Strategy = "verified",
     num_recycled: int = 1,
-    confidence_threshold: float = 0.0,
     sampling: SamplingConfig | None = None,
     stop_tokens: Sequence[int] = (),
-    stop_strings: StopStrings | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    confidence_threshold: float = 0.0,
+    stop_strings: StopStrings | None = None,
 ) -> Generation:
     """Continue prompts with a strategy, given by name or as an object. For repeated calls keep a `Decoder.optimised`.
 
@@ -273,12 +249,12 @@ def generate(
         max_new_tokens: most tokens to add to each.
         strategy: `autoregressive`, `alternating` (the paper's) or `verified` (lossless).
         num_recycled: tokens drafted per backbone pass, where the strategy is a name.
-        confidence_threshold: draft only while the module's largest probability is above this, where it is a name.
         sampling: greedy if None.
         stop_tokens: a row ends with the first of these.
-        stop_strings: a row also ends with the token that completes one of these.
         seed: row b draws from a generator seeded `seed + b`.
         dtype: of the weights while decoding; None for the model's own; int8 for int8 weights, on a CPU.
+        confidence_threshold: draft only while the module's largest probability is above this, where it is a name.
+        stop_strings: a row also ends with the token that completes one of these.
 
     Raises:
         ConfigError: naming everything that cannot work.

@@ -61,13 +61,7 @@ class OutputTracker:
         return stopped
 
     def update(self, record: StepRecord[list[int]], tokens_BS: list[list[int]], first_slot: int) -> Iterator[NewTokens]:
-        """Hand out what one step made final.
-
-        Args:
-            record: of the prefill at the first call, then of each step.
-            tokens_BS: the text from position `first_slot` on, at that time or later: what is final does not change.
-            first_slot: at most the first position not handed out of any row that has not ended.
-        """
+        """Hand out what the prefill, or a step after it, made final; `tokens_BS` is the text from `first_slot` on."""
         for row in self.unfinished:
             self.counts.num_row_steps += self._prefilled
             self.counts.num_verified += record.num_verified[row]

@@ -38,20 +38,18 @@ class SamplingConfig:
     1909.05858); 1 leaves them. Greedy decoding obeys it too."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < float("inf"):
-            problems.append(
-                f"temperature: {self.temperature} is neither 0 (greedy) nor a number from {MIN_TEMPERATURE} on"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k: {self.top_k} keeps no token; use null to keep all")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p: {self.top_p} is not in (0, 1]; use 1 to keep all")
-        if not 0 <= self.min_p < 1:
-            problems.append(f"min_p: {self.min_p} is not in [0, 1); use 0 to keep all")
-        if not 0 < self.repetition_penalty < float("inf"):
-            problems.append(f"repetition_penalty: {self.repetition_penalty} is not positive; use 1 for none")
-        if problems:
+        valid = {
+            f"temperature: {self.temperature} is neither 0 (greedy) nor a number from {MIN_TEMPERATURE} on": (
+                self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < float("inf")
+            ),
+            f"top_k: {self.top_k} keeps no token; use null to keep all": self.top_k is None or self.top_k > 0,
+            f"top_p: {self.top_p} is not in (0, 1]; use 1 to keep all": 0 < self.top_p <= 1,
+            f"min_p: {self.min_p} is not in [0, 1); use 0 to keep all": 0 <= self.min_p < 1,
+            f"repetition_penalty: {self.repetition_penalty} is not positive; use 1 for none": (
+                0 < self.repetition_penalty < float("inf")
+            ),
+        }
+        if problems := [problem for problem, holds in valid.items() if not holds]:
             raise ConfigError(problems)
 
     @property
@@ -81,11 +79,8 @@ def penalised(logits: Tensor, config: SamplingConfig, seen: Tensor | None) -> Te
 def processed_probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
     """Probabilities `(..., V)` that a token is drawn from: fp32 (fp64 for fp64 logits), after penalty and filters.
 
-    Raises:
-        ValueError: the configuration is greedy, which has no distribution.
+    Greedy choice has no distribution.
     """
-    if config.greedy:
-        raise ValueError("greedy decoding has no distribution; take the argmax")
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
     logits = penalised(logits, config, seen) / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
@@ -106,10 +101,7 @@ def processed_probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor
 
 
 def largest_probability(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """Confidence of a distribution, `(...)`: its largest probability after penalty and filters.
-
-    Greedy choice has no distribution of its own; it is taken at temperature 1 there.
-    """
+    """Confidence, `(...)`: the largest probability after penalty and filters; at temperature 1 if greedy."""
     if not config.greedy:
         return processed_probabilities(logits, config, seen).amax(dim=-1)
     logits = penalised(logits.float(), config, seen)

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding.drafters import Drafter, make_drafter
+from recyclegpt.decoding.drafters import make_drafter
 from recyclegpt.decoding.drafters.module import ModelPass
 from recyclegpt.decoding.sampling import Sampler, most_likely, penalised
 from recyclegpt.decoding.strategies import DraftTokens, Strategy, VerifyLogits
@@ -40,11 +40,7 @@ class StepRecord(NamedTuple, Generic[Column]):
 
 
 class Session:
-    """The tensors of a batch, allocated once, and the step that changes them in place.
-
-    The backbone reads in each step its own newest token and the m drafted after it, in one pass. Its cache holds each
-    position once; the drafter has a cache of its own.
-    """
+    """The tensors of a batch, allocated once, and the step that changes them in place."""
 
     def __init__(
         self,
@@ -64,7 +60,7 @@ class Session:
         self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
         self.text = TextBuffer(batch, num_slots, config.vocab_size, self.device)
         sampler.allocate(m, config.vocab_size, self.device)
-        self.drafter: Drafter | None = make_drafter(model, strategy, sampler, self.text, recycle)
+        self.drafter = make_drafter(model, strategy, sampler, self.text, recycle)
         self.block_T = torch.arange(m + 1, device=self.device)
         self.record_5B = torch.zeros(5, batch, dtype=torch.long, device=self.device)
         self.record: StepRecord[Tensor] = StepRecord(*self.record_5B)
@@ -76,11 +72,9 @@ class Session:
 
     def state(self) -> list[Tensor]:
         """All that a step changes, the caches apart: running it again writes the same into those."""
-        text, drafter = self.text, self.drafter
-        drafted = [] if drafter is None else [drafter.num_drafted_B]
-        if drafter is not None and drafter.distributions_BmV is not None:
-            drafted.append(drafter.distributions_BmV)
-        return [text.tokens_BS, text.position_B, self.record_5B, *drafted, *self.strategy.state]
+        drafted = [] if self.drafter is None else [self.drafter.num_drafted_B, self.drafter.distributions_BmV]
+        tensors = [self.text.tokens_BS, self.text.position_B, self.record_5B, *drafted, *self.strategy.state]
+        return [tensor for tensor in tensors if tensor is not None]
 
     def prefill(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_slots_read: int) -> None:
         """Read the prompts, padded on the right to one length, write the backbone's first tokens, and draft.
@@ -89,11 +83,9 @@ class Session:
         """
         text, lengths = self.text, [len(prompt) for prompt in prompts]
         width = max(lengths)
-        rows = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            rows[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
         text.tokens_BS.zero_()
-        text.tokens_BS[:, :width] = rows.to(self.device)
+        padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+        text.tokens_BS[:, :width] = torch.tensor(padded).to(self.device)
         text.position_B.copy_(torch.tensor(lengths))
         text.limit_B.copy_(torch.tensor(limits))
         self.sampler.refill()
@@ -113,10 +105,7 @@ class Session:
             self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
     def step(self, num_slots_read: int) -> None:
-        """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result.
-
-        `record` then says what happened.
-        """
+        """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result."""
         text, drafter = self.text, self.drafter
         positions_BT = text.position_B[:, None] + self.block_T
         block_BT = text.tokens_BS.gather(1, positions_BT)

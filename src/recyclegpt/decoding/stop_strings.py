@@ -1,25 +1,21 @@
-"""Strings that end a text: the one place that looks for them, in tokens while decoding and in text while printing."""
+"""Strings that end a text: found in tokens while decoding, and in text while printing."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from recyclegpt.errors import ConfigError
 
-Decode = Callable[[list[int]], str]
-"""Token ids to text, as `Tokenizer.decode`."""
-
 
 class StopStrings:
-    """Finds the first of some strings in what a decoder writes; the prompt is not searched.
-
-    Without strings it finds nothing, and is false.
+    """Finds the first of some strings in what a decoder writes; the prompt is not searched. False without strings.
 
     Raises:
         ConfigError: a string is empty.
     """
 
-    def __init__(self, strings: Sequence[str], decode: Decode) -> None:
+    def __init__(self, strings: Sequence[str], decode: Callable[[list[int]], str]) -> None:
         if not all(strings):
             raise ConfigError("stop: an empty string would end every text at once; leave it out")
         self.strings, self.decode = list(strings), decode
@@ -63,6 +59,7 @@ class TextStreamer:
         """`step` gives the text that a token completes, `finish` what is left at the end."""
         self.stops, self.step, self.finish = stops, step, finish
         self.held: list[tuple[str, bool]] = []
+        """Characters not shown yet, each with its mark."""
         self.ended = False
 
     def add(self, token: int, mark: bool) -> list[tuple[str, bool]]:
@@ -72,25 +69,20 @@ class TextStreamer:
     def end(self) -> list[tuple[str, bool]]:
         """What was held back, when no more tokens come."""
         pieces = self._release(self.finish(), False)
-        rest, self.held = self.held, []
-        return pieces + rest
+        return pieces + _joined(self.held)
 
     def _release(self, piece: str, mark: bool) -> list[tuple[str, bool]]:
         if self.ended:
             return []
-        if piece:
-            self.held.append((piece, mark))
-        text = "".join(piece for piece, _ in self.held)
+        self.held += [(character, mark) for character in piece]
+        text = "".join(character for character, _ in self.held)
         stop = self.stops.place(text)
         self.ended = stop is not None
-        num_safe = self.stops.num_safe(text) if stop is None else stop
-        shown: list[tuple[str, bool]] = []
-        kept: list[tuple[str, bool]] = []
-        for held, its_mark in self.held:
-            if held[:num_safe]:
-                shown.append((held[:num_safe], its_mark))
-            if held[num_safe:]:
-                kept.append((held[num_safe:], its_mark))
-            num_safe = max(0, num_safe - len(held))
-        self.held = [] if self.ended else kept
-        return shown
+        num_shown = self.stops.num_safe(text) if stop is None else stop
+        shown, self.held = self.held[:num_shown], [] if self.ended else self.held[num_shown:]
+        return _joined(shown)
+
+
+def _joined(characters: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    groups = itertools.groupby(characters, key=lambda held: held[1])
+    return [("".join(character for character, _ in group), mark) for mark, group in groups]

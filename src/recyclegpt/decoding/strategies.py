@@ -6,8 +6,8 @@ B batch, m drafted tokens, V vocabulary. A backbone pass reads its own last toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,81 +37,73 @@ class VerifyLogits(NamedTuple):
     """Which tokens the text holds up to each row, for the repetition penalty; None without one."""
 
 
-class Strategy(Protocol):
-    """What a decoder decides; implement these members to add one."""
-
-    @property
-    def name(self) -> str:
-        """Word used in configs, tags and tables."""
-        ...
-
-    @property
-    def num_recycled(self) -> int:
-        """Tokens m drafted after each backbone pass."""
-        ...
-
-    @property
-    def confidence_threshold(self) -> float:
-        """Draft only while the largest probability of the drafter's distribution is above this."""
-        ...
-
-    @property
-    def lossless(self) -> bool:
-        """Whether a drafted token is final only after the backbone has verified it."""
-        ...
-
-    @property
-    def state(self) -> tuple[Tensor, ...]:
-        """Tensors that `verify` changes in place; usually none."""
-        ...
-
-    def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        """Number of drafted tokens accepted `(B,)`, at most `count_B`, and the backbone's token after those `(B,)`.
-
-        It may not wait for the device: no `.item()`, no branch on a value.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class Autoregressive:
-    """One backbone pass per token: the baseline."""
-
-    name = "autoregressive"
-    num_recycled = 0
-    confidence_threshold = 0.0
-    lossless = True
-    state = ()
-
-    def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        return drafts.count_B, _choose(backbone, drafts.count_B, sampler)
-
-
-@dataclass(frozen=True)
-class Alternating:
-    """The paper's decoder: drafted tokens are accepted unverified. m + 1 tokens per backbone pass, not exact.
-
-    `confidence_threshold` trades speed for exactness: at 0 every drafted token is accepted, at 1 none is.
+class Strategy:
+    """What a decoder decides. To add one, subclass it.
 
     Raises:
         ConfigError: naming every field out of range.
     """
 
     num_recycled: int = 1
+    """Tokens m drafted after each backbone pass."""
     confidence_threshold: float = 0.0
-    name = "alternating"
-    lossless = False
-    state = ()
+    """Draft only while the largest probability of the drafter's distribution is above this: 0 always, 1 never."""
+    name: ClassVar[str]
+    """Word used in configs, tags and tables."""
+    lossless: ClassVar[bool]
+    """Whether a drafted token is final only after the backbone has verified it."""
 
     def __post_init__(self) -> None:
-        _check(self.num_recycled, self.confidence_threshold)
+        problems = []
+        if not 1 <= self.num_recycled <= MAX_RECYCLED:
+            problems.append(f"num_recycled: {self.num_recycled} is not between 1 and {MAX_RECYCLED}")
+        if not 0 <= self.confidence_threshold <= 1:
+            problems.append(
+                f"confidence_threshold: {self.confidence_threshold} is not between 0 (always draft) and 1 (never draft)"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """Tensors that `verify` changes in place; usually none."""
+        return ()
 
     def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        """Number of drafted tokens accepted `(B,)`, at most `count_B`, and the backbone's token after those `(B,)`.
+
+        Here all are accepted. It may not wait for the device: no `.item()`, no branch on a value.
+        """
         return drafts.count_B, _choose(backbone, drafts.count_B, sampler)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Autoregressive(Strategy):
+    """One backbone pass per token: the baseline."""
+
+    num_recycled: int = field(default=0, init=False)
+    confidence_threshold: float = field(default=0.0, init=False)
+    name = "autoregressive"
+    lossless = True
+
+    def __post_init__(self) -> None:
+        """There is nothing to check."""
+
+
+@dataclass(frozen=True)
+class Alternating(Strategy):
+    """The paper's decoder: drafted tokens are accepted unverified. m + 1 tokens per backbone pass, not exact.
+
+    `confidence_threshold` trades speed for exactness: at 0 every drafted token is accepted, at 1 none is.
+    """
+
+    name = "alternating"
+    lossless = False
+
+
+@dataclass(frozen=True)
+class Verified(Strategy):
     """The backbone pass that reads the drafted tokens also verifies them. 1 + accepted tokens per pass, lossless.
 
     Greedy decoding accepts a token that is the argmax. Sampling accepts it with probability min(1, p / q) and draws the
@@ -120,23 +112,10 @@ class Verified:
 
     `confidence_threshold` saves module calls that would likely be rejected. It looks at the largest probability of the
     module's distribution, never at that of the token drawn: dropping a token because it was unlikely biases the text.
-
-    Raises:
-        ConfigError: naming every field out of range.
     """
 
-    num_recycled: int = 1
-    confidence_threshold: float = 0.0
     name = "verified"
     lossless = True
-
-    def __post_init__(self) -> None:
-        _check(self.num_recycled, self.confidence_threshold)
-
-    @property
-    def state(self) -> tuple[Tensor, ...]:
-        """None."""
-        return ()
 
     def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         tokens_Bm, count_B, q_BmV = drafts
@@ -163,13 +142,12 @@ def make_strategy(name: str, num_recycled: int = 1, confidence_threshold: float 
     Raises:
         ConfigError: the name is unknown, or a number out of range.
     """
-    if name == "autoregressive":
+    kinds: dict[str, type[Strategy]] = {kind.name: kind for kind in (Alternating, Verified)}
+    if name == Autoregressive.name:
         return Autoregressive()
-    if name == "alternating":
-        return Alternating(num_recycled, confidence_threshold)
-    if name == "verified":
-        return Verified(num_recycled, confidence_threshold)
-    raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, alternating, verified")
+    if name not in kinds:
+        raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, {', '.join(kinds)}")
+    return kinds[name](num_recycled, confidence_threshold)
 
 
 def _choose(backbone: VerifyLogits, accepted_B: Tensor, sampler: Sampler) -> Tensor:
@@ -183,15 +161,3 @@ def _choose(backbone: VerifyLogits, accepted_B: Tensor, sampler: Sampler) -> Ten
 def _leading(accepted_Bm: Tensor) -> Tensor:
     """Number of True before the first False in each row."""
     return accepted_Bm.long().cumprod(dim=1).sum(dim=1)
-
-
-def _check(num_recycled: int, confidence_threshold: float) -> None:
-    problems = []
-    if not 1 <= num_recycled <= MAX_RECYCLED:
-        problems.append(f"num_recycled: {num_recycled} is not between 1 and {MAX_RECYCLED}")
-    if not 0 <= confidence_threshold <= 1:
-        problems.append(
-            f"confidence_threshold: {confidence_threshold} is not between 0 (always draft) and 1 (never draft)"
-        )
-    if problems:
-        raise ConfigError(problems)

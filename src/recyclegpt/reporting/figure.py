@@ -8,6 +8,7 @@ from typing import Literal
 
 # Okabe and Ito's palette, distinguishable with colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F3F", "#333333")
+Marker = Literal["circle", "square", "diamond"]
 
 
 @dataclass
@@ -18,24 +19,14 @@ class Series:
     """In the legend; None: not in it."""
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float | None] | None = None
+    error: Sequence[float] | None = None
     """Standard deviation of each y."""
-    error_x: Sequence[float | None] | None = None
+    error_x: Sequence[float] | None = None
     notes: Sequence[str] | None = None
     """Shown when hovering over each point."""
     style: Literal["line", "points", "both", "faint", "dashed"] = "both"
     colour: str = PALETTE[0]
-    marker: Literal["circle", "square", "diamond"] = "circle"
-
-
-@dataclass
-class Level:
-    """A horizontal line, with a band of its spread."""
-
-    label: str
-    y: float
-    error: float | None
-    colour: str
+    marker: Marker = "circle"
 
 
 @dataclass
@@ -46,7 +37,6 @@ class Panel:
     x_label: str
     y_label: str
     series: list[Series] = field(default_factory=list)
-    levels: list[Level] = field(default_factory=list)
     ticks: list[float] | None = None
     """Places named on the x axis; None: chosen when drawn."""
 

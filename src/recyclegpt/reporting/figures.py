@@ -6,9 +6,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-from recyclegpt.reporting.curves import training_curve
-from recyclegpt.reporting.figure import PALETTE, Figure, Level, Panel, Series
-from recyclegpt.reporting.runs import Run
+from recyclegpt.reporting.figure import PALETTE, Figure, Marker, Panel, Series
+from recyclegpt.reporting.run_folders import Run
 from recyclegpt.reporting.settings import Setting, lines_along, pareto_front, swept_keys
 
 PERPLEXITY = "held-out perplexity"
@@ -17,6 +16,8 @@ SHARES = {"val/agreement": "agreement, held-out text", "decode/acceptance": "acc
 SPEEDUPS = {"decode/speedup_alternating": "alternating", "decode/speedup_verified": "verified"}
 QUALITY_OF = {"alternating": "val/ppl_alternating", "verified": "val/ppl_backbone"}
 """Perplexity of the text that a decoder writes: verified text is the backbone's."""
+LOSSES = ("train/loss_backbone", "train/loss_recycle")
+MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond")
 SMOOTHED_TO = 40
 """A smoothed training curve has about this many independent points."""
 
@@ -29,57 +30,46 @@ def make_figures(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Figur
 
 
 def pareto_points(settings: Sequence[Setting]) -> list[tuple[Setting, str, float, float]]:
-    """Setting, decoder, speedup and perplexity of everything that has both."""
+    """Setting, decoder, speedup and perplexity of everything that has both; controls are left out."""
     points = []
-    for setting in with_module(settings):
+    for setting in settings:
         for decoder, quality in QUALITY_OF.items():
             speedup, perplexity = setting.mean(f"decode/speedup_{decoder}"), setting.mean(quality)
-            if speedup is not None and perplexity is not None:
+            if setting.control is None and speedup is not None and perplexity is not None:
                 points.append((setting, decoder, speedup, perplexity))
     return points
 
 
-def with_module(settings: Sequence[Setting]) -> list[Setting]:
-    """All but the controls."""
-    return [setting for setting in settings if setting.control is None]
-
-
 def _pareto(settings: Sequence[Setting]) -> Figure:
     """Speedup against perplexity: each decoder of each setting, the front, and the controls as lines."""
-    panel = Panel("", "speedup over the same model's autoregressive decoding", PERPLEXITY, levels=_controls(settings))
     points = pareto_points(settings)
     front = [points[i][2:] for i in pareto_front([point[2:] for point in points])]
-    panel.series.append(
-        Series("Pareto front", [x for x, _ in front], [y for _, y in front], style="line", colour="#999999")
-    )
-    colours = {id(setting): PALETTE[i % len(PALETTE)] for i, setting in enumerate(with_module(settings))}
+    x, y = [x for x, _ in front], [y for _, y in front]
+    panel = Panel("", "speedup over the same model's autoregressive decoding", PERPLEXITY)
+    panel.series = [Series("Pareto front", x, y, style="line", colour="#999999")]
+    colours = {setting.label: PALETTE[i % len(PALETTE)] for i, setting in enumerate(settings)}
     for setting, decoder, speedup, perplexity in points:
-        panel.series.append(
-            Series(
-                f"{setting.label}: {decoder}",
-                [speedup],
-                [perplexity],
-                [setting.spread(QUALITY_OF[decoder])],
-                [setting.spread(f"decode/speedup_{decoder}")],
-                [f"{setting.label}, {decoder}, {len(setting.runs)} seeds"],
-                "points",
-                colours[id(setting)],
-                "circle" if decoder == "alternating" else "square",
-            )
-        )
+        point = Series(f"{setting.label}: {decoder}", [speedup], [perplexity], style="points")
+        point.error = [setting.spread(QUALITY_OF[decoder]) or 0]
+        point.error_x = [setting.spread(f"decode/speedup_{decoder}") or 0]
+        point.notes = [f"{setting.label}, {decoder}, {len(setting.runs)} seeds"]
+        point.colour, point.marker = colours[setting.label], "circle" if decoder == "alternating" else "square"
+        panel.series.append(point)
+    _add_controls(panel, settings)
     return Figure("pareto", "Speed against quality (means over seeds, bars: standard deviation)", [panel])
 
 
-def _controls(settings: Sequence[Setting]) -> list[Level]:
-    """The models without a module, by the perplexity of their backbone."""
-    found: list[Level] = []
+def _add_controls(panel: Panel, settings: Sequence[Setting]) -> None:
+    """The models without a module as dashed lines, by the perplexity of their backbone."""
+    places = [x for series in panel.series for x in series.x]
     greys = ("#000000", "#666666", "#8c6d31", "#7b4173", "#3f6b7f")
-    for setting in settings:
-        perplexity = setting.mean("val/ppl_backbone")
-        if setting.control is not None and perplexity is not None:
-            colour = greys[len(found) % len(greys)]
-            found.append(Level(f"control: {setting.label}", perplexity, setting.spread("val/ppl_backbone"), colour))
-    return found
+    controls = [setting for setting in settings if setting.control is not None]
+    for number, control in enumerate(controls):
+        perplexity, spread = control.mean("val/ppl_backbone"), control.spread("val/ppl_backbone") or 0
+        if places and perplexity is not None:
+            line = Series(f"control: {control.label}", [min(places), max(places)], [perplexity] * 2, [spread] * 2)
+            line.style, line.colour = "dashed", greys[number % len(greys)]
+            panel.series.append(line)
 
 
 def _along(settings: Sequence[Setting], key: str) -> Figure:
@@ -89,7 +79,7 @@ def _along(settings: Sequence[Setting], key: str) -> Figure:
         _panel(settings, key, "How often the module is right", "share of drafted tokens", SHARES),
         _panel(settings, key, "Speed", "speedup over autoregressive", SPEEDUPS),
     ]
-    panels[0].levels = _controls(settings)
+    _add_controls(panels[0], settings)
     return Figure(f"along_{key}", f"Over {key} (bars: standard deviation between seeds)", panels)
 
 
@@ -99,17 +89,12 @@ def _panel(settings: Sequence[Setting], key: str, title: str, y_label: str, metr
     for i, (fixed, members) in enumerate(lines):
         for j, (metric, name) in enumerate(metrics.items()):
             known = [(setting, y) for setting in members if (y := setting.mean(metric)) is not None]
-            panel.series.append(
-                Series(
-                    name if len(lines) == 1 or not fixed else f"{name} ({fixed})",
-                    [float(str(setting.values[key])) for setting, _ in known],
-                    [y for _, y in known],
-                    [setting.spread(metric) for setting, _ in known],
-                    notes=[f"{setting.label}, {len(setting.numbers(metric))} seeds" for setting, _ in known],
-                    colour=PALETTE[(j if len(lines) == 1 else i) % len(PALETTE)],
-                    marker=("circle", "square", "diamond")[j],
-                )
-            )
+            x = [float(setting.values[key] or 0) for setting, _ in known]
+            line = Series(name if len(lines) == 1 else f"{name} ({fixed})", x, [y for _, y in known])
+            line.error = [setting.spread(metric) or 0 for setting, _ in known]
+            line.notes = [f"{setting.label}, {len(setting.numbers(metric))} seeds" for setting, _ in known]
+            line.colour, line.marker = PALETTE[(j if len(lines) == 1 else i) % len(PALETTE)], MARKERS[j]
+            panel.series.append(line)
     panel.ticks = sorted({x for series in panel.series for x in series.x})
     return panel
 
@@ -119,11 +104,11 @@ def _recycled_tokens(settings: Sequence[Setting]) -> Figure:
     panels = []
     for strategy in QUALITY_OF:
         panel = Panel(strategy, "recycled tokens per backbone pass", "speedup over autoregressive")
-        for i, setting in enumerate(with_module(settings)):
+        for i, setting in enumerate(settings):
             rows: dict[int, list[tuple[float, float]]] = defaultdict(list)
             for row in (row for run in setting.runs for row in run.bench):
-                if row.get("strategy") == strategy and row.get("ceiling_measured") is not None:
-                    rows[int(row["num_recycled"])].append((row["speedup"], row["ceiling_measured"]))
+                if row["strategy"] == strategy and row.get("ceiling_measured") is not None:
+                    rows[row["num_recycled"]].append((row["speedup"], row["ceiling_measured"]))
             if len(rows) > 1:
                 x = sorted(rows)
                 speedups, ceilings = ([statistics.fmean(pair[k] for pair in rows[m]) for m in x] for k in (0, 1))
@@ -139,20 +124,18 @@ def _recycled_tokens(settings: Sequence[Setting]) -> Figure:
 
 def _training(settings: Sequence[Setting]) -> Figure:
     """Training loss over tokens seen, of every run (the kind of figure 3 of arXiv 2308.03421)."""
-    panels = [
-        Panel("Backbone: next token", "training tokens seen", "training loss (nats per token)"),
-        Panel("Module: the token after it", "training tokens seen", "training loss (nats per token)"),
-    ]
+    titles = ("Backbone: next token", "Module: the token after it")
+    panels = [Panel(title, "training tokens seen", "training loss (nats per token)") for title in titles]
     for i, setting in enumerate(settings):
-        for number, run in enumerate(setting.runs):
+        for run in setting.runs:
             tokens, *losses = training_curve(run)
             for panel, loss in zip(panels, losses, strict=True):
-                if len(loss) == len(tokens) and loss:
-                    colour = PALETTE[i % len(PALETTE)]
-                    smooth = Series(setting.label if number == 0 else None, tokens, _smoothed(loss), colour=colour)
+                if loss:
+                    smooth = Series(setting.label if run is setting.runs[0] else None, tokens, _smoothed(loss))
+                    smooth.colour = PALETTE[i % len(PALETTE)]
                     smooth.style = "dashed" if i >= len(PALETTE) else "line"
                     smooth.notes = [f"{setting.label}, seed {run.seed}"] * len(loss)
-                    panel.series += [Series(None, tokens, loss, style="faint", colour=colour), smooth]
+                    panel.series += [Series(None, tokens, loss, style="faint", colour=smooth.colour), smooth]
     return Figure("training_loss", "Training loss of every run (faint: as logged)", panels)
 
 
@@ -160,3 +143,23 @@ def _smoothed(values: list[float]) -> list[float]:
     """Mean of the last few values at every place; fewer at the beginning."""
     window = max(1, len(values) // SMOOTHED_TO)
     return [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+
+
+def training_curve(run: Run) -> tuple[list[float], list[float], list[float]]:
+    """Tokens seen, the backbone's and the module's training loss (nats per token) at every logged step.
+
+    The lists are empty where the run logged nothing, the last one also where it has no module. A step trained twice,
+    because the run was interrupted, counts as it was trained last; the cut-off end of a file is left out.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps: dict[str, dict[int, float]] = {tag: {} for tag in LOSSES}
+    for path in sorted((run.folder / "tensorboard").glob("events.*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 1, "tensors": 1}).Reload()
+        for tag in set(LOSSES) & set(events.Tags()["scalars"]):
+            steps[tag].update((event.step, event.value) for event in events.Scalars(tag))
+    backbone, module = (dict(sorted(steps[tag].items())) for tag in LOSSES)
+    num_tokens, num_steps = run.metrics.get("train.tokens"), run.metrics.get("train.steps")
+    per_step = num_tokens / num_steps if num_steps and num_tokens else 1.0
+    # Lightning logs the N-th step as step N - 1.
+    return [(step + 1) * per_step for step in backbone], list(backbone.values()), list(module.values())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from recyclegpt.reporting.figure import Figure
 
@@ -16,17 +17,11 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 
-@dataclass(frozen=True)
-class Heading:
-    """Starts a section."""
-
+class Heading(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells of text."""
-
+class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -58,31 +53,29 @@ def to_markdown(title: str, blocks: Sequence[Block], picture: Callable[[Figure],
 
 def to_html(title: str, blocks: Sequence[Block], script: str, picture: Callable[[Figure], str]) -> str:
     """The page as one HTML file; `script` goes into its head, for what `picture` returns."""
-    escape = html.escape
-    parts = [f"<h1>{escape(title)}</h1>"]
+    head = f'<meta charset="utf-8">{_tagged("title", title)}<style>{STYLE}</style>{script}'
+    parts = [f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>', _tagged("h1", title)]
     for block in blocks:
         match block:
             case Heading(text):
-                parts.append(f"<h2>{escape(text)}</h2>")
+                parts.append(_tagged("h2", text))
             case Table(header, rows):
-                head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-                body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-                parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+                lines = ["".join(_tagged("th", cell) for cell in header)]
+                lines += ["".join(_tagged("td", cell) for cell in row) for row in rows]
+                parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
             case Figure():
-                parts.append(f"<h3>{escape(block.title)}</h3>{picture(block)}")
+                parts += [_tagged("h3", block.title), picture(block)]
             case str():
-                parts.append(f"<p>{escape(block)}</p>")
+                parts.append(_tagged("p", block))
             case _:
-                parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in block) + "</ul>")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style>{script}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+                parts.append(f"<ul>{''.join(_tagged('li', item) for item in block)}</ul>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _tagged(tag: str, text: str) -> str:
+    return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    text = " ".join(text.split())
-    for sign in ("\\", "|", "<", ">", "`", "*", "_", "[", "]"):
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", " ".join(text.split()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,20 +32,18 @@ def draw_run(
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for name, speed in speeds.items():
-        if not math.isnan(speed):
-            left.scatter(speed, perplexities[name], s=90, color=COLOURS.get(name), label=name)
+        left.scatter(speed, perplexities[name], s=90, color=COLOURS[name], label=name)
     left.set(xlabel="tokens per second", ylabel="held-out perplexity", title="Speed against quality")
     left.margins(0.25)
-    if left.collections:
-        left.legend()
     thresholds = [step / len(offered) for step in range(len(offered))]
     middle.plot(thresholds, agreement, marker="o", ms=3, color="#2a9d8f", label="agreement of drafted tokens")
     middle.plot(thresholds, offered, marker="o", ms=3, color="#b5651d", label="share of tokens drafted")
     middle.set(xlabel="confidence threshold", ylim=(0, 1.03), title="What decoding.confidence_threshold trades")
-    middle.legend()
     places = [(i + 0.5) / len(agreement_by_place) for i in range(len(agreement_by_place))]
     right.bar(places, agreement_by_place, width=0.9 / len(places), color="#3d5a98")
     right.set(xlabel="place in the row (share of its length)", ylim=(0, 1), title="Agreement by place")
+    left.legend()
+    middle.legend()
     for axis in (left, middle, right):
         axis.grid(alpha=0.25)
     return figure

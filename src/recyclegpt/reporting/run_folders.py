@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting import plain_values, runs, speeds
-from recyclegpt.reporting.plain_values import flatten, number, plain, read_json_object
-from recyclegpt.reporting.runs import Job, Problem, Run, Runs
+from recyclegpt.reporting.plain_values import UNREADABLE, Plain, flatten, number, plain, read_json_object, read_yaml
 
-CONTROL_KEY = "sweep.control"
-BOOKKEEPING = ("hydra", "paths", "logger", "name", "sweep", "resume")
-"""Parts of a config that say where a run is stored, not what it is; the config hash ignores them too."""
+COMPLETED, FAILED, UNFINISHED = "completed", "failed", "unfinished"
+BOOKKEEPING = ("hydra", "paths", "logger", "name", "seed", "sweep", "resume")
+"""Parts of a config that say which run it is and where it is stored, not what it does."""
+SPEEDS = (
+    *(f"decode/{name}" for name in ("tokens_per_s_", "speedup_", "verify_cost", "draft_cost")),
+    *("decode/ceiling_alternating", "decode/ceiling_verified", "train.tokens_per_s", "train.seconds"),
+)
+"""How metrics begin that other programs on the machine distort. The byte ceiling is arithmetic, and stays."""
+
+
+@dataclass
+class Run:
+    """One run folder."""
+
+    folder: Path
+    status: str = UNFINISHED
+    error: str | None = None
+    control: str | None = None
+    seed: int | None = None
+    settings: dict[str, Plain] = field(default_factory=dict)
+    """The config's leaves under dotted keys, less seed, names and paths; empty where it could not be read."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """By the tags of `result.json`: perplexities, shares (0 to 1), tokens/s, ratios; also `train.*` and `model.*`."""
+    hardware: dict[str, Plain] = field(default_factory=dict)
+    config_hash: str | None = None
+    overrides: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    bench: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `bench.json` at batch 1; empty: no such file, or contended."""
+    bench_hardware: dict[str, Any] = field(default_factory=dict)
+    contended: bool = False
+    """Other programs used the processors while speeds were measured; those speeds are None."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def has_module(self) -> bool:
+        """Whether there is a recyclable module."""
+        size = self.metrics.get("model.num_parameters_recycle")
+        return bool(size) if size is not None else self.settings.get("recycle.num_layers") != 0
+
+
+class Runs(list[Run]):
+    """The runs of a report, in order of their folders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing: list[str] = []
+        """Overrides of a sweep's jobs that have no folder."""
+        self.problems: dict[Path, str] = {}
+        """Files that could not be used, and why."""
+
+    def of_status(self, status: str) -> list[Run]:
+        return [run for run in self if run.status == status]
 
 
 def read_runs(*folders: Path | str) -> Runs:
@@ -23,183 +76,112 @@ def read_runs(*folders: Path | str) -> Runs:
     Raises:
         ConfigError: a folder does not exist, or none of them holds a run or a list of jobs.
     """
-    if not folders:
-        raise ConfigError("no folder given: give a sweep folder, such as outputs/sweeps/NAME/TAG, or a run folder")
     places = [Path(folder).expanduser() for folder in folders]
     if absent := [place for place in places if not place.is_dir()]:
         raise ConfigError([f"{place}: there is no such folder" for place in absent])
-    found = Runs()
-    seen: set[Path] = set()
-    for place in places:
-        for folder, files in _walk(place, found.problems):
-            if folder.resolve() in seen:
-                continue
-            seen.add(folder.resolve())
-            if _is_run(folder, files):
-                found.append(_read_run(folder, found.problems))
-            elif "jobs.json" in files:
-                found.missing += _read_jobs(folder / "jobs.json", found.problems)
-    found.sort(key=lambda run: _natural(run.folder))
-    found.missing = [job for job in found.missing if not any(_is_job(run, job) for run in found)]
-    if not found and not found.missing:
+    runs = Runs()
+    found: dict[Path, Run] = {}
+    jobs: list[tuple[Path, dict[str, Any]]] = []
+
+    def unlisted(error: OSError) -> None:
+        runs.problems[Path(error.filename)] = f"cannot be listed: {error.strerror}"
+
+    for folder, subfolders, files in (found for place in places for found in os.walk(place, onerror=unlisted)):
+        path = Path(folder)
+        begun = "train.log" in files and ".hydra" in subfolders
+        if begun or "provenance.json" in files or "result.json" in files:
+            subfolders.clear()
+            if path.resolve() not in found:
+                found[path.resolve()] = _read_run(path, runs.problems)
+        elif "jobs.json" in files:
+            documents: list[dict[str, Any]] = []
+            _read(path / "jobs.json", documents.append, runs.problems)
+            jobs += [(path, job) for document in documents for job in document["jobs"]]
+    runs.extend(sorted(found.values(), key=lambda run: (run.folder.parent, _natural(run.name))))
+    missing = [job for sweep, job in jobs if not any(_is_of(run, sweep, job) for run in runs)]
+    runs.missing = [" ".join(job["overrides"]) for job in missing]
+    if not runs and not missing:
         names = ", ".join(str(place) for place in places)
-        raise ConfigError(
-            [
-                f"{names}: no runs found; give a sweep folder, such as outputs/sweeps/NAME/TAG, or a run folder",
-                *(f"{problem.path}: {problem.reason}" for problem in found.problems),
-            ]
-        )
-    return found
+        hint = "give a sweep folder, such as outputs/sweeps/NAME/TAG, or a run folder"
+        problems = [f"{path}: {reason}" for path, reason in runs.problems.items()]
+        raise ConfigError([f"{names}: no runs found; {hint}", *problems])
+    return runs
 
 
-def _walk(top: Path, problems: list[Problem]) -> Iterator[tuple[Path, set[str]]]:
-    def note(error: OSError) -> None:
-        problems.append(Problem(Path(error.filename or top), f"cannot be listed: {error.strerror}"))
-
-    visited: set[Path] = set()
-    for place, folders, files in os.walk(top, onerror=note, followlinks=True):
-        folder = Path(place)
-        if folder.resolve() in visited:  # a link in a circle
-            folders.clear()
-            continue
-        visited.add(folder.resolve())
-        names = set(files)
-        yield folder, names
-        # Nothing of interest lies deeper in a run folder, and checkpoints may be many.
-        folders[:] = [] if _is_run(folder, names) else sorted(name for name in folders if not name.startswith("."))
+def _is_of(run: Run, sweep: Path, job: dict[str, Any]) -> bool:
+    # A run has more overrides: those that hold for all jobs.
+    is_job = run.control == job["control"] and set(job["overrides"]) <= set(run.overrides)
+    return is_job and run.folder.is_relative_to(sweep)
 
 
-def _is_run(folder: Path, files: set[str]) -> bool:
-    if "provenance.json" in files or "result.json" in files:
-        return True
-    return "train.log" in files and (folder / ".hydra" / "overrides.yaml").is_file()
+def _natural(name: str) -> list[int | str]:
+    """Sorts `num_layers-10` after `num_layers-9`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read_run(folder: Path, problems: list[Problem]) -> Run:
+def _read_run(folder: Path, problems: dict[Path, str]) -> Run:
     run = Run(folder)
-    # The order matters: speeds are judged by the hardware that the result names.
-    steps: tuple[tuple[str, bool, Callable[[Run, Path], None]], ...] = (
-        (".hydra/overrides.yaml", True, _take_overrides),
-        (".hydra/config.yaml", True, _take_config),
-        ("provenance.json", True, _take_provenance),
-        ("result.json", False, _take_result),
-        ("bench.json", False, lambda run, path: speeds.take_bench(run, read_json_object(path))),
-    )
-    for name, expected, take in steps:
-        path = folder / name
-        try:
-            take(run, path)
-        except FileNotFoundError:
-            if expected:
-                problems.append(Problem(path, "is missing"))
-        except plain_values.UNREADABLE as error:
-            problems.append(Problem(path, _reason(error)))
-            if name == "result.json":
-                run.status = runs.UNREADABLE
+
+    def take_overrides(overrides: list[str]) -> None:
+        run.overrides = tuple(overrides)
+
+    def take_config(config: dict[str, Any]) -> None:
+        run.control, run.seed = config.get("sweep", {}).get("control"), config.get("seed")
+        run.settings = dict(flatten({key: value for key, value in config.items() if key not in BOOKKEEPING}))
+
+    def take_provenance(provenance: dict[str, Any]) -> None:
+        run.provenance, run.config_hash = provenance, provenance.get("config_hash")
+
+    def take_result(result: dict[str, Any]) -> None:
+        if result["status"] not in (COMPLETED, FAILED):
+            raise ValueError(f"status is {result['status']!r}")
+        run.hardware = {name: plain(value) for name, value in result["hardware"].items()}
+        run.contended = run.hardware.get("contended") is True
+        sections = {f"{name}.{key}": value for name in ("train", "model") for key, value in result[name].items()}
+        values = result["metrics"] | sections
+        run.metrics = {
+            name: None if run.contended and name.startswith(SPEEDS) else number(value) for name, value in values.items()
+        }
+        run.status, run.error, run.config_hash = result["status"], result.get("error"), result["config_hash"]
+
+    _read(folder / ".hydra/overrides.yaml", take_overrides, problems)
+    _read(folder / ".hydra/config.yaml", take_config, problems)
+    _read(folder / "provenance.json", take_provenance, problems)
+    _read(folder / "result.json", take_result, problems, optional=True)
+    _read(folder / "bench.json", lambda document: _take_bench(run, document), problems, optional=True)
     return run
 
 
-def _take_overrides(run: Run, path: Path) -> None:
-    overrides = plain_values.read_yaml(path)
-    if not isinstance(overrides, list):
-        raise ValueError("holds no list of overrides")
-    run.overrides = tuple(str(override) for override in overrides)
-    for override in run.overrides:
-        key, value = plain_values.override_value(override)
-        if key == CONTROL_KEY:
-            run.control = None if value is None else str(value)
-        elif key == "seed":
-            run.seed = _seed(value)
-        elif "." in key:  # without a dot it chooses a group, and is no setting by itself
-            run.settings[key] = value
+def _take_bench(run: Run, document: dict[str, Any]) -> None:
+    """Replace the monitor's speeds by those of `bench.json` at batch 1 and the run's own number of recycled tokens."""
+    if document["hardware"].get("contended") is True:
+        raise ValueError("its speeds are contended (other programs used the machine), and are left out")
+    run.bench_hardware = document["hardware"]
+    run.bench = [row for row in document["rows"] if row.get("batch", 1) == 1]
+    num_recycled, dtype = run.settings.get("decoding.num_recycled", 1), run.hardware.get("decode_dtype")
+    # A grid over dtypes has several rows per decoder; the run's own dtype comes first.
+    rows = sorted(run.bench, key=lambda row: row.get("dtype") != dtype)
+    for strategy in ("autoregressive", "alternating", "verified"):
+        mine = [row for row in rows if row["strategy"] == strategy and row["num_recycled"] in (0, num_recycled)]
+        row = mine[0] if mine else {}
+        names = {"tokens_per_s": f"decode/tokens_per_s_{strategy}"}
+        if strategy != "autoregressive":
+            names |= {"speedup": f"decode/speedup_{strategy}", "ceiling_measured": f"decode/ceiling_{strategy}"}
+        if strategy == "alternating":
+            names |= {key: f"decode/{key}" for key in ("verify_cost", "draft_cost", "ceiling_bytes", "agreement")}
+        if strategy == "verified" and not row.get("acceptance_given"):
+            names |= {key: f"decode/{key}" for key in ("acceptance", "mean_accepted_length")}
+        run.metrics |= {metric: value for key, metric in names.items() if (value := number(row.get(key))) is not None}
 
 
-def _take_config(run: Run, path: Path) -> None:
-    config = plain_values.read_yaml(path)
-    if not isinstance(config, dict):
-        raise ValueError("holds no mapping")
-    leaves = dict(flatten(config))
-    control = leaves.get(CONTROL_KEY)
-    run.control = run.control if control is None else str(control)
-    run.seed = _seed(leaves.pop("seed", None)) if "seed" in leaves else run.seed
-    run.config_read = True
-    run.settings = {key: value for key, value in leaves.items() if key.partition(".")[0] not in BOOKKEEPING}
-
-
-def _take_provenance(run: Run, path: Path) -> None:
-    run.provenance = read_json_object(path)
-    if isinstance(run.provenance.get("config_hash"), str):
-        run.config_hash = run.provenance["config_hash"]
-
-
-def _take_result(run: Run, path: Path) -> None:
-    result = read_json_object(path)
-    sections: dict[str, dict[str, Any]] = {}
-    for name in ("metrics", "train", "hardware", "model"):
-        section = result.get(name, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"{name} is no mapping")
-        sections[name] = section
-    status = result.get("status")
-    if status not in (runs.COMPLETED, runs.FAILED):
-        raise ValueError(f"status is {status!r}, neither completed nor failed")
-    run.status = status
-    error = result.get("error")
-    run.error = None if error is None else ([line for line in str(error).splitlines() if line.strip()] or [""])[-1]
-    run.seed = _seed(result.get("seed")) if run.seed is None else run.seed
-    run.config_hash = str(result["config_hash"]) if result.get("config_hash") else run.config_hash
-    run.metrics = {_tag(str(name)): number(value) for name, value in sections["metrics"].items()}
-    run.train = {str(name): number(value) for name, value in sections["train"].items()}
-    run.model = {str(name): number(value) for name, value in sections["model"].items()}
-    run.hardware = {str(name): plain(value) for name, value in sections["hardware"].items()}
-    speeds.leave_out_contended(run)
-
-
-def _tag(name: str) -> str:
-    key = name.removeprefix("decode/")
-    return f"decode/{speeds.RENAMED[key]}" if key in speeds.RENAMED and key != name else name
-
-
-def _read_jobs(path: Path, problems: list[Problem]) -> list[Job]:
+def _read(path: Path, take: Callable[[Any], None], problems: dict[Path, str], optional: bool = False) -> None:
+    """Pass the document in a file to `take`; whatever is wrong with it goes into `problems`."""
     try:
-        jobs = read_json_object(path).get("jobs")
-        if not isinstance(jobs, list):
-            raise ValueError("holds no list of jobs")
-        return [
-            Job(
-                tuple(str(override) for override in job["overrides"]),
-                None if job.get("control") is None else str(job["control"]),
-                path.parent,
-            )
-            for job in jobs
-        ]
-    except (*plain_values.UNREADABLE, KeyError, TypeError, AttributeError) as error:
-        problems.append(Problem(path, _reason(error)))
-        return []
-
-
-def _is_job(run: Run, job: Job) -> bool:
-    # A run has more overrides: those that hold for all jobs.
-    return (
-        run.folder.is_relative_to(job.folder)
-        and run.control == job.control
-        and set(job.overrides) <= set(run.overrides)
-    )
-
-
-def _seed(value: Any) -> int | None:
-    found = number(plain(value))
-    return None if found is None else int(found)
-
-
-def _natural(folder: Path) -> tuple[str, list[tuple[int, str]]]:
-    """`num_layers-10` after `num_layers-9`."""
-    name = folder.name
-    digits = "".join(c if c.isdigit() else " " for c in name).split()
-    letters = "".join(" " if c.isdigit() else c for c in name).split()
-    return str(folder.parent), [(int(d), letter) for d, letter in zip([*digits, "0"], [*letters, ""], strict=False)]
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"cannot be read: {text or type(error).__name__}"[:300]
+        take(read_yaml(path) if path.suffix == ".yaml" else read_json_object(path))
+    except FileNotFoundError:
+        if not optional:
+            problems[path] = "is missing"
+    except UNREADABLE as error:
+        problems[path] = f"cannot be read: {' '.join(str(error).split())}"[:300]
+    except (AttributeError, KeyError, TypeError) as error:
+        problems[path] = f"does not hold what it should: {type(error).__name__}: {error}"[:300]

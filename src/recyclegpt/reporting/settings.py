@@ -8,11 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from recyclegpt.reporting.plain_values import Plain
-from recyclegpt.reporting.runs import Run
+from recyclegpt.reporting.plain_values import Plain, number
+from recyclegpt.reporting.run_folders import COMPLETED, Run
 
-FOLLOWS = ("data.seed", "callbacks.decoding_monitor.seed")
-"""Settings that only repeat another one in older configs."""
 SHORT = {
     "recycle.num_layers": "depth",
     "model.num_layers": "layers",
@@ -36,76 +34,54 @@ class Setting:
     @property
     def label(self) -> str:
         """In words: `depth 2, weight 0.3`, or the control's name."""
-        if self.control is not None:
-            others = [
-                f"{SHORT.get(key, key)} {value}" for key, value in self.values.items() if key != "model.num_layers"
-            ]
-            return ", ".join([self.control.replace("_", " "), *others])
-        return ", ".join(f"{SHORT.get(key, key)} {value}" for key, value in self.values.items()) or "all runs"
+        shown = {key: value for key, value in self.values.items() if not self.control or key != "model.num_layers"}
+        words = [self.control.replace("_", " ")] if self.control else []
+        return ", ".join(words + [f"{SHORT.get(key, key)} {value}" for key, value in shown.items()]) or "all runs"
 
-    def numbers(self, name: str) -> list[float]:
-        """A metric of every run that has it (`Run.value`)."""
-        return [value for run in self.runs if (value := run.value(name)) is not None]
+    def numbers(self, metric: str) -> list[float]:
+        """A metric of every run that has it."""
+        return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
 
-    def mean(self, name: str) -> float | None:
+    def mean(self, metric: str) -> float | None:
         """Mean over seeds; None where no run has a value."""
-        numbers = self.numbers(name)
+        numbers = self.numbers(metric)
         return statistics.fmean(numbers) if numbers else None
 
-    def spread(self, name: str) -> float | None:
+    def spread(self, metric: str) -> float | None:
         """Sample standard deviation over seeds; None of fewer than two."""
-        numbers = self.numbers(name)
+        numbers = self.numbers(metric)
         return statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def control_name(run: Run) -> str | None:
-    """Name of a run without a module; None for a run that has one, whatever the sweep calls it."""
-    if run.has_module:
-        return None
-    return run.control or "no_module"
-
-
-def swept_keys(runs: Iterable[Run]) -> list[str]:
-    """Full names of the settings in which runs with a module differ, in order of the config; without the seed."""
-    return _differing([run for run in runs if run.has_module])
-
-
-def _differing(runs: Iterable[Run]) -> list[str]:
+def swept_keys(runs: Iterable[Run], has_module: bool = True) -> list[str]:
+    """Full names of the settings in which runs with (or without) a module differ, in order of the config."""
     seen: dict[str, set[Plain]] = defaultdict(set)
     for run in runs:
-        if run.config_read:
-            for key, value in run.settings.items():
-                seen[key].add(value)
-    return [key for key, values in seen.items() if len(values) > 1 and key not in FOLLOWS]
+        for key, value in run.settings.items() if run.has_module == has_module else ():
+            seen[key].add(value)
+    return [key for key, values in seen.items() if len(values) > 1]
 
 
 def summarise(runs: Sequence[Run]) -> list[Setting]:
-    """The complete runs by setting: those with a module in order of their values, then the controls.
-
-    Of runs with the same setting and seed the first counts (`repeated` names the others); a run whose config cannot be
-    read belongs to no setting.
-    """
-    known = [run for run in runs if run.completed and run.config_read]
+    """Complete runs by their setting, those with a module first; of several with the same seed the first counts."""
+    complete = [run for run in runs if run.status == COMPLETED and run.settings]
     keys = swept_keys(runs)
-    plain_keys = _differing([run for run in known if not run.has_module])
     # Without a module its settings mean nothing.
-    plain_keys = [
-        "model.num_layers",
-        *(k for k in plain_keys if k.partition(".")[0] not in ("recycle", "loss", "model")),
-    ]
+    control_keys = [k for k in swept_keys(complete, False) if k.partition(".")[0] not in ("recycle", "loss", "model")]
+    control_keys.insert(0, "model.num_layers")
     groups: dict[tuple[str | None, tuple[tuple[str, Plain], ...]], dict[int | None, Run]] = defaultdict(dict)
-    for run in known:
-        control = control_name(run)
-        values = tuple((key, run.settings.get(key)) for key in (keys if control is None else plain_keys))
+    for run in complete:
+        # Whatever the sweep calls it, a run with a module is no control.
+        control = None if run.has_module else run.control or "no_module"
+        values = tuple((key, run.settings.get(key)) for key in (control_keys if control else keys))
         groups[control, values].setdefault(run.seed, run)
     settings = [Setting(dict(values), control, list(members.values())) for (control, values), members in groups.items()]
     return sorted(settings, key=_order)
 
 
-def repeated(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Run]:
-    """Complete runs that no setting counts, because another of the same setting and seed came first."""
-    counted = {id(run) for setting in settings for run in setting.runs}
-    return [run for run in runs if run.completed and run.config_read and id(run) not in counted]
+def _order(setting: Setting) -> tuple[object, ...]:
+    values = [(0, value, "") if number(value) is not None else (1, 0, str(value)) for value in setting.values.values()]
+    return (setting.control is not None, *values)
 
 
 def lines_along(settings: Sequence[Setting], key: str) -> list[tuple[str, list[Setting]]]:
@@ -115,26 +91,20 @@ def lines_along(settings: Sequence[Setting], key: str) -> list[tuple[str, list[S
     """
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in settings:
-        value = setting.values.get(key)
-        if setting.control is None and isinstance(value, (int, float)) and not isinstance(value, bool):
-            rest = ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in setting.values.items() if k != key)
-            groups[rest].append(setting)
+        if setting.control is None and number(setting.values.get(key)) is not None:
+            groups[", ".join(f"{SHORT.get(k, k)} {v}" for k, v in setting.values.items() if k != key)].append(setting)
     return [
-        (rest, sorted(members, key=lambda setting: float(str(setting.values[key]))))
-        for rest, members in groups.items()
+        (fixed, sorted(members, key=lambda setting: float(setting.values[key] or 0)))
+        for fixed, members in groups.items()
         if len(members) > 1
     ]
 
 
-def pooled_spread(settings: Iterable[Setting], name: str) -> float | None:
+def pooled_spread(settings: Iterable[Setting], metric: str) -> float | None:
     """Standard deviation between seeds, pooled over all settings with at least two of them."""
-    squares, freedom = 0.0, 0
-    for setting in settings:
-        numbers = setting.numbers(name)
-        if len(numbers) > 1:
-            squares += statistics.variance(numbers) * (len(numbers) - 1)
-            freedom += len(numbers) - 1
-    return math.sqrt(squares / freedom) if freedom else None
+    samples = [numbers for setting in settings if len(numbers := setting.numbers(metric)) > 1]
+    squares = sum(statistics.variance(numbers) * (len(numbers) - 1) for numbers in samples)
+    return math.sqrt(squares / sum(len(numbers) - 1 for numbers in samples)) if samples else None
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -142,20 +112,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
     In order of rising speedup. Of equal points all are on the front.
     """
-    return sorted(
-        (
-            i
-            for i, (x, y) in enumerate(points)
-            if not any(other_x >= x and other_y <= y and (other_x, other_y) != (x, y) for other_x, other_y in points)
-        ),
-        key=lambda i: points[i],
-    )
-
-
-def _order(setting: Setting) -> tuple[object, ...]:
-    def comparable(value: Plain) -> tuple[int, float, str]:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return 0, float(value), ""
-        return 1, 0.0, str(value)
-
-    return (setting.control is not None, *(comparable(value) for value in setting.values.values()))
+    front = [
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(other_x >= x and other_y <= y and (other_x, other_y) != (x, y) for other_x, other_y in points)
+    ]
+    return sorted(front, key=lambda i: points[i])

@@ -5,21 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from recyclegpt.callbacks.decoding_monitor import TAGS
+from recyclegpt.callbacks.tensorboard import RESULTS
 from recyclegpt.console import format_table
 
 FORMAT = 1
-METRICS = (
-    "val/loss_unigram",
-    "val/loss_backbone",
-    "val/loss_recycle",
-    "val/ppl_backbone",
-    "val/ppl_recycle",
-    "val/ppl_alternating",
-    "val/bits_per_byte",
-    "val/agreement",
-    *(tag for tag in TAGS if tag != "decode/seconds"),
-)
+METRICS = ("val/loss_unigram", *RESULTS)
 
 
 def make_result(

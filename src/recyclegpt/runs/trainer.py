@@ -45,11 +45,6 @@ def trains_on(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if on_cuda else "cpu")
 
 
-def compiles(cfg: DictConfig) -> bool:
-    """Whether layers and loss are compiled."""
-    return trains_on(cfg).type == "cuda" if cfg.training.compile == "auto" else bool(cfg.training.compile)
-
-
 def matmul_precision(cfg: DictConfig) -> str:
     """How exact products of fp32 are: on CUDA those that mixed precision leaves in fp32 may use TF32."""
     return "high" if trains_on(cfg).type == "cuda" and cfg.trainer.precision != "32-true" else "highest"

@@ -34,7 +34,7 @@ from recyclegpt.runs.model import BuiltModel, make_model
 from recyclegpt.runs.provenance import write_provenance
 from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
-from recyclegpt.runs.trainer import compiles, make_trainer, matmul_precision
+from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
         num_bytes,
         hyper_parameters(built.model, plain, built.backbone),
         cfg.training.max_skipped_steps,
-        use_compile=compiles(cfg),
+        use_compile=cfg.training.compile,
         activation_checkpointing=int(cfg.training.activation_checkpointing),
         backbone_external=built.backbone is not None,
     )

@@ -20,7 +20,7 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_both_forms_of_lines_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_both_forms_of_lines_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path / "p.jsonl",
         {"category": "qa", "prompt": "Why?", "more": 1},
@@ -28,9 +28,7 @@ def test_both_forms_of_lines_are_read(tmp_path: Path, caplog: pytest.LogCaptureF
         {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."], "reference": []},
         {"question_id": 82, "category": "writing", "turns": ["One turn."]},
     )
-    with caplog.at_level(logging.WARNING):
-        assert read_prompts(path) == [Prompt("qa", "Why?"), Prompt("writing", "Write."), Prompt("writing", "One turn.")]
-    assert "1 of 3 prompts have several turns" in caplog.text
+    assert read_prompts(path) == [Prompt("qa", "Why?"), Prompt("writing", "Write."), Prompt("writing", "One turn.")]
 
 
 def test_bad_lines_are_named_by_file_and_line(tmp_path: Path) -> None:

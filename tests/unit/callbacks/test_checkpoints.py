@@ -20,7 +20,7 @@ from recyclegpt.callbacks.stop_signals import SIGNALS
 from recyclegpt.checkpoints import file as checkpoint_file
 from recyclegpt.checkpoints.file import SaveError, list_checkpoints, sidecar, verify
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
-from recyclegpt.errors import ConfigError, RunError, Stopped
+from recyclegpt.errors import RunError, Stopped
 
 NUM_BATCHES = 6
 
@@ -96,27 +96,17 @@ def test_saves_every_n_steps_and_keeps_the_newest(tmp_path: Path) -> None:
     assert steps(tmp_path / "last") == [12], "the last is saved whatever the interval"
 
 
-def test_never_inside_an_accumulation_window(tmp_path: Path) -> None:
-    at: list[tuple[int, int]] = []
+def test_after_a_window_of_accumulation_and_after_an_epochs_validation(tmp_path: Path) -> None:
+    at: list[tuple[int, int, int]] = []
 
     class Watched(Net):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            at.append((self.trainer.global_step, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready))
+            batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            at.append((self.trainer.global_step, batch, self.num_validations))
 
     fit(tmp_path, Watched(), accumulate=2, every_n_steps=1, keep=9)
     # One checkpoint a step, after the second batch of its window, and none twice.
-    assert at == [(1, 2), (2, 4), (3, 6), (4, 2), (5, 4), (6, 6)]
-
-
-def test_at_the_end_of_an_epoch_after_its_validation(tmp_path: Path) -> None:
-    at: list[tuple[int, int]] = []
-
-    class Watched(Net):
-        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            at.append((self.trainer.global_step, self.num_validations))
-
-    fit(tmp_path, Watched(), every_n_steps=3, keep=9)
-    assert at == [(3, 0), (6, 1), (9, 1), (12, 2)]
+    assert at == [(1, 2, 0), (2, 4, 0), (3, 6, 1), (4, 2, 1), (5, 4, 1), (6, 6, 2)]
 
 
 def raising(number: int, place: str, batch: int) -> Callable[[str, int], None]:
@@ -231,21 +221,11 @@ def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(tmp_path: Path) -> 
     assert steps(tmp_path) == [6]
 
 
-def test_settings_and_plugin_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        CheckpointEverySteps(str(tmp_path), every_n_steps=0, keep=0, max_failed=-1)
-    assert len(caught.value.problems) == 3
-    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
-    with pytest.raises(TypeError, match="needs Trainer"):
-        CheckpointEverySteps(str(tmp_path))._save(trainer)
-
-
 @pytest.mark.parametrize(
     ("variables", "called"),
     [
         ({"SLURM_JOB_ID": "77"}, "requeue 77"),
         ({"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 70_3"),
-        ({"SLURM_JOB_ID": "77; rm -rf /"}, ""),
         ({}, ""),
     ],
 )

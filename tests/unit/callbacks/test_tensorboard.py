@@ -32,11 +32,3 @@ def test_tags_are_described_and_the_decoders_share_charts(tmp_path: Path) -> Non
     assert list(charts) == ["tokens per second", "speedup and its ceiling", "held-out perplexity"]
     assert "decode/ceiling_verified$" in charts["speedup and its ceiling"]
     assert all(tag.removesuffix("$") in DESCRIPTIONS for tags in charts.values() for tag in tags)
-
-
-def test_another_rank_writes_nothing(tmp_path: Path, monkeypatch) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    TensorBoardLogger(tmp_path, name="", version="").log_metrics({"val/agreement": 1.0}, 1)
-    assert not list(tmp_path.iterdir())

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.utils.data import DataLoader
 
 from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.data import Batch
@@ -21,13 +15,7 @@ from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training.flops import flops_per_token
 
 B, T = 2, 8
-TAGS = {
-    "train/tokens_per_s",
-    "train/step_time_s",
-    "train/data_wait_fraction",
-    "train/memory_bytes",
-    "train/mfu",
-}
+TAGS = {f"train/{name}" for name in ("tokens_per_s", "step_time_s", "data_wait_fraction", "memory_bytes", "mfu")}
 
 
 class Run:
@@ -79,10 +67,11 @@ def test_rates_waits_and_totals() -> None:
     assert second["train/data_wait_fraction"] == 6 / 10
     run.throughput.on_train_end(run.trainer, run.module)
     run.now += 1000
-    assert run.throughput.num_tokens == 4 * B * T
-    assert run.throughput.num_steps == 4
-    assert run.throughput.seconds == 18
-    assert run.throughput.tokens_per_s == 4 * B * T / 18
+    assert run.throughput.total_tokens == 4 * B * T
+    assert run.throughput.total_seconds == 18
+    restarted = Throughput(clock=lambda: 0.0)
+    restarted.load_state_dict(run.throughput.state_dict())
+    assert (restarted.total_tokens, restarted.total_seconds) == (4 * B * T, 18)
 
 
 def test_validation_and_what_follows_it_do_not_count() -> None:
@@ -92,7 +81,7 @@ def test_validation_and_what_follows_it_do_not_count() -> None:
     run.batch(wait_s=70, step_s=2)
     run.validate(500)
     run.throughput.on_train_end(run.trainer, run.module)
-    assert run.throughput.seconds == 5
+    assert run.throughput.total_seconds == 5
     [(_, logged)] = run.logged
     assert logged["train/step_time_s"] == 2.5
     assert logged["train/data_wait_fraction"] == 0
@@ -114,14 +103,13 @@ def test_a_restarted_run_counts_from_its_restart() -> None:
     [(step, logged)] = run.logged
     assert step == 105
     assert logged["train/step_time_s"] == 2
-    assert run.throughput.num_steps == 2
 
 
 def test_tokens_of_all_processes() -> None:
     run = Run(world_size=4)
     run.batch(wait_s=0, step_s=1)
     run.batch(wait_s=0, step_s=1)
-    assert run.throughput.num_tokens == 4 * 2 * B * T
+    assert run.throughput.total_tokens == 4 * 2 * B * T
     assert run.logged[0][1]["train/tokens_per_s"] == 4 * B * T
 
 
@@ -136,76 +124,14 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.logged[0][1]["train/mfu"] == pytest.approx(expected)
 
 
-def test_mfu_is_not_guessed() -> None:
-    run = Run(every=1)
-    run.module.model = RecycleGPT(ModelConfig(vocab_size=32, hidden_size=16, num_heads=2, num_layers=1))
-    run.batch(wait_s=0, step_s=1)
-    assert math.isnan(run.logged[0][1]["train/mfu"])
-
-
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
-        ("NVIDIA H200", 989.4e12),
         ("NVIDIA H100 80GB HBM3", 989.4e12),
-        ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", math.nan),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", math.nan),
     ],
 )
-def test_known_peaks(name: str, peak: float) -> None:
-    assert peak_flops(name) == peak
-
-
-@pytest.mark.parametrize(
-    "name", ["cpu", "NVIDIA H20", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Tesla T4"]
-)
-def test_unknown_peaks(name: str) -> None:
-    assert math.isnan(peak_flops(name))
-
-
-class Tiny(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(T, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.net(batch.views_NBT[0].float()).mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-# Lightning 2.6 under torch 2.13.
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
-def test_lightning_writes_every_tag_at_every_log_interval(tmp_path: Path) -> None:
-    throughput = Throughput()
-    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
-    rows = DataLoader([Batch(torch.zeros(3, B, T, dtype=torch.long), None, {}) for _ in range(8)], batch_size=None)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_train_batches=8,
-        limit_val_batches=1,
-        accumulate_grad_batches=2,
-        log_every_n_steps=2,
-        callbacks=[throughput],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Tiny(), rows, rows)
-    assert throughput.num_tokens == 16 * B * T
-    assert throughput.num_steps == 8
-    assert 0 < throughput.seconds < 60
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    for tag in TAGS:
-        points = events.Scalars(tag)
-        assert len(points) == 4, tag
-        assert all(math.isnan(point.value) == (tag == "train/mfu") for point in points)
-    assert all(0 <= point.value < 1 for point in events.Scalars("train/data_wait_fraction"))
+def test_peaks_are_not_guessed(name: str, peak: float) -> None:
+    assert peak_flops(name) == pytest.approx(peak, nan_ok=True)

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from recyclegpt.checkpoints import load
-from recyclegpt.checkpoints.file import sidecar, write_checkpoint
+from recyclegpt.checkpoints.file import write_checkpoint
 from recyclegpt.commands import doctor_checks
-from recyclegpt.commands.doctor_checks import Finding, Verdict, disk, find_newest, how_to_resume, newest_run, versions
+from recyclegpt.commands.doctor_checks import Finding, Verdict, disk, how_to_resume, newest_run, versions
 from recyclegpt.commands.main import main
 from recyclegpt.kernels import build
 from recyclegpt.runs import folder as run_folder
@@ -54,8 +53,8 @@ def test_a_sound_machine_and_run(make_run: MakeRun, capsys: pytest.CaptureFixtur
     run = make_run(status="completed")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["doctor", str(run.parents[2])]) == 0
-    out = capsys.readouterr().out
-    for words in (": completed", "as they were written", f"torch {metadata.version('torch')}"):
+    out = " ".join(capsys.readouterr().out.split())
+    for words in (": completed", "intact", f"torch {metadata.version('torch')}"):
         assert words in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -64,12 +63,11 @@ def test_a_damaged_checkpoint_is_a_problem_with_a_remedy(make_run: MakeRun, caps
     run = make_run(status="failed", error="RunError: the loss\nis not finite")
     (run / "checkpoints/step_0000010.ckpt").write_bytes(b"half")
     assert main(["doctor", str(run)]) == 1
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "failed: is not finite" in out
     assert "1. checkpoints: copy it again" in out
     assert main(["doctor", str(run), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
-    assert document["verdict"] == "problem"
     for finding in document["findings"]:
         assert bool(finding["remedy"]) == (finding["verdict"] != "ok")
 
@@ -103,7 +101,7 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         raise build.KernelsUnavailableError("no C++ compiler was found")
 
     monkeypatch.setattr(build, "load", fails)
-    finding = doctor_checks.compiler()
+    (finding,) = doctor_checks.compiler()
     assert finding.verdict is WARNING
     assert "g++" in finding.remedy
 
@@ -122,7 +120,7 @@ def test_a_broken_installation_is_a_finding(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("argv", "command"),
     [
-        (("train", "seed=2", "resume=never"), "recyclegpt train seed=2 resume=auto hydra.run.dir="),
+        (("train", "seed=2", "resume=never"), "recyclegpt train seed=2 hydra.run.dir={} resume=auto"),
         (("train", "sweep=smoke", "seed=1,2"), "recyclegpt train sweep=smoke seed=1,2"),
         (("train", "-m", "seed=1,2"), "recyclegpt train -m seed=1,2 sweep.tag=today resume=auto"),
     ],
@@ -135,7 +133,7 @@ def test_an_unfinished_run_is_resumed_with_its_own_command(
     assert finding.verdict is WARNING
     assert "unfinished" in finding.found
     assert finding.remedy == f"to resume it: {how_to_resume(run)}"
-    assert how_to_resume(run) == command + (str(run) if command.endswith("=") else "")
+    assert how_to_resume(run) == command.format(run)
 
 
 def test_a_run_that_trains_now_and_the_newest_of_two(make_run: MakeRun, tmp_path: Path) -> None:
@@ -143,14 +141,5 @@ def test_a_run_that_trains_now_and_the_newest_of_two(make_run: MakeRun, tmp_path
     for path in old.rglob("*"):
         os.utime(path, (1, 1))
     new = make_run()
-    assert find_newest(tmp_path) == new
     with run_folder.locked(new):
-        assert "running now" in by_name(newest_run(tmp_path))["newest run"].found
-    sidecar(new / "checkpoints/step_0000010.ckpt").unlink()
-    findings = [finding for finding in newest_run(tmp_path) if finding.name == "checkpoints"]
-    assert [finding.verdict for finding in findings] == [OK, WARNING]
-
-
-def test_names_are_those_of_the_rooms_that_write_them() -> None:
-    assert (doctor_checks.PROVENANCE, doctor_checks.RESULT) == (run_folder.PROVENANCE, run_folder.RESULT)
-    assert (doctor_checks.CHECKPOINTS, doctor_checks.LOCK) == (load.FOLDER, run_folder.LOCK)
+        assert by_name(newest_run(tmp_path))["newest run"].found == f"{new}: running now"

@@ -70,6 +70,7 @@ def test_the_dataclass_has_the_last_word() -> None:
         ("backbone.frozen=perhaps", "backbone.frozen"),
         ("checkpointing.every_n_steps=often", "checkpointing.every_n_steps"),
         ("training.compil=true", "training.compil"),
+        ("training.compile=perhaps", "training.compile"),
         ("decoding.top_k=many", "decoding.top_k"),
     ],
 )
@@ -82,7 +83,7 @@ def test_values_of_sections_are_checked_together() -> None:
     overrides = [
         "seed=-1",
         "checkpointing.keep=0",
-        "training.compile=perhaps",
+        "training.max_skipped_steps=-1",
         "decoding.num_recycled=9",
     ]
     cfg = compose_or_explain("train", [*overrides, "paths.output_dir=x"])

@@ -217,7 +217,7 @@ def test_bad_settings_are_all_named(text: Path) -> None:
 def test_tokenized_data_gives_the_rows_of_its_text(text: Path, tmp_path: Path) -> None:
     shared: dict[str, Any] = {"batch_size": 2, "cache_dir": tmp_path / "cache"}
     files = TextFilesData([str(text)], val_fraction=0.3, tokenizer=TokenizerConfig("byte"), **shared)
-    tokenize_corpus(TextFiles([str(text)], val_fraction=0.3), TokenizerConfig("byte"), tmp_path / "out", progress=False)
+    tokenize_corpus(TextFiles([str(text)], val_fraction=0.3), TokenizerConfig("byte"), tmp_path / "out")
     shards = TokenizedData(str(tmp_path / "out"), **shared)
     rows = []
     for data in (files, shards):

@@ -29,7 +29,7 @@ SAMPLINGS = [
 
 @pytest.fixture
 def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Decoders of the test run as on CUDA: graphs, a look every few cycles, buckets, no questions."""
+    """Decoders of the test run as on CUDA: graphs, a look every few steps, buckets, no questions."""
     monkeypatch.setattr(module, "EARLY_EXIT_DEVICES", ())
     monkeypatch.setattr(decoder, "CHECK_EVERY", {"cpu": 3})
     monkeypatch.setattr(decoder, "CHECK_EVERY_WITHOUT_STOPS", {"cpu": 5})
@@ -45,7 +45,7 @@ def graphed(model: RecycleGPT) -> Decoder:
     return made
 
 
-def test_a_cycle_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[RecordedGraph]) -> None:
+def test_a_step_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[RecordedGraph]) -> None:
     total, python_runs = torch.zeros(()), []
 
     def cycle(num_slots_read: int) -> None:
@@ -60,10 +60,13 @@ def test_a_cycle_runs_once_a_call_and_is_captured_once_a_shape(on_graphs: type[R
     assert (on_graphs.made, on_graphs.replays) == (2, 6)
 
 
-@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2]], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_replayed_cycles_write_what_running_them_writes(
-    strategy: Any, sampling: SamplingConfig, on_graphs: type[RecordedGraph], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("strategy", "sampling"),
+    list(itertools.product(STRATEGIES, [SAMPLINGS[0], SAMPLINGS[2]])),
+    ids=str,
+)
+def test_replayed_steps_write_what_running_them_writes(
+    strategy: Any, sampling: SamplingConfig, on_graphs: type[RecordedGraph]
 ) -> None:
     model = random_model(3, depth=2)
     ours, plain = graphed(model), Decoder(model)
@@ -81,7 +84,7 @@ def test_replayed_cycles_write_what_running_them_writes(
     assert on_graphs.replays > 2 * on_graphs.made > 0, "hardly anything was replayed"
 
 
-def test_the_last_cycles_are_not_run_in_vain(on_graphs: type[RecordedGraph]) -> None:
+def test_the_last_steps_are_not_run_in_vain(on_graphs: type[RecordedGraph]) -> None:
     model = random_model(5)
     for strategy in (Autoregressive(), Alternating(2)):
         ours = graphed(model).generate([[1, 2]], strategy, 31).counts
@@ -120,13 +123,12 @@ def test_idle_sessions_are_let_go_when_many_or_large(
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
 @pytest.mark.parametrize("strategy", [*STRATEGIES, SimulatedAcceptance(2, probability=0.6)], ids=str)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_no_cycle_asks_for_a_value(strategy: Any, sampling: SamplingConfig, batch: int) -> None:
+def test_no_step_asks_for_a_value(strategy: Any, sampling: SamplingConfig) -> None:
     """On the meta device there are no values: whoever asks for one fails."""
     config = ModelConfig(64, 96, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2)
     with torch.device("meta"):
         model = RecycleGPT(config, RecycleConfig(num_layers=2)).eval()
-    running = Session(model, strategy, Sampler(sampling, [torch.Generator()] * batch), batch, 64)
+    running = Session(model, strategy, Sampler(sampling, [torch.Generator()] * 3), 3, 64)
     with torch.no_grad():
         running.step(32)
 
@@ -148,14 +150,12 @@ class LosesWork(RecordedGraph):
         self.calls = calls
 
 
-@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    ("strategy", "graph", "reason"),
+    ("strategy", "graph", "reason", "sampling"),
     [
-        (Curious(1), RecordedGraph, "capturing failed"),
-        (Verified(2), LosesWork, "the first replayed step differed"),
-        (Alternating(2), LosesWork, "the first replayed step differed"),
-        (Autoregressive(), LosesWork, "the first replayed step differed"),
+        (Curious(1), RecordedGraph, "capturing failed", SAMPLINGS[0]),
+        (Verified(2), LosesWork, "the first replayed step differed", SAMPLINGS[2]),
+        (Autoregressive(), LosesWork, "the first replayed step differed", SAMPLINGS[0]),
     ],
 )
 def test_a_graph_that_fails_or_differs_falls_back_to_eager_steps_with_one_warning(

@@ -42,7 +42,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "model": {"num_layers": layers},
             "recycle": {"num_layers": depth},
             "loss": {"recycle_weight": weight, "num_unrolled": 1},
-            "data": {"seed": "${seed}"},
+            "data": {"paths": "${paths.data}"},
             "decoding": {"num_recycled": 1},
             "seed": seed,
             "sweep": {"name": "s", "tag": "t", "control": control},

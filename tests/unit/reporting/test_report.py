@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.reporting import read_runs, training_curve, write_report
-from recyclegpt.reporting.report import cost_rows, effect_rows
-from recyclegpt.reporting.settings import summarise
+from recyclegpt.reporting import read_runs, summarise, training_curve, write_report
+from recyclegpt.reporting.tables import cost_rows, effect_rows
 
 from .conftest import MakeRun
 

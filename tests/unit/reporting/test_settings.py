@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recyclegpt.reporting import pareto_front, read_runs, summarise, swept_keys
-from recyclegpt.reporting.settings import lines_along, pooled_spread, repeated
+from recyclegpt.reporting.settings import lines_along, pooled_spread
 
 from .conftest import MakeRun
 
@@ -44,7 +44,7 @@ def test_without_a_sweeper_a_model_without_module_is_a_control(tmp_path: Path, m
 
 def test_a_named_control_with_a_module_is_a_setting_like_others(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("a", weight=0.3)
-    make_run("b", weight="1e-1", control="weight_0.1")
+    make_run("b", weight=0.1, control="weight_0.1")
     settings = summarise(read_runs(tmp_path))
     assert [setting.values for setting in settings] == [{"loss.recycle_weight": 0.1}, {"loss.recycle_weight": 0.3}]
 
@@ -100,7 +100,7 @@ def test_a_copy_is_no_further_seed(tmp_path: Path, make_run: MakeRun) -> None:
     runs = read_runs(tmp_path)
     (setting,) = summarise(runs)
     assert setting.numbers("val/ppl_backbone") == [30, 32]
-    assert [run.name for run in repeated(runs, [setting])] == ["b"]
+    assert [run.name for run in setting.runs] == ["a", "c"]
 
 
 def test_a_run_whose_config_cannot_be_read_spoils_no_table(tmp_path: Path, make_run: MakeRun) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recyclegpt.runs.trainer import compiles, matmul_precision, trains_on
+from recyclegpt.runs.trainer import matmul_precision, trains_on
 
 
 @pytest.mark.parametrize(
@@ -15,14 +15,8 @@ from recyclegpt.runs.trainer import compiles, matmul_precision, trains_on
 )
 def test_auto_follows_the_device(accelerator: str, there: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    cfg = OmegaConf.create(
-        {"training": {"compile": "auto"}, "trainer": {"accelerator": accelerator, "precision": "auto"}}
-    )
+    cfg = OmegaConf.create({"trainer": {"accelerator": accelerator, "precision": "auto"}})
     assert trains_on(cfg).type == device
-    assert compiles(cfg) == (device == "cuda")
     assert matmul_precision(cfg) == ("high" if device == "cuda" else "highest")
     cfg.trainer.precision = "32-true"
     assert matmul_precision(cfg) == "highest", "fp32 was asked for by name"
-    for wanted in (True, False):
-        cfg.training.compile = wanted
-        assert compiles(cfg) is wanted

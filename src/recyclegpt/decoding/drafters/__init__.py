@@ -45,11 +45,7 @@ class Drafter(Protocol):
 
 
 def make_drafter(
-    model: RecycleGPT,
-    strategy: Strategy,
-    sampler: Sampler,
-    text: TextBuffer,
-    recycle: ModelPass | None = None,
+    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
     return ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.num_recycled else None

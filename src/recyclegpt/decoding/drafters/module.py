@@ -26,12 +26,7 @@ class ModuleDrafter:
     """Implements `Drafter`."""
 
     def __init__(
-        self,
-        model: RecycleGPT,
-        strategy: Strategy,
-        sampler: Sampler,
-        text: TextBuffer,
-        recycle: ModelPass | None = None,
+        self, model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None
     ) -> None:
         """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled."""
         self.model, self.sampler, self.text = model, sampler, text
@@ -44,8 +39,7 @@ class ModuleDrafter:
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.distributions_BmV: Tensor | None = None
         if strategy.lossless and not sampler.config.greedy:
-            wide = torch.float64 if model.dtype == torch.float64 else torch.float32
-            shape = (batch, self.m, model.config.vocab_size)
+            shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
             self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
 
     @property
@@ -80,10 +74,5 @@ class ModuleDrafter:
                     return
             if number < self.m:
                 # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
-                state_BC = self.recycle(
-                    token_B[:, None],
-                    state_BC[:, None],
-                    (position_B - 1)[:, None],
-                    cache=self.cache,
-                    num_slots_read=num_slots_read,
-                ).squeeze(1)
+                inputs = token_B[:, None], state_BC[:, None], (position_B - 1)[:, None]
+                state_BC = self.recycle(*inputs, cache=self.cache, num_slots_read=num_slots_read).squeeze(1)
