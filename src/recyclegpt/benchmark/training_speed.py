@@ -23,7 +23,7 @@ from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.flops import flops_per_token
-from recyclegpt.training.memory_plan import MemoryPlan, StepShape, memory_plan
+from recyclegpt.training.memory_plan import StepShape, memory_plan
 
 PHASES = ("forward", "backward", "optimizer")
 MAX_NORM = 1.0
@@ -123,10 +123,8 @@ def measure_steps(
         times = [steps.run() for _ in range(config.repetitions)]
     table = _profiled(steps, device) if profile else ""
     seconds = {name: [time[name] for time in times] for name in PHASES}
-    flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled).total
-    return StepSpeed(
-        config, recycle, flops, seconds, peak.bytes, steps.plan().total, peak_flops(device_name(device))
-    ), table
+    flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled)
+    return StepSpeed(config, recycle, flops, seconds, peak.bytes, steps.plan(), peak_flops(device_name(device))), table
 
 
 def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float]:
@@ -169,7 +167,7 @@ class _Steps:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def plan(self) -> MemoryPlan:
+    def plan(self) -> int:
         config = self.config
         step = StepShape(
             batch=config.batch,

@@ -111,4 +111,4 @@ def _flops_per_token(pl_module: LightningModule, batch: Any) -> float:
     if not isinstance(model, RecycleGPT):
         return math.nan
     train_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    return flops_per_token(model.config, model.recycle_config, seq_len, num_views - 2, train_backbone).total
+    return flops_per_token(model.config, model.recycle_config, seq_len, num_views - 2, train_backbone)

@@ -129,8 +129,8 @@ class RecycleGPT(
             return States(hidden_BTC, recycled)
         T = views_NBT.shape[-1]
         store = UnrolledKVStore() if num_unrolled > 1 else None
-        state_BTC = _scale_gradient(hidden_BTC, backbone_grad_scale)
-        weight = _scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
+        state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
+        weight = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
         for step in range(1, num_unrolled + 1):
             step_mask = mask if mask is None or step == 1 else unrolled_mask(step, mask)
             positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
@@ -195,7 +195,7 @@ def _document_mask(documents_BT: Tensor) -> Tensor:
     return same_BTT.tril().unsqueeze(1)
 
 
-def _scale_gradient(x: Tensor, share: float) -> Tensor:
+def scale_gradient(x: Tensor, share: float) -> Tensor:
     """`x` itself, letting only `share` of the gradient flow back."""
     if share == 1.0:
         return x

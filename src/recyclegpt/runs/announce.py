@@ -48,7 +48,8 @@ def announce(
         num_shards=trainer.world_size if sharded else 1,
         bucketed=trainer.world_size > 1 and not sharded,
     )
-    plan, available = memory_plan(model, optimizer, step), memory_of(device)
+    planned, available = memory_plan(model, optimizer, step), memory_of(device)
+    memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
@@ -56,16 +57,16 @@ def announce(
         f"vocabulary {datamodule.vocab_size:,}",
         f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
-        f"memory  {plan.describe(available)}",
+        f"memory  {memory}",
         f"folder  {relative(folder)}",
     ]
     if checkpoint is not None:
         lines.append(f"resumed {relative(checkpoint)}")
     print("\n".join(lines), file=sys.stderr)
-    if available is not None and plan.total > available:
+    if available is not None and planned > available:
         log.warning(
             "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "
             "(trainer.accumulate_grad_batches makes up for it), or train with trainer=fsdp on several GPUs",
             device,
-            plan.describe(available),
+            memory,
         )

@@ -21,16 +21,12 @@ CPU_ROWS = 256
 """Rows of a chunk on a CPU, where logits should stay in its cache."""
 LOGITS_BYTES = 1 << 30
 """On CUDA a chunk is large, so that its products fill the device: its logits in fp32 take about this much."""
-_ROWS_MULTIPLE = 128
 
 
 def rows_of_chunk(vocab_size: int, on_cuda: bool, wanted: int | None = None) -> int:
     """Rows of logits held at a time: `wanted`, or else what suits device and vocabulary."""
-    if wanted is not None:
-        return wanted
-    if not on_cuda:
-        return CPU_ROWS
-    return max(CPU_ROWS, LOGITS_BYTES // (4 * vocab_size) // _ROWS_MULTIPLE * _ROWS_MULTIPLE)
+    fitting = max(CPU_ROWS, LOGITS_BYTES // (4 * vocab_size) // 128 * 128) if on_cuda else CPU_ROWS
+    return fitting if wanted is None else wanted
 
 
 class TokenLosses(NamedTuple):
@@ -70,20 +66,12 @@ def chunked_cross_entropy(
             about ten passes over the logits.
     """
     chunk_size = rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
-    if teacher_MC is None:
-        teacher_share = 0.0
-    total, nll_M, prediction_M, confidence_M = _ChunkedCrossEntropy.apply(
-        state_MC,
-        weight_VC,
-        label_M,
-        scale_M,
-        teacher_MC,
-        teacher_share,
-        chunk_size,
-        not torch.is_grad_enabled(),
-        use_compile,
+    share, predict = 0.0 if teacher_MC is None else teacher_share, not torch.is_grad_enabled()
+    return TokenLosses(
+        *_ChunkedCrossEntropy.apply(
+            state_MC, weight_VC, label_M, scale_M, teacher_MC, share, chunk_size, predict, use_compile
+        )
     )
-    return TokenLosses(total, nll_M, prediction_M, confidence_M)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -9,6 +9,7 @@ B batch, T positions, C model width, V vocabulary, N views, K unrolled steps, M 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import States
+from recyclegpt.models import MAX_RECYCLED, States
+from recyclegpt.models.recyclegpt import scale_gradient
 from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
 
 RECYCLE_SCHEDULES = ("constant", "two_step", "ramp")
@@ -51,22 +53,21 @@ class LossConfig:
     """Rows of logits held at a time; None: 256 on a CPU, on CUDA enough to take 1 GiB in fp32."""
 
     def __post_init__(self) -> None:
+        chunk_size = 1 if self.chunk_size is None else self.chunk_size
         problems = [
-            f"{name}: {getattr(self, name)} is negative"
-            for name in ("backbone_weight", "recycle_weight", "recycle_weight_late")
-            if not getattr(self, name) >= 0
+            f"{name}: {value} is not between {low} and {high}"
+            for name, value, low, high in (
+                ("backbone_weight", self.backbone_weight, 0, math.inf),
+                ("recycle_weight", self.recycle_weight, 0, math.inf),
+                ("recycle_weight_late", self.recycle_weight_late, 0, math.inf),
+                ("schedule_switch", self.schedule_switch, 0, 1),
+                ("num_unrolled", self.num_unrolled, 1, MAX_RECYCLED),
+                ("step_decay", self.step_decay, 0, 1),
+                ("backbone_grad_scale", self.backbone_grad_scale, 0, 1),
+                ("chunk_size", chunk_size, 1, math.inf),
+            )
+            if not low <= value <= high
         ]
-        problems += [
-            f"{name}: {getattr(self, name)} is not between 0 and 1"
-            for name in ("schedule_switch", "backbone_grad_scale")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        if not 0 < self.step_decay <= 1:
-            problems.append(f"step_decay: {self.step_decay} is not in (0, 1]")
-        if not 1 <= self.num_unrolled <= 8:
-            problems.append(f"num_unrolled: {self.num_unrolled} is not between 1 and 8")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            problems.append(f"chunk_size: {self.chunk_size} is not positive; null chooses it")
         for name, choices in (("recycle_schedule", RECYCLE_SCHEDULES), ("target", tuple(TEACHER_SHARES))):
             if getattr(self, name) not in choices:
                 problems.append(f"{name}: {getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")
@@ -133,43 +134,34 @@ class DualLoss(nn.Module):
             documents_NBT: document numbers of the same tokens, where attention is kept within documents.
             progress: share of the training steps done, for the schedule of the recycle weight.
         """
-        config = self.config
-        num_rows = views_NBT[0].numel()
+        config, num_rows = self.config, views_NBT[0].numel()
         ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
-        backbone = chunked_cross_entropy(
-            states.hidden_BTC.flatten(0, 1),
-            head_VC,
-            views_NBT[1].flatten(),
-            ones_BT.flatten() / num_rows,
-            chunk_size=config.chunk_size,
-            use_compile=self.use_compile,
-        )
+
+        def counted(step: int) -> Tensor:
+            return ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[1 + step]).float()
+
+        def losses(
+            state_BTC: Tensor, weight_VC: Tensor, step: int, scale_BT: Tensor, teacher_MC: Tensor | None = None
+        ) -> TokenLosses:
+            return chunked_cross_entropy(
+                state_BTC.flatten(0, 1), weight_VC, views_NBT[1 + step].flatten(), scale_BT.flatten() / num_rows,
+                teacher_MC, config.teacher_share, config.chunk_size, self.use_compile,
+            )  # fmt: skip
+
+        backbone = losses(states.hidden_BTC, head_VC, 0, ones_BT)
         loss = config.backbone_weight * backbone.total
-        draft_mask_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[2]).float()
-        steps: list[TokenLosses] = []
-        weight = config.recycle_weight_at(progress)
+        weight, steps = config.recycle_weight_at(progress), []
         shares = [config.step_decay ** (step - 1) for step in range(1, config.num_unrolled + 1)]
-        grad_scale = config.backbone_grad_scale
-        module_head_VC = head_VC if grad_scale == 1 else head_VC.detach() + grad_scale * (head_VC - head_VC.detach())
+        module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
-            scale_BT = ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[1 + step]).float()
-            teacher_MC = None
+            scale_BT, teacher_MC = counted(step), None
             if config.teacher_share:
                 # The backbone's own prediction of the same token is `step` rows later; the last rows have none.
                 later_BTC = states.hidden_BTC.detach()[:, step:]
                 teacher_MC = torch.cat([later_BTC, torch.zeros_like(later_BTC[:, :step])], dim=1).flatten(0, 1)
                 scale_BT = scale_BT.clone()
                 scale_BT[:, -step:] = 0
-            rows = chunked_cross_entropy(
-                recycled_BTC.flatten(0, 1),
-                module_head_VC,
-                views_NBT[1 + step].flatten(),
-                scale_BT.flatten() / num_rows,
-                teacher_MC,
-                config.teacher_share,
-                config.chunk_size,
-                self.use_compile,
-            )
+            rows = losses(recycled_BTC, module_head_VC, step, scale_BT, teacher_MC)
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)
-        return LossTerms(loss, backbone, steps, draft_mask_BT)
+        return LossTerms(loss, backbone, steps, counted(1))

@@ -5,39 +5,21 @@ C model width, H heads, G key/value heads, D head width, F SwiGLU width, V vocab
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from recyclegpt.models import ModelConfig, RecycleConfig
 
 
-class FlopsPerToken(NamedTuple):
-    """Operations per position of a row, forward and backward; a multiply-add is two."""
-
-    backbone: float
-    recyclable: float
-    heads: float
-
-    @property
-    def total(self) -> float:
-        """Sum of the three."""
-        return self.backbone + self.recyclable + self.heads
-
-
 def flops_per_token(
-    model: ModelConfig,
-    recycle: RecycleConfig | None,
-    seq_len: int,
-    num_unrolled: int = 1,
-    train_backbone: bool = True,
-) -> FlopsPerToken:
-    """Operations of training on one position: the usual 6 per matrix weight, plus attention.
+    model: ModelConfig, recycle: RecycleConfig, seq_len: int, num_unrolled: int = 1, train_backbone: bool = True
+) -> float:
+    """Operations of training on one position, forward and backward: the usual 6 per matrix weight, plus attention.
 
-    Matrix multiplications only, as in PaLM (arXiv 2204.02311, appendix B): attention counts all `seq_len` keys although
-    half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the optimizer are not counted.
+    Matrix multiplications only, a multiply-add being two, as in PaLM (arXiv 2204.02311, appendix B): attention counts
+    all `seq_len` keys although half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the
+    optimizer are not counted.
 
     Args:
         model: shape of the backbone and of the module's layers.
-        recycle: shape of the module; None or depth 0: no module.
+        recycle: shape of the module; depth 0: no module.
         seq_len: positions T of a row.
         num_unrolled: steps K the module is unrolled.
         train_backbone: False where embedding, backbone and LM head are frozen: the backbone then runs forward only, and
@@ -51,11 +33,10 @@ def flops_per_token(
         # Scores and weighted values: D multiply-adds each per head and key.
         return count * (layer_forward + 4 * model.num_heads * head_width * num_keys)
 
-    depth = 0 if recycle is None else recycle.num_layers
-    num_steps = num_unrolled if depth else 0
+    num_steps = num_unrolled if recycle.num_layers else 0
     backbone = (3 if train_backbone else 1) * layers(model.num_layers, seq_len)
     # Step k also looks at its own k - 1 earlier rows.
-    recyclable = 3 * sum(layers(depth, seq_len + step) + 2 * 2 * width * width for step in range(num_steps))
+    module = 3 * sum(layers(recycle.num_layers, seq_len + step) + 4 * width * width for step in range(num_steps))
     head = 2 * width * model.vocab_size
     heads = (1 + num_steps) * 3 * head if train_backbone else (1 + 2 * num_steps) * head
-    return FlopsPerToken(float(backbone), float(recyclable), float(heads))
+    return float(backbone + module + heads)

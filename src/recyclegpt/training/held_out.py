@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recyclegpt.training.dual_loss import LossTerms
 
-SUMS = ("tokens", "nll_backbone", "nll_recycle", "agreed", "bytes", "recycled")
+SUMS = ("tokens", "bytes", "nll_backbone", "nll_recycle")
 NUM_BINS = 20
 """Equal parts of the module's confidence (its largest probability, 0 to 1), and of the place in the row."""
 
@@ -45,20 +45,19 @@ class HeldOutMetrics:
             module = terms.recycle_K[0]
             agreed_BT = terms.backbone.prediction_M.view(shape)[:, 1:] == module.prediction_M.view(shape)[:, :-1]
             values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * counted_BT
-            values["agreed"] = agreed_BT * counted_BT
-            values["recycled"] = counted_BT
             confidence_BT = module.confidence_M.view(shape)[:, :-1]
             place_T = torch.linspace(0, 1, counted_BT.shape[1], device=counted_BT.device)
             for bins, where in ((self.by_confidence, confidence_BT), (self.by_place, place_T.expand(counted_BT.shape))):
                 index_M = (where * NUM_BINS).long().clamp(max=NUM_BINS - 1).flatten()
                 bins[0].index_add_(0, index_M, counted_BT.double().flatten())
-                bins[1].index_add_(0, index_M, values["agreed"].double().flatten())
+                bins[1].index_add_(0, index_M, (agreed_BT * counted_BT).double().flatten())
         for name, value in values.items():
             self.sums[SUMS.index(name)] += value.double().sum()
 
     def metrics(self) -> dict[str, float]:
         """Losses in nats a token, perplexities, bits per byte, agreement; NaN where the model has no module."""
-        tokens, nll_backbone, nll_recycle, agreed, num_bytes, recycled = self.sums.tolist()
+        tokens, num_bytes, nll_backbone, nll_recycle = self.sums.tolist()
+        recycled, agreed = self.by_place.sum(1).tolist()
         loss_backbone = nll_backbone / tokens if tokens else math.nan
         loss_recycle = nll_recycle / recycled if recycled else math.nan
         return {

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,14 +27,6 @@ from recyclegpt.training.sharding import is_sharded, shard
 
 NOT_FINITE = "not_finite.jsonl"
 _log = logging.getLogger("recyclegpt")
-
-OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
-
-
-class SchedulerFactory(Protocol):
-    """Makes the learning-rate schedule of a run of `num_steps` optimizer steps."""
-
-    def __call__(self, optimizer: Optimizer, *, num_steps: int) -> LambdaLR: ...
 
 
 class NonFiniteError(RunError):
@@ -53,7 +44,7 @@ class LitRecycleGPT(LightningModule):
         model: the model to train.
         loss: weights and target of the dual loss.
         optimizer: called with the named parameters.
-        scheduler: called with the optimizer and the number of optimizer steps.
+        scheduler: called with the optimizer and `num_steps`.
         num_steps: optimizer steps of the whole run, from the config (never from the trainer).
         token_num_bytes: `(V,)` bytes of text that each token stands for.
         hyper_parameters: plain Python config, stored in every checkpoint.
@@ -67,8 +58,8 @@ class LitRecycleGPT(LightningModule):
         self,
         model: RecycleGPT,
         loss: LossConfig,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LambdaLR],
         num_steps: int,
         token_num_bytes: Tensor,
         hyper_parameters: dict[str, Any] | None = None,
@@ -83,8 +74,7 @@ class LitRecycleGPT(LightningModule):
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.num_steps = num_steps
         self.max_skipped_steps = max_skipped_steps
-        self.num_skipped_steps = 0
-        self.num_skipped_in_a_row = 0
+        self.num_skipped_steps = self.num_skipped_in_a_row = 0
         self._window: list[tuple[Batch, Tensor]] = []
         """Batches of the next optimizer step, and their losses."""
         self._grad_norm = torch.zeros(())
@@ -106,9 +96,12 @@ class LitRecycleGPT(LightningModule):
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
         states = self.model.states(views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale)
-        progress = self.trainer.global_step / self.num_steps
-        terms: LossTerms = self.dual_loss(states, self.model.lm_head.weight, views_NBT, documents_NBT, progress)
+        terms: LossTerms = self.dual_loss(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress)
         return terms
+
+    @property
+    def _progress(self) -> float:
+        return self.trainer.global_step / self.num_steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -118,13 +111,10 @@ class LitRecycleGPT(LightningModule):
         if terms.recycle_K:
             mask_M = terms.draft_mask_BT.flatten()
             count = mask_M.sum().clamp(min=1)
-            self.log("train/loss_recycle", (terms.recycle_K[0].nll_M * mask_M).sum() / count)
-            for step, rows in enumerate(terms.recycle_K[1:], start=2):
-                self.log(f"train/loss_recycle_{step}", (rows.nll_M * mask_M).sum() / count)
-            self.log(
-                "train/recycle_weight",
-                self.dual_loss.config.recycle_weight_at(self.trainer.global_step / self.num_steps),
-            )
+            for step, rows in enumerate(terms.recycle_K, start=1):
+                name = "train/loss_recycle" if step == 1 else f"train/loss_recycle_{step}"
+                self.log(name, (rows.nll_M * mask_M).sum() / count)
+            self.log("train/recycle_weight", self.dual_loss.config.recycle_weight_at(self._progress))
         loss = terms.loss.detach()
         self._window.append((batch, loss))
         # A loss that is not finite makes all gradients non-finite: here, and after the reduction on every other rank.
@@ -145,9 +135,7 @@ class LitRecycleGPT(LightningModule):
         for name in ("sums", "by_confidence", "by_place"):
             reduced = self.trainer.strategy.reduce(getattr(self.held_out, name), reduce_op="sum")
             setattr(self.held_out, name, reduced)
-        metrics = self.held_out.metrics()
-        for name, value in metrics.items():
-            self.log(name, value, sync_dist=False)
+        self.log_dict(self.held_out.metrics())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop every gradient if one is not finite; the optimizer then leaves all weights unchanged."""
@@ -162,31 +150,25 @@ class LitRecycleGPT(LightningModule):
             self._skip_step(window, float(norm))
         self.log("train/skipped_steps", float(self.num_skipped_steps))
 
-    def _skip_step(self, window: Sequence[tuple[Batch, Tensor]], norm: float) -> None:
+    def _skip_step(self, window: list[tuple[Batch, Tensor]], norm: float) -> None:
         self.num_skipped_steps += 1
         self.num_skipped_in_a_row += 1
         for parameter in self.parameters():
             parameter.grad = None
-        step = self.trainer.global_step
-        file = Path(self.trainer.default_root_dir) / NOT_FINITE
-        losses = [loss.item() for _, loss in window]
+        step, file = self.trainer.global_step, Path(self.trainer.default_root_dir) / NOT_FINITE
         batches = [
-            {"rows": None if batch.rows_B is None else batch.rows_B.tolist(), "loss": str(loss)}
-            for (batch, _), loss in zip(window, losses, strict=True)
+            {"rows": None if batch.rows_B is None else batch.rows_B.tolist(), "loss": str(loss.item())}
+            for batch, loss in window
         ]
-        line = json.dumps(
-            {"format": 1, "step": step, "rank": self.global_rank, "grad_norm": str(norm), "batches": batches}
-        )
+        line = {"format": 1, "step": step, "rank": self.global_rank, "grad_norm": str(norm), "batches": batches}
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as opened:  # one short write per line, so that ranks do not interleave
-            opened.write(f"{line}\n")
-        what = "gradient" if all(math.isfinite(loss) for loss in losses) else "loss"
-        _log.warning("step %d: the %s was not finite and the step was skipped; its rows are in %s", step, what, file)
+            opened.write(json.dumps(line) + "\n")
+        _log.warning("step %d: loss or gradient was not finite, so it was skipped; its rows are in %s", step, file)
         if self.num_skipped_in_a_row > self.max_skipped_steps:
             raise NonFiniteError(
                 f"loss or gradient was not finite {self.num_skipped_in_a_row} steps in a row, last at step {step}; "
-                "lower optimizer.lr, or train in fp32 (trainer.precision=32-true); "
-                f"the rows these steps were computed from are in {file}"
+                f"lower optimizer.lr, or train in fp32 (trainer.precision=32-true); their rows are in {file}"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -200,10 +182,7 @@ class LitRecycleGPT(LightningModule):
         self.num_skipped_steps, self.num_skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm of all gradients: Lightning's own clipping refuses fused optimizers in mixed precision."""
         if gradient_clip_algorithm not in (None, "norm"):

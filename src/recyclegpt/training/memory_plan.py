@@ -7,7 +7,6 @@ Allocator gaps and library workspaces (5 to 10 percent) are not counted. Layers 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch.optim import Optimizer
 
@@ -38,28 +37,8 @@ class StepShape:
     """Whether gradients are summed in buckets, a second copy of them (DDP)."""
 
 
-class MemoryPlan(NamedTuple):
-    """Bytes on each device."""
-
-    state: int
-    """Weights, gradients and optimizer state."""
-    activations: int
-    """What the backward pass needs of the layers."""
-    losses: int
-    """One chunk of logits, and the gradients computed along with the loss."""
-
-    @property
-    def total(self) -> int:
-        """Sum of all."""
-        return self.state + self.activations + self.losses
-
-    def describe(self, available: float | None = None) -> str:
-        """For example "about 0.5 of 25 GB" (of 10^9 bytes); `available`: bytes of the device."""
-        return f"about {self.total / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
-
-
-def memory_plan(model: RecycleGPT, optimizer: Optimizer, step: StepShape) -> MemoryPlan:
-    """The plan for a model (the meta device will do) and the optimizer over its parameters."""
+def memory_plan(model: RecycleGPT, optimizer: Optimizer, step: StepShape) -> int:
+    """Bytes on each device for a model (the meta device will do) and the optimizer over its parameters."""
     wide, narrow = PRECISIONS[step.precision]
     weights, gradients, moments, casts = 0, 0, 0, 0
     for parameter in model.parameters():
@@ -76,7 +55,7 @@ def memory_plan(model: RecycleGPT, optimizer: Optimizer, step: StepShape) -> Mem
         layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
         outside = sum(parameter.numel() for parameter in model.parameters()) - sum(layers)
         state = state // step.num_shards + (2 * outside + 3 * max(layers)) * wide
-    return MemoryPlan(state + casts, step.batch * step.row_length * _activations(model, step), _losses(model, step))
+    return state + casts + step.batch * step.row_length * _activations(model, step) + _losses(model, step)
 
 
 def _activations(model: RecycleGPT, step: StepShape) -> int:

@@ -67,8 +67,8 @@ def test_measures_with_and_without_the_module() -> None:
         for name, recycle in variants(RecycleConfig(2))
     }
     (with_module, empty), (without, table) = measured["module"], measured["none"]
-    assert with_module.flops_per_token == flops_per_token(SHAPE, RecycleConfig(2), 12).total
-    assert without.flops_per_token == flops_per_token(SHAPE, None, 12).total
+    assert with_module.flops_per_token == flops_per_token(SHAPE, RecycleConfig(2), 12)
+    assert without.flops_per_token == flops_per_token(SHAPE, RecycleConfig(0), 12)
     assert len(with_module.steps_s) == 2
     assert min(with_module.steps_s) > 0
     assert (with_module.row()["recycle_num_layers"], without.row()["recycle_num_layers"]) == (2, 0)

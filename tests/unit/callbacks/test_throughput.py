@@ -120,7 +120,7 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recyclegpt.callbacks.throughput.device_name", lambda _: "NVIDIA H100 80GB HBM3")
     run.batch(wait_s=0, step_s=1)
     run.batch(wait_s=0, step_s=1)
-    expected = B * T * flops_per_token(config, recycle, T).total / 989.4e12
+    expected = B * T * flops_per_token(config, recycle, T) / 989.4e12
     assert run.logged[0][1]["train/mfu"] == pytest.approx(expected)
 
 

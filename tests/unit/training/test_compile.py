@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
-from recyclegpt.training.compile import GRAPHS, layers_of, recompute_layers, set_up_layers
+from recyclegpt.training.compile import GRAPHS, layers_of, set_up_layers
 
 V, B, T = 29, 2, 12
 
@@ -46,7 +46,7 @@ def test_gradients_are_bit_equal(num_unrolled: int, masked: bool) -> None:
     wanted = train_once(make_model(), num_unrolled, masked)
     for every, runs in ((1, 2), (2, 1)):
         model = make_model()
-        recompute_layers(model, every)
+        set_up_layers(model, False, every)
         calls: list[int] = []
         layer = layers_of(model)[1]
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
@@ -58,7 +58,7 @@ def test_gradients_are_bit_equal(num_unrolled: int, masked: bool) -> None:
 
 def test_nothing_is_run_again_without_gradients() -> None:
     model = make_model()
-    recompute_layers(model, 1)
+    set_up_layers(model, False, 1)
     assert list(model.state_dict()) == list(make_model().state_dict())
     with torch.no_grad():
         hidden_BTC = model.states(views(1)).hidden_BTC

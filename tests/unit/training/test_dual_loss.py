@@ -140,9 +140,9 @@ def test_weight_schedules() -> None:
 
 def test_every_bad_value_is_named() -> None:
     with pytest.raises(ConfigError) as error:
-        LossConfig(recycle_weight=-1, step_decay=0, num_unrolled=9, target="label", backbone_grad_scale=math.nan)
+        LossConfig(recycle_weight=-1, step_decay=2, num_unrolled=9, target="label", backbone_grad_scale=math.nan)
     names = [problem.split(":")[0] for problem in error.value.problems]
-    assert names == ["recycle_weight", "backbone_grad_scale", "step_decay", "num_unrolled", "target"]
+    assert names == ["recycle_weight", "num_unrolled", "step_decay", "backbone_grad_scale", "target"]
 
 
 def test_held_out_metrics_are_those_of_the_same_tokens() -> None:

@@ -102,7 +102,7 @@ def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
 
 
 def test_fused_adamw_is_clipped_in_mixed_precision(tmp_path: Path) -> None:
-    module = build(optimizer=functools.partial(adamw, lr=1e-2, fused=True))
+    module = build(optimizer=functools.partial(adamw, lr=1e-2))
     fit(module, Data(8), tmp_path, gradient_clip_val=1.0, precision="bf16-mixed")
 
 
@@ -188,6 +188,16 @@ def test_the_rows_of_a_skipped_step_are_saved(tmp_path: Path) -> None:
         [[40, 41], [50, 51]],
     ]
     assert all(line["grad_norm"] == "nan" for line in lines)
+
+
+def test_the_count_of_skipped_steps_survives_a_restart(tmp_path: Path) -> None:
+    module = build()
+    module.__class__ = Poisoned
+    module.poison = (2, 3)
+    fit(module, Data(4), tmp_path).save_checkpoint(tmp_path / "step_4.ckpt")
+    resumed = build()
+    resumed.on_load_checkpoint(torch.load(tmp_path / "step_4.ckpt", weights_only=True))
+    assert (resumed.num_skipped_steps, resumed.num_skipped_in_a_row) == (2, 2)
 
 
 def test_compilation_in_place_keeps_the_keys(tmp_path: Path) -> None:
