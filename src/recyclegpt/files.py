@@ -72,13 +72,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def matches_type(value: Any, kind: Any) -> bool:
-    """Whether a stored value has a field's type: an integer may stand for a float, and a bool is never a number."""
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int | float if kind is float else kind)
-
-
 def relative(folder: Path) -> Path:
     """The path as a user would type it, relative to the working directory where possible."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

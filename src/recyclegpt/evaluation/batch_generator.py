@@ -51,20 +51,16 @@ class BatchGenerator:
         return self._known[key]
 
     def _write(self, asked: Sequence[tuple[str, Asked]]) -> list[str]:
-        prompts = [self.tokenizer.encode_prompt(prompt) for prompt, _ in asked]
+        cut_before, texts = self.num_cut, [""] * len(asked)
+        rows = [self._fitting(prompt, settings.max_new_tokens) for prompt, settings in asked]
         groups: dict[Asked, list[int]] = defaultdict(list)
-        for number, (_, settings) in enumerate(asked):
-            groups[settings].append(number)
-        texts = [""] * len(asked)
-        cut_before = self.num_cut
+        for number in sorted(range(len(asked)), key=lambda number: -len(rows[number])):
+            groups[asked[number][1]].append(number)
         with tqdm(total=len(asked), desc=self.strategy.name, unit="text", disable=None, leave=False) as progress:
             for settings, numbers in groups.items():
-                rows = {number: self._fitting(prompts[number], settings.max_new_tokens) for number in numbers}
-                numbers.sort(key=lambda number: -len(rows[number]))
                 for begin in range(0, len(numbers), self.batch_size):
                     batch = numbers[begin : begin + self.batch_size]
-                    written = self._batch([rows[number] for number in batch], batch, settings)
-                    for number, text in zip(batch, written, strict=True):
+                    for number, text in zip(batch, self._batch(rows, batch, settings), strict=True):
                         texts[number] = text
                     progress.update(len(batch))
         if cut := self.num_cut - cut_before:
@@ -74,16 +70,16 @@ class BatchGenerator:
 
     def _batch(self, rows: list[list[int]], numbers: list[int], settings: Asked) -> list[str]:
         device = self.decoder.model.device
-        generators = [torch.Generator(device).manual_seed(self.seed + number) for number in numbers]
         stop = StopStrings(settings.stop, self.tokenizer.decode)
         generation = self.decoder.generate(
-            rows, self.strategy, settings.max_new_tokens, settings.sampling, self.tokenizer.stop_ids,
-            generators=generators, stop_strings=stop,
+            [rows[number] for number in numbers], self.strategy, settings.max_new_tokens, settings.sampling,
+            self.tokenizer.stop_ids, stop_strings=stop,
+            generators=[torch.Generator(device).manual_seed(self.seed + number) for number in numbers],
         )  # fmt: skip
         return [stop.cut(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generation.tokens]
 
-    def _fitting(self, prompt: list[int], max_new_tokens: int) -> list[int]:
-        context = self.decoder.model.config.context_length
+    def _fitting(self, prompt: str, max_new_tokens: int) -> list[int]:
+        tokens, context = self.tokenizer.encode_prompt(prompt), self.decoder.model.config.context_length
         room = max(context - max_new_tokens, context // 2, 1)
-        self.num_cut += len(prompt) > room
-        return prompt[-room:]
+        self.num_cut += len(tokens) > room
+        return tokens[-room:]

@@ -47,7 +47,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         scorer: of the model; adapters of several scorings share it, so that every text is read once.
         tokenizer: the model's own.
         scoring: which of the scorer's answers to give.
-        generator: writes the texts that `generate_until` asks for; None refuses such tasks.
+        generator: writes the texts that `generate_until` asks for.
     """
 
     def __init__(
@@ -81,10 +81,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         scored = self._score([Pair(tuple(context), tuple(text)) for _, context, text in requests])
-        answers = [(one.log_likelihood, one.is_greedy) for one in scored]
-        for (strings, _, _), answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial("loglikelihood", strings, answer)
-        return answers
+        return [(one.log_likelihood, one.is_greedy) for one in scored]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Each text in windows that fill the context after one token; alternation restarts in each."""
@@ -100,17 +97,11 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         totals = [0.0] * len(requests)
         for number, scored in zip(owners, self._score(pairs), strict=True):
             totals[number] += scored.log_likelihood
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        if self.generator is None:
-            raise ConfigError("tasks: one of them needs generated text; give a generator")
-        texts = self.generator.write([(request.args[0], asked(request.args[1])) for request in requests])
-        for request, text in zip(requests, texts, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return texts
+        assert self.generator is not None, "needed where `TaskSet.generative` is not empty"
+        return self.generator.write([(request.args[0], asked(request.args[1])) for request in requests])
 
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
         return [scored[self.scoring] for scored in self.scorer.score(pairs)]
@@ -122,8 +113,7 @@ def asked(settings: Mapping[str, Any]) -> Asked:
     Raises:
         ConfigError: a setting is unknown or impossible.
     """
-    unknown = {key: value for key, value in settings.items() if key not in _SUPPORTED and value not in (None, False, 1)}
-    if unknown:
+    if unknown := [key for key, value in settings.items() if key not in _SUPPORTED and value not in (None, False, 1)]:
         raise ConfigError(f"tasks: generation_kwargs: {', '.join(unknown)} are not supported; leave them out")
     until = settings.get("until") or []
     stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
@@ -131,10 +121,7 @@ def asked(settings: Mapping[str, Any]) -> Asked:
     if not settings.get("do_sample"):
         return Asked(int(most), stop, SamplingConfig())
     given = {key: settings[key] for key in ("temperature", "top_k", "top_p", "min_p") if settings.get(key) is not None}
-    try:
-        return Asked(int(most), stop, SamplingConfig(**({"temperature": 1.0} | given)))
-    except ConfigError as error:
-        raise ConfigError([f"tasks: generation_kwargs: {problem}" for problem in error.problems]) from error
+    return Asked(int(most), stop, SamplingConfig(**({"temperature": 1.0} | given)))
 
 
 @dataclass
@@ -147,8 +134,6 @@ class TaskSet:
     """Of all groups and tasks, each group before its members."""
     generative: set[str] = field(default_factory=set)
     """Names of tasks that need generated text."""
-    has_rolling: bool = False
-    """Whether one of them scores whole texts."""
     summed_up: set[str] = field(default_factory=set)
     """Names of tasks that their group aggregates."""
 
@@ -161,38 +146,33 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
     Raises:
         ConfigError: a name is unknown, or a task's data cannot be read.
     """
-    names = [task for task in wanted if isinstance(task, str)]
-    if folder is not None and not Path(folder).expanduser().is_dir():
-        raise ConfigError(f"tasks_path: {folder} is not a folder; give one with task files (.yaml)")
+    names = {task for task in wanted if isinstance(task, str)}
     include = None if folder is None else str(Path(folder).expanduser())
+    if include is not None and not Path(include).is_dir():
+        raise ConfigError(f"tasks_path: {folder} is not a folder; give one with task files (.yaml)")
     with _quiet():
         manager = TaskManager(include_path=include, include_defaults=False)
-        if any(name not in manager.task_index for name in names):
+        if names - manager.task_index.keys():
             manager = TaskManager(include_path=include)
-        problems = [_unknown(name, manager, folder) for name in names if name not in manager.task_index]
-        if problems:
-            raise ConfigError(problems)
+        if unknown := sorted(names - manager.task_index.keys()):
+            raise ConfigError([_unknown(name, manager.all_tasks) for name in unknown])
         found = TaskSet()
         for task in wanted:
             try:
                 loaded = manager.load([task if isinstance(task, str) else _made(task)])
-            except Exception as error:  # noqa: BLE001 - readers, templates and the hub raise anything
-                reason = (str(error).strip() or "no reason given").splitlines()[0]
+            except Exception as error:  # readers, templates and the hub raise anything
                 name = task if isinstance(task, str) else task.get("group", task.get("task"))
-                problems.append(f"tasks: {name}: cannot be read ({type(error).__name__}: {reason})")
-                continue
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"tasks: {name}: cannot be read ({type(error).__name__}: {reason})") from error
             groups, leaves = loaded.get("groups", {}), loaded["tasks"]
             inside = {child for group in groups.values() for child in group.child_names}
             found.items += [group for name, group in groups.items() if name not in inside]
             found.items += [leaf for name, leaf in leaves.items() if name not in inside]
             found.names += [*groups, *leaves]
             found.generative |= {name for name, leaf in leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
-            found.has_rolling |= any(leaf.OUTPUT_TYPE == "loglikelihood_rolling" for leaf in leaves.values())
-            for group in groups.values():
-                if group.has_aggregation:
-                    found.summed_up |= {leaf.task_name for leaf in group.get_all_tasks()}
-    if problems:
-        raise ConfigError(problems)
+            found.summed_up |= {
+                leaf.task_name for group in groups.values() if group.has_aggregation for leaf in group.get_all_tasks()
+            }
     return found
 
 
@@ -212,13 +192,13 @@ def run_tasks(
     with _quiet():
         results = lm_eval.simple_evaluate(
             model=model, tasks=list(tasks.items), task_manager=TaskManager(include_defaults=False),
-            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters, log_samples=tasks.has_rolling,
+            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     by_name = {**results["results"], **results.get("groups", {})}
     for name in tasks.names:
-        if metrics := dict(_metrics(by_name.get(name, {}))):
+        if metrics := _metrics(by_name.get(name, {})):
             if bootstrap_iters:
                 _add_stderr_of_ratios(metrics, results.get("samples", {}).get(name, []))
             found[name] = {"num_samples": by_name[name].get("sample_len"), "metrics": metrics}
@@ -236,19 +216,17 @@ def _made(task: Mapping[str, Any], prefix: str = "") -> Any:
     return group
 
 
-def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _metrics(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         metric, comma, how = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-            continue
-        stderr = values.get(f"{metric}_stderr,{how}")
-        yield (
-            metric if how == "none" else f"{metric} ({how})",
-            {
+        if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            stderr = values.get(f"{metric}_stderr,{how}")
+            found[metric if how == "none" else f"{metric} ({how})"] = {
                 "value": float(value),
                 "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
-            },
-        )
+            }
+    return found
 
 
 def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None:
@@ -262,21 +240,19 @@ def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None
     return math.sqrt(num / (num - 1) * squares) / count
 
 
-def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, float | None]], samples: Sequence[Mapping[str, Any]]) -> None:
+def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> None:
     """The harness has no standard error for perplexities of whole texts; add one."""
     for metric, found in metrics.items():
-        pairs = [sample[metric] for sample in samples if isinstance(sample.get(metric), tuple)]
-        error = ratio_stderr(pairs) if pairs else None
-        if found["stderr"] is None and error is not None and found["value"] is not None:
+        error = ratio_stderr([sample[metric] for sample in samples if isinstance(sample.get(metric), tuple)])
+        if found["stderr"] is None and error is not None:
             # That of exp(x) is exp(x) times that of x; that of bits is that of nats over ln 2.
             found["stderr"] = error / math.log(2) if metric.startswith("bits") else found["value"] * error
 
 
-def _unknown(name: str, manager: Any, folder: str | Path | None) -> str:
-    near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-    where = "among lm-eval's" if folder is None else f"in {folder} or among lm-eval's"
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "tasks_path=FOLDER names a folder of your own task files"
-    return f"tasks: {name!r} is not {where}; {hint}"
+    return f"tasks: {name!r} is neither among lm-eval's nor in tasks_path; {hint}"
 
 
 @contextlib.contextmanager

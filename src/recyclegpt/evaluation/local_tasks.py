@@ -53,12 +53,10 @@ def wikitext(files: str | Sequence[str]) -> Task:
     Raises:
         ConfigError: a file cannot be read, or holds no text.
     """
-    pages: list[str] = []
-    for path in [files] if isinstance(files, str) else files:
-        found = articles(_read(Path(path).expanduser(), WIKITEXT))
-        if not found:
-            raise ConfigError(f"task_files.{WIKITEXT}: {path} holds no text; give a raw text file of WikiText")
-        pages += found
+    paths = [files] if isinstance(files, str) else files
+    pages = [page for path in paths for page in articles(_read(Path(path).expanduser(), WIKITEXT))]
+    if not pages:
+        raise ConfigError(f"task_files.{WIKITEXT}: {', '.join(paths)} holds no text; give raw text files of WikiText")
     return rolling_task(WIKITEXT, pages)
 
 

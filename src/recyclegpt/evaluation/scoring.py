@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recyclegpt.errors import ConfigError
-from recyclegpt.models import MAX_RECYCLED, RecycleGPT
+from recyclegpt.models import RecycleGPT
 
 log = logging.getLogger("recyclegpt")
 
@@ -54,9 +53,6 @@ class Scorer:
     - `alternating`: the distribution that alternating decoding with `num_recycled` = m, started after the context,
       would have drawn the token from: the backbone's for the first token and every (m + 1)-th after it, the module's
       step k for the k-th token after one of these.
-
-    Raises:
-        ConfigError: a scoring is unknown, or a number out of range.
     """
 
     model: RecycleGPT
@@ -70,19 +66,6 @@ class Scorer:
     _known: dict[Pair, dict[str, Scored]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        problems = [
-            f"scorings: {name!r} is unknown; choose from {', '.join(SCORINGS)}"
-            for name in self.scorings
-            if name not in SCORINGS
-        ]
-        if not self.scorings:
-            problems.append(f"scorings: none given; choose from {', '.join(SCORINGS)}")
-        if not 1 <= self.num_recycled <= MAX_RECYCLED:
-            problems.append(f"num_recycled: {self.num_recycled} is not between 1 and {MAX_RECYCLED}")
-        if self.batch_size < 1:
-            problems.append(f"batch_size: {self.batch_size} is not a positive whole number")
-        if problems:
-            raise ConfigError(problems)
         if self.model.recyclable is None and set(self.scorings) != {"backbone"}:
             log.warning("the model has no recyclable module, so the backbone alone is scored")
             self.scorings = ("backbone",)
@@ -152,8 +135,6 @@ class Scorer:
         tokens_BS = tokens_BS.to(self.model.device)
         views_NBT = torch.stack([tokens_BS[:, step : step + T] for step in range(num_steps + 1)])
         with self._precision():
-            if not num_steps:
-                return tokens_BS, [self.model.backbone_states(views_NBT[0])]
             hidden_BTC, recycled = self.model.states(views_NBT, num_unrolled=num_steps)
         return tokens_BS, [hidden_BTC, *recycled]
 
@@ -176,10 +157,9 @@ class Scorer:
             for index_M in asked_N.nonzero().squeeze(1).split(at_once):
                 with self._precision():
                     logits_MV = self.model.logits(state_BTC[row_N[index_M], place_N[index_M] - 1 - k])
-                if logits_MV.dtype != torch.float64:
-                    logits_MV = logits_MV.float()
-                target_M = target_N[index_M]
-                log_p_KN[k, index_M] = logits_MV.log_softmax(-1).gather(1, target_M[:, None]).squeeze(1).double()
+                target_M, wide = target_N[index_M], torch.promote_types(logits_MV.dtype, torch.float32)
+                log_p_MV = logits_MV.log_softmax(-1, dtype=wide)
+                log_p_KN[k, index_M] = log_p_MV.gather(1, target_M[:, None]).squeeze(1).double()
                 best_KN[k, index_M] = logits_MV.argmax(-1) == target_M
         return log_p_KN, best_KN
 

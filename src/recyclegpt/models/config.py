@@ -52,15 +52,13 @@ class ModelConfig:
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rope_scaling", RopeScaling.of(self.rope_scaling))
+        if not isinstance(self.rope_scaling, RopeScaling):  # plain values of a file
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         positive = ("vocab_size", "context_length", "num_layers", "hidden_size", "num_heads", "rope_theta", "norm_eps")
         problems = [
-            f"{name}: {getattr(self, name)} is not positive" for name in positive if not getattr(self, name) > 0
-        ]
-        problems += [
-            f"{name}: {getattr(self, name)} is not positive; null derives it"
-            for name in DERIVED
-            if getattr(self, name) is not None and not getattr(self, name) > 0
+            f"{name}: {value} is not positive"
+            for name in (*positive, *DERIVED)
+            if (value := getattr(self, name)) is not None and not value > 0
         ]
         if not self.init_std >= 0:
             problems.append(f"init_std: {self.init_std} is negative")
@@ -72,18 +70,15 @@ class ModelConfig:
             object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // (3 * 64)) * 64)
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads={self.num_heads}")
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            fitting = [heads for heads in range(1, self.hidden_size + 1) if self.hidden_size % heads == 0]
-            nearest = sorted(fitting, key=lambda heads: abs(heads - self.num_heads))[:3]
-            problems.append(
-                f"num_heads: {self.num_heads} does not divide hidden_size={self.hidden_size}; "
-                f"choose {', '.join(map(str, sorted(nearest)))}, or set head_dim"
-            )
-        else:
-            head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
-            object.__setattr__(self, "head_dim", head_dim)
-            if head_dim % 2:
-                problems.append(f"head_dim: {head_dim} is odd; rotary position embedding needs an even width")
+        if self.head_dim is None:
+            if self.hidden_size % self.num_heads:
+                problems.append(
+                    f"num_heads: {self.num_heads} does not divide hidden_size={self.hidden_size}; change one, or set "
+                    "head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        if self.head_dim % 2:
+            problems.append(f"head_dim: {self.head_dim} is odd; rotary position embedding needs an even width")
         if problems:
             raise ConfigError(problems)
 

@@ -3,17 +3,15 @@
 B batch, T positions, H heads, D head width, S positions in the tables.
 """
 
-# No `from __future__ import annotations`: Hydra and the checkpoint reader look at the types of the fields.
+# No `from __future__ import annotations`: Hydra looks at the types of the fields.
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.files import matches_type
 
 KINDS = ("none", "linear", "llama3", "yarn")
 
@@ -43,47 +41,17 @@ class RopeScaling:
     """Round the borders of YaRN's ramp to whole dimensions."""
 
     def __post_init__(self) -> None:
+        possible = {
+            "factor": self.factor >= 1,
+            "original_context": self.kind not in ("llama3", "yarn") or self.original_context >= 1,
+            "high_freq_factor": self.kind != "llama3" or 0 < self.low_freq_factor < self.high_freq_factor,
+            "beta_fast": self.kind != "yarn" or 0 < self.beta_slow < self.beta_fast,
+            "attention_factor": self.attention_factor > 0,
+        }
         if self.kind not in KINDS:
             raise ConfigError(f"rope_scaling.kind: {self.kind!r} is unknown; choose from {', '.join(KINDS)}")
-        if self.kind == "none":
-            return
-        problems = []
-        if not self.factor >= 1:
-            problems.append(f"rope_scaling.factor: {self.factor} is below 1")
-        if self.kind != "linear" and self.original_context < 1:
-            problems.append(f"rope_scaling.original_context: {self.original_context} is not positive")
-        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
-            problems.append(
-                f"rope_scaling: low_freq_factor {self.low_freq_factor} is not between 0 and high_freq_factor "
-                f"{self.high_freq_factor}"
-            )
-        if self.kind == "yarn" and not 0 < self.beta_slow < self.beta_fast:
-            problems.append(f"rope_scaling: beta_slow {self.beta_slow} is not between 0 and beta_fast {self.beta_fast}")
-        if not self.attention_factor > 0:
-            problems.append(f"rope_scaling.attention_factor: {self.attention_factor} is not positive")
-        if problems:
-            raise ConfigError(problems)
-
-    @classmethod
-    def of(cls, values: "RopeScaling | dict[str, Any]") -> "RopeScaling":
-        """From what a checkpoint or a JSON file stored; an instance is returned as it is.
-
-        Raises:
-            ConfigError: a value is unknown or of another type.
-        """
-        if isinstance(values, RopeScaling):
-            return values
-        default = asdict(cls())
-        wrong = [
-            f"rope_scaling.{key}: {value!r} is not {type(default[key]).__name__}"
-            if key in default
-            else f"rope_scaling.{key}: unknown; choose from {', '.join(default)}"
-            for key, value in values.items()
-            if key not in default or not matches_type(value, type(default[key]))
-        ]
-        if wrong:
-            raise ConfigError(wrong)
-        return cls(**values)
+        if problems := [name for name, fits in possible.items() if not fits]:
+            raise ConfigError(f"rope_scaling: {', '.join(problems)} of {self} cannot work")
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling, device: torch.device | str = "cpu") -> Tensor:
@@ -96,19 +64,14 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling, device: torch
     if scaling.kind == "linear":
         return frequency / scaling.factor
     if scaling.kind == "llama3":
-        return _llama3(frequency, scaling)
+        # Fast pairs stay, slow ones are stretched by the factor, those in between are blended.
+        turns = scaling.original_context * frequency / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+        return (1 - share) * frequency / scaling.factor + share * frequency
     if scaling.kind == "yarn":
         return _yarn(theta**exponents, head_dim, theta, scaling)
     return frequency
-
-
-def _llama3(frequency: Tensor, scaling: RopeScaling) -> Tensor:
-    """Fast pairs stay, slow ones are stretched by the factor, those in between are blended."""
-    turns = scaling.original_context * frequency / (2 * math.pi)
-    """Full turns within the original context."""
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - share) * frequency / scaling.factor + share * frequency
 
 
 def _yarn(wavelength: Tensor, head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:

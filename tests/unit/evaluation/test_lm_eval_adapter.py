@@ -117,7 +117,9 @@ def test_blimp_files_are_a_group_by_phenomenon(tokenizer: TextTokenizer, tmp_pat
 def test_wikitext_files_are_cut_into_articles(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     pages = [" = One = \n \n Some words . \n = = Part = = \n More . \n", " = Two = \n \n Other words . \n"]
     (tmp_path / "a.txt").write_text(" \n" + "".join(pages), encoding="utf-8")
-    found = run_tasks(find_tasks([wikitext([str(tmp_path / "a.txt")])]), RecycleLM(Scorer(make_model()), tokenizer))
+    found = run_tasks(
+        find_tasks([wikitext([str(tmp_path / "a.txt")])]), RecycleLM(Scorer(make_model()), tokenizer, "backbone")
+    )
     assert found[WIKITEXT]["num_samples"] == 2
     assert list(found[WIKITEXT]["metrics"]) == ["word_perplexity", "byte_perplexity", "bits_per_byte"]
     assert all(metric["stderr"] > 0 for metric in found[WIKITEXT]["metrics"].values())
@@ -175,10 +177,7 @@ def test_unknown_names_are_reported_together(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lm_eval_adapter, "TaskManager", lambda **given: known(**given | {"include_defaults": False}))
     with pytest.raises(ConfigError) as caught:
         find_tasks(["hellaswog", "piqua"])
-    assert [problem.split(";")[0] for problem in caught.value.problems] == [
-        "tasks: 'hellaswog' is not among lm-eval's",
-        "tasks: 'piqua' is not among lm-eval's",
-    ]
+    assert [problem.split("'")[1] for problem in caught.value.problems] == ["hellaswog", "piqua"]
 
 
 def test_how_a_task_wants_its_text() -> None:
@@ -188,20 +187,20 @@ def test_how_a_task_wants_its_text() -> None:
     )
     with pytest.raises(ConfigError, match="num_beams are not supported"):
         asked({"num_beams": 4})
-    with pytest.raises(ConfigError, match="generation_kwargs: top_p"):
+    with pytest.raises(ConfigError, match="top_p"):
         asked({"do_sample": True, "top_p": 2.0})
 
 
 def test_texts_begin_as_the_tokenizer_of_the_model_begins_them(tokenizer: TextTokenizer) -> None:
     scorer = Scorer(make_model())
-    plain = RecycleLM(scorer, tokenizer)
+    plain = RecycleLM(scorer, tokenizer, "backbone")
     assert plain.prefix_token_id == tokenizer.eos_id
     assert plain.tok_encode("ab") == tokenizer.encode("ab")
     llama = Tokenizer.from_str(json.dumps(tokenizer._content))
     llama.add_special_tokens([AddedToken("<s>", special=True)])
     start = llama.token_to_id("<s>")
     llama.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    begun = RecycleLM(scorer, TextTokenizer(llama))
+    begun = RecycleLM(scorer, TextTokenizer(llama), "backbone")
     assert begun.prefix_token_id == start
     assert begun._encode_pair("ab", " cd") == ([start, *tokenizer.encode("ab")], tokenizer.encode(" cd"))
     assert begun.tok_encode("ab", add_special_tokens=False) == tokenizer.encode("ab")
@@ -223,6 +222,6 @@ def test_standard_error_of_a_ratio_is_that_of_resampling() -> None:
 def test_standard_output_is_left_alone(
     tokenizer: TextTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_tasks(find_tasks([rolling_task("pages", TEXTS)]), RecycleLM(Scorer(make_model()), tokenizer))
+    run_tasks(find_tasks([rolling_task("pages", TEXTS)]), RecycleLM(Scorer(make_model()), tokenizer, "backbone"))
     assert capsys.readouterr().out == ""
     assert sys.stdout is not sys.stderr

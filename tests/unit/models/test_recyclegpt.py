@@ -161,7 +161,7 @@ def test_impossible_shapes_are_all_named() -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig(-1, num_layers=0, num_kv_heads=-2)
     assert [problem.split(":")[0] for problem in error.value.problems] == ["vocab_size", "num_layers", "num_kv_heads"]
-    with pytest.raises(ConfigError, match="num_heads: 5 does not divide hidden_size=64; choose "):
+    with pytest.raises(ConfigError, match="num_heads: 5 does not divide hidden_size=64; "):
         ModelConfig(10, hidden_size=64, num_heads=5)
     with pytest.raises(ConfigError, match="num_kv_heads: 3 does not divide"):
         ModelConfig(10, hidden_size=64, num_heads=4, num_kv_heads=3)

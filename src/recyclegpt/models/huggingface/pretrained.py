@@ -14,13 +14,14 @@ from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
-from recyclegpt.models.huggingface.shards import FLOATS, MOST_NAMED, Shards, some
+from recyclegpt.models.huggingface.shards import FLOATS, Shards
 from recyclegpt.models.layers import initialise
 from recyclegpt.models.recyclegpt import RecycleGPT
 
 _UNUSED = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
 """Endings of tensors in old checkpoints that are not weights."""
 HEAD = "lm_head.weight"
+_MOST_NAMED = 5
 
 
 class PretrainedBackbone:
@@ -40,13 +41,8 @@ class PretrainedBackbone:
     def __init__(
         self, path: str, revision: str | None = None, context_length: int | None = None, dtype: str = "float32"
     ) -> None:
-        problems = []
         if dtype not in DTYPES:
-            problems.append(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-        if context_length is not None and context_length < 1:
-            problems.append(f"context_length: {context_length} is not positive")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError(f"dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
         self.path, self.revision, self.dtype = path, revision, DTYPES[dtype]
         self.folder = locate(path, revision)
         try:
@@ -56,9 +52,9 @@ class PretrainedBackbone:
         except ConfigError as error:
             raise ConfigError([f"path: {problem}" for problem in error.problems]) from error
         longest = self.config.context_length
-        if context_length is not None and context_length > longest:
-            raise ConfigError(f"context_length: {context_length} is more than the {longest} of {path}; lower it")
-        self.context_length = context_length or longest
+        self.context_length = longest if context_length is None else context_length
+        if not 1 <= self.context_length <= longest:
+            raise ConfigError(f"context_length: {context_length} is not between 1 and the {longest} of {path}")
 
     def fingerprint(self) -> str:
         """See `Shards.fingerprint`."""
@@ -82,21 +78,19 @@ class PretrainedBackbone:
         for part in (model.backbone, model.lm_head):
             part.to(self.dtype)
         model.materialise(device)
-        wanted = backbone_weights(model)
+        wanted, problems = backbone_weights(model), []
         tied: torch.Tensor | None = None
         for name, tensor in self._shards.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
-                    raise ConfigError(f"path: {self.folder}: {name} is not finite; copy the checkpoint again")
-                with torch.no_grad():
-                    wanted[name].copy_(tensor)
+                    problems.append(f"path: {self.folder}: {name} is not finite; copy the checkpoint again")
+                wanted[name].copy_(tensor)
             elif name == HEAD:
                 tied = tensor
         if tied is not None and not torch.equal(tied.to(self.dtype), model.lm_head.weight.cpu()):
-            raise ConfigError(
-                f"path: {self.folder}: {HEAD} differs from the embedding, but config.json ties them; set "
-                "tie_word_embeddings to false there"
-            )
+            problems.append(f"path: {self.folder}: {HEAD} differs from the embedding that config.json ties it to")
+        if problems:
+            raise ConfigError(problems)
         if model.recyclable is not None:
             initialise(model.recyclable, self.config.init_std)
             model.recyclable.balance_fold(float(model.backbone.embed_tokens.weight.detach().float().std()))
@@ -105,32 +99,22 @@ class PretrainedBackbone:
     def _check_tensors(self) -> None:
         with torch.device("meta"):
             wanted = backbone_weights(RecycleGPT(self.config))
-        shapes = self._shards.shapes
-        missing = [name for name in wanted if name not in shapes]
-        unknown = [
-            name
+        unused = (*_UNUSED, HEAD) if self.config.tie_embeddings else _UNUSED
+        shapes, dtypes = self._shards.shapes, self._shards.dtypes
+        problems = [f"{name} is missing; copy the checkpoint again" for name in wanted if name not in shapes]
+        problems += [
+            f"{name} is not part of the architecture in its config.json"
             for name in shapes
-            if name not in wanted and not name.endswith(_UNUSED) and not (name == HEAD and self.config.tie_embeddings)
+            if name not in wanted and not name.endswith(unused)
         ]
-        problems = []
-        if missing:
-            problems.append(f"{self.folder}: {_some_are(missing)} missing; copy the checkpoint again")
-        if unknown:
-            problems.append(f"{self.folder}: {_some_are(unknown)} not part of the architecture in its config.json")
         problems += [
-            f"{self.folder}: {name} is {list(shapes[name])}, its config.json says {list(weight.shape)}"
+            f"{name} is {dtypes[name]} {list(shapes[name])}, its config.json says {list(weight.shape)} of floats"
             for name, weight in wanted.items()
-            if name in shapes and shapes[name] != tuple(weight.shape)
+            if name in shapes and (shapes[name] != tuple(weight.shape) or dtypes[name] not in FLOATS)
         ]
-        problems += [
-            f"{self.folder}: {name} is {self._shards.dtypes[name]}, not a floating-point number"
-            for name in wanted
-            if name in shapes and self._shards.dtypes[name] not in FLOATS
-        ]
-        if len(problems) > MOST_NAMED:
-            problems[MOST_NAMED:] = [f"{self.folder}: and {len(problems) - MOST_NAMED} more"]
         if problems:
-            raise ConfigError(problems)
+            more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
+            raise ConfigError([f"{self.folder}: {problem}" for problem in problems[:_MOST_NAMED] + more])
 
 
 def load_backbone(
@@ -152,14 +136,6 @@ def load_backbone(
     Raises:
         ConfigError: see `PretrainedBackbone`.
     """
-    found = PretrainedBackbone(str(folder_or_name), None, context_length, _dtype_name(dtype))
-    found.config = replace(found.config, context_length=found.context_length)
+    found = PretrainedBackbone(str(folder_or_name), None, context_length)
+    found.dtype, found.config = dtype, replace(found.config, context_length=found.context_length)
     return found.load(recycle, device)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
-
-
-def _some_are(names: list[str]) -> str:
-    return f"{some(names)} {'is' if len(names) == 1 else 'are'}"

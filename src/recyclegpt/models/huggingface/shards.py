@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,6 @@ INDEX = "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
-MOST_NAMED = 5
 
 
 class Shards:
@@ -31,29 +29,19 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = _read_index(folder)
-        files = sorted(set(index.values())) if index is not None else [SINGLE]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._names: dict[str, list[str]] = {}
         problems = []
-        for file in files:
-            path = folder / file
+        for file in _files(folder):
             try:
-                with safe_open(path, framework="pt") as opened:
-                    names = list(opened.keys())
-                    for name in names:
+                with safe_open(folder / file, framework="pt") as opened:
+                    self._names[file] = list(opened.keys())
+                    for name in self._names[file]:
                         part = opened.get_slice(name)
                         self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-                    self._names[file] = names
-            except FileNotFoundError:
-                problems.append(f"{path}: missing; copy the checkpoint again")
             except (SafetensorError, OSError) as error:
-                problems.append(f"{path}: cannot be read ({error}); copy the checkpoint again")
-        if index is not None and not problems:
-            absent = [name for name, file in index.items() if name not in self._names[file]]
-            if absent:
-                problems.append(f"{folder / INDEX}: names {some(absent)}, which its files do not hold; copy it again")
+                problems.append(f"{folder / file}: cannot be read ({error}); copy the checkpoint again")
         if problems:
             raise ConfigError(problems)
 
@@ -84,28 +72,18 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     return FLOATS[found.pop()] if len(found) == 1 else None
 
 
-def _read_index(folder: Path) -> Mapping[str, str] | None:
-    """Tensor name to file name; None if a single file holds all tensors."""
+def _files(folder: Path) -> list[str]:
+    """The files that hold the tensors: those that the index names, or the only one."""
     path = folder / INDEX
     if not path.exists():
         if (folder / SINGLE).exists():
-            return None
-        others = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f"; {others[0]} is a pickle, which may run code; convert it to safetensors" if others else ""
-        raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}{hint}")
+            return [SINGLE]
+        raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}; convert other weights to safetensors")
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); copy it again") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
-        raise ConfigError(f"{path}: weight_map does not map tensor names to files; copy it again")
-    outside = sorted({file for file in found.values() if Path(file).name != file or file in ("", ".", "..")})
+        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [file for file in files if Path(file).name != file]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error!r}); copy it again") from error
     if outside:
         raise ConfigError(f"{path}: names {outside[0]!r}, which is not a file of this folder; do not use it")
-    return found
-
-
-def some(names: list[str]) -> str:
-    """The first few of these names, and the number of the rest."""
-    shown = ", ".join(names[:MOST_NAMED])
-    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"
+    return files

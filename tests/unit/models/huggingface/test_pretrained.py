@@ -80,7 +80,7 @@ def test_a_context_of_ones_own(folder: Path) -> None:
     assert load_backbone(folder, context_length=20).config.context_length == 20
     kept = PretrainedBackbone(str(folder), context_length=20)
     assert (kept.context_length, kept.config.context_length) == (20, 64)
-    with pytest.raises(ConfigError, match="65 is more than the 64"):
+    with pytest.raises(ConfigError, match="65 is not between 1 and the 64"):
         load_backbone(folder, context_length=65)
 
 
@@ -90,8 +90,7 @@ def test_a_context_of_ones_own(folder: Path) -> None:
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported"),
         ({"hidden_act": "gelu", "vocab_size": 0}, "hidden_act 'gelu'"),
         ({"num_attention_heads": 3}, "num_heads: 3 does not divide"),
-        ({"attention_bias": "no"}, "attention_bias is 'no'"),
-        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"rms_norm_eps": 0}, "norm_eps: 0.0 is not positive"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor of llama3"),
@@ -122,7 +121,7 @@ def test_tensors_that_are_missing_foreign_or_of_another_shape(folder: Path) -> N
     stored(folder, change)
     problems = refusal(folder)
     assert "model.norm.weight is missing" in problems
-    assert "q_proj.weight is [8, 16], its config.json says [16, 16]" in problems
+    assert "q_proj.weight is F32 [8, 16], its config.json says [16, 16]" in problems
     assert "q_proj.bias is not part of the architecture" in problems
     assert "up_proj.weight is I8" in problems
 
@@ -152,33 +151,29 @@ def test_files_that_are_damaged_missing_or_elsewhere(folder: Path) -> None:
     assert "model.safetensors: cannot be read" in refusal(folder)
     (folder / "model.safetensors").unlink()
     assert "holds neither" in refusal(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    assert "is a pickle" in refusal(folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}))
     assert "not a file of this folder" in refusal(folder)
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     problems = refusal(folder)
-    assert "one.safetensors: missing" in problems
-    assert "two.safetensors: missing" in problems
-    (folder / "one.safetensors").write_bytes(whole)
-    (folder / "two.safetensors").write_bytes(whole)
-    assert "names a, b, which its files do not hold" in refusal(folder)
+    assert "one.safetensors: cannot be read" in problems
+    assert "two.safetensors: cannot be read" in problems
     index.write_text("[]")
     assert "index.json: cannot be read" in refusal(folder)
-    (folder / "config.json").write_text("[]")
-    assert "holds list" in refusal(folder)
-    (folder / "config.json").unlink()
-    assert "config.json: missing" in refusal(folder)
+    for content in ("[]", "{", None):
+        if content is None:
+            (folder / "config.json").unlink()
+        else:
+            (folder / "config.json").write_text(content)
+        assert "config.json: cannot be read" in refusal(folder)
 
 
 def test_paths_and_names_that_lead_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("no connection\nand more")
 
-    assert "does not exist" in refusal("./nothing")
-    assert "is a file" in refusal(folder / "config.json")
-    assert "NUL" in refusal("a\0b")
+    assert "is not a folder" in refusal("./nothing")
+    assert "is not a folder" in refusal(folder / "config.json")
     monkeypatch.setattr(location, "snapshot_download", unreachable)
     assert "could not be read from the hub (no connection)" in refusal("owner/name")
     monkeypatch.setattr(location, "snapshot_download", lambda *_, **__: str(folder))
