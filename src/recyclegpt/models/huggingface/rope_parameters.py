@@ -18,8 +18,13 @@ def read_rope(values: Mapping[str, Any], context_length: int) -> tuple[float, Ro
     Dynamic scaling changes nothing up to that length, the longest text of this project's models.
 
     Raises:
-        ConfigError: the kind is not supported, or a number is missing or impossible.
+        ConfigError: the kind is not supported, a number is missing or impossible, or the two spellings differ.
     """
+    if values.get("rope_parameters") and values.get("rope_scaling"):
+        new, old = ({**values, dropped: None} for dropped in ("rope_scaling", "rope_parameters"))
+        if (found := read_rope(new, context_length)) != read_rope(old, context_length):
+            raise ConfigError("rope_parameters and rope_scaling contradict each other; remove one of them")
+        return found
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in given.values()):
         raise ConfigError("rope_parameters differ by layer, which is not supported")

@@ -95,6 +95,13 @@ def test_a_context_of_ones_own(folder: Path) -> None:
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor of llama3"),
         ({"rope_parameters": {"full_attention": {}, "sliding": {}}}, "differ by layer"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "contradict each other",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
