@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 CHECKPOINT_MB = 400
 MOST_TIMES_PLAIN = 2.0
+"""Bytes are hashed before they are written, in one thread: 1.75 measured on a quiet machine (quartiles 1.51 to 1.87).
+A second thread that hashed what was already on disk took 1.06; hashing each piece while it is written, 1.58 to 1.71."""
 MOST_TIMES_PLAIN_STEP = 1.02
 NUM_STEPS = 250
 
