@@ -30,16 +30,14 @@ def draft_config(model: RecycleGPT, kind: str, dtype: torch.dtype) -> dict[str, 
     if problems := draft_problems(model, kind):
         raise ConfigError(problems)
     shape = layer_shape(model.config, model.recycle_config.num_layers, dtype)
-    own: dict[str, Any] = (
-        {"architectures": ["EagleMistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
-        if kind == "vllm"
-        else {
-            "architectures": ["EagleLlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_bias": False,
-            "mlp_bias": False,
-        }
-    )
+    own: dict[str, Any] = {
+        "architectures": ["EagleMistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": None,
+    }
+    if kind == "eagle":
+        own = {"architectures": ["EagleLlamaForCausalLM"], "model_type": "llama"}
+        own |= {"attention_bias": False, "mlp_bias": False}
     no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return own | shape | {"tie_word_embeddings": False} | no_tokens
 
@@ -78,14 +76,5 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
         problems.append(
             f"format: eagle is a Llama, whose width ({config.hidden_size}) its heads ({config.num_heads}) have to "
             "divide; use format=recyclegpt"
-        )
-    # The loaders would silently drop these.
-    unknown = [
-        name for name in model.recyclable.state_dict() if name.endswith((".bias", "q_norm.weight", "k_norm.weight"))
-    ]
-    if unknown:
-        problems.append(
-            f"format: {kind} supports neither biases nor query/key norms in the module ({unknown[0]} for one); "
-            "use format=recyclegpt"
         )
     return problems

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from recyclegpt.checkpoints.load import LoadedModel
 from recyclegpt.checkpoints.model_folder import CONFIG
+from recyclegpt.export.draft_model import KINDS as DRAFTS
 from recyclegpt.export.draft_model import draft_config, draft_weights
 from recyclegpt.export.safetensors import write_json, write_weights
 from recyclegpt.export.tokenizer import start_id, write_hf_tokenizer
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
-from recyclegpt.models.huggingface.own_layout import CODE, own_config, own_weights
+from recyclegpt.models.huggingface.own_layout import own_config, own_weights, write_code
 
+FORMATS = ("recyclegpt", "llama", *DRAFTS)
 CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files of a pretrained backbone that an export of it keeps."""
 _ONE_FILE = "1000TB"
@@ -45,42 +45,22 @@ def write_export(export: Export, folder: Path) -> None:
         ConfigError: the format cannot hold this model; every obstacle is named.
         OSError: a file cannot be written.
     """
-    FORMATS[export.kind].write(export, folder)
-
-
-def next_step(export: Export, out: Path) -> str:
-    """Commands or lines of Python that use the folder."""
-    return FORMATS[export.kind].next_step(export, out)
-
-
-def _own(export: Export, folder: Path) -> None:
-    trained = export.trained
-    write_json(folder / "config.json", own_config(trained.model, export.dtype, *_ends(trained)))
-    write_weights(folder, own_weights(trained.model), export.dtype, _ONE_FILE)
-    for place, code in CODE.items():
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(code, encoding="utf-8")
-    _text_files(export, folder)
-
-
-def _llama(export: Export, folder: Path) -> None:
-    trained = export.trained
-    config = backbone_config(trained.model.config, export.dtype, *_ends(trained))
+    trained, model, kind, dtype = export.trained, export.trained.model, export.kind, export.dtype
+    size = _ONE_FILE if kind == "recyclegpt" else export.max_shard_size
+    ends = trained.tokenizer.stop_ids
+    end, start = ends[0] if len(ends) == 1 else ends, start_id(trained.tokenizer)
+    if kind == "recyclegpt":
+        config, weights = own_config(model, dtype, end, start), own_weights(model)
+        write_code(folder)
+    elif kind == "llama":
+        config, weights = backbone_config(model.config, dtype, end, start), backbone_weights(model)
+    else:
+        config, weights = draft_config(model, kind, dtype), draft_weights(model, kind)
     write_json(folder / "config.json", config)
-    write_weights(folder, backbone_weights(trained.model), export.dtype, export.max_shard_size)
-    _text_files(export, folder)
-
-
-def _draft(export: Export, folder: Path) -> None:
-    model = export.trained.model
-    write_json(folder / "config.json", draft_config(model, export.kind, export.dtype))
-    write_weights(folder, draft_weights(model, export.kind), export.dtype, export.max_shard_size)
-
-
-def _text_files(export: Export, folder: Path) -> None:
-    trained = export.trained
-    write_hf_tokenizer(trained.tokenizer, folder, trained.model.config.context_length)
-    end, start = _ends(trained)
+    write_weights(folder, weights, dtype, size)
+    if kind in DRAFTS:  # the target brings tokenizer and settings
+        return
+    write_hf_tokenizer(trained.tokenizer, folder, model.config.context_length)
     tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": trained.tokenizer.eos_id}
     write_json(folder / "generation_config.json", tokens)
     if trained.backbone is not None:  # its makers' settings for chats, padding and sampling
@@ -89,66 +69,31 @@ def _text_files(export: Export, folder: Path) -> None:
                 shutil.copyfile(trained.backbone / name, folder / name)
 
 
-def _ends(trained: LoadedModel) -> tuple[int | list[int], int | None]:
-    """Ids that end and begin a text."""
-    ends = trained.tokenizer.stop_ids
-    return ends[0] if len(ends) == 1 else ends, start_id(trained.tokenizer)
-
-
-def _use_own(_: Export, out: Path) -> str:
-    return (
-        "from recyclegpt import RecycleGPT\n"
-        f"model = RecycleGPT.from_pretrained({str(out)!r})\n\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
-        'inputs = tokenizer("...", return_tensors="pt")\n'
-        'model.generate(**inputs, max_new_tokens=50, strategy="verified", num_recycled=1)'
-    )
-
-
-def _use_llama(_: Export, out: Path) -> str:
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r})\n\n"
-        f"vllm serve {shlex.quote(str(out))}"
-    )
-
-
-def _use_draft(export: Export, out: Path) -> str:
-    speculative = {
-        "method": "eagle",
-        "model": str(out),
-        "num_speculative_tokens": _num_unrolled(export.trained.config),
-    }
-    target = export.target or "TARGET"
-    path = export.trained.path
-    checkpoint = shlex.quote(str(path.parent if path.name == CONFIG else path))
+def next_step(export: Export, out: Path) -> str:
+    """Commands or lines of Python that use the folder."""
+    if export.kind == "recyclegpt":
+        return (
+            "from recyclegpt import RecycleGPT\n"
+            f"model = RecycleGPT.from_pretrained({str(out)!r})\n\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+            f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+            'inputs = tokenizer("...", return_tensors="pt")\n'
+            'model.generate(**inputs, max_new_tokens=50, strategy="verified", num_recycled=1)'
+        )
+    if export.kind == "llama":
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({str(out)!r})\n"
+            f"model = AutoModelForCausalLM.from_pretrained({str(out)!r})\n\n"
+            f"vllm serve {shlex.quote(str(out))}"
+        )
+    # As many tokens as the module was trained to draft in a row.
+    num_drafted = (export.trained.config.get("loss") or {}).get("num_unrolled", 1)
+    speculative = {"method": "eagle", "model": str(out), "num_speculative_tokens": num_drafted}
+    target, path = export.target or "TARGET", export.trained.path
     serve = f"vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(speculative))}"
     if export.target:
         return serve
+    checkpoint = shlex.quote(str(path.parent if path.name == CONFIG else path))
     return f"recyclegpt export checkpoint={checkpoint} format=llama output_dir={target}\n{serve}"
-
-
-def _num_unrolled(config: Mapping[str, Any]) -> int:
-    """Number of tokens in a row that the module was trained to draft."""
-    loss = config.get("loss")
-    number = loss.get("num_unrolled") if isinstance(loss, Mapping) else None
-    return number if isinstance(number, int) and number > 0 else 1
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to write a model."""
-
-    write: Callable[[Export, Path], None]
-    next_step: Callable[[Export, Path], str]
-
-
-FORMATS: Mapping[str, Format] = {
-    "recyclegpt": Format(_own, _use_own),
-    "llama": Format(_llama, _use_llama),
-    "vllm": Format(_draft, _use_draft),
-    "eagle": Format(_draft, _use_draft),
-}

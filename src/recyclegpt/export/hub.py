@@ -13,14 +13,11 @@ from recyclegpt.errors import RunError
 
 def repository_problems(name: str) -> list[str]:
     """What is wrong with a repository's name, found before anything is written."""
-    owner, slash, rest = name.partition("/")
-    if not (owner and slash and rest):
-        return [f"push: {name!r} does not name an owner; give OWNER/NAME"]
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         return [f"push: {name!r} is not a valid name on the hub ({error}); give OWNER/NAME"]
-    return []
+    return [] if "/" in name else [f"push: {name!r} does not name an owner; give OWNER/NAME"]
 
 
 def push_folder(folder: Path, name: str, private: bool) -> str:
@@ -51,5 +48,4 @@ def _why(error: Exception) -> str:
         return "not logged in; run `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 403:
         return "the token has no write access there; use another token or owner"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"the hub could not be used ({lines[0] if lines else type(error).__name__})"
+    return f"the hub could not be used ({' '.join(str(error).split()) or type(error).__name__})"

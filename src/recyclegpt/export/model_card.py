@@ -88,10 +88,10 @@ def model_card(facts: CardFacts, result_file: Path, provenance_file: Path) -> st
 
 def _measured(facts: CardFacts, result: Mapping[str, Any], has_module: bool) -> list[str]:
     """Quality and speed, if the run measured them on these weights."""
-    metrics, hardware = _section(result, "metrics"), _section(result, "hardware")
+    metrics, hardware = result.get("metrics", {}), result.get("hardware", {})
     if not metrics:
         return ["## Measured\n\nThe run left no numbers."]
-    if (steps := _section(result, "train").get("steps")) != facts.step:
+    if (steps := result.get("train", {}).get("steps")) != facts.step:
         return [f"## Measured\n\nNothing: these weights are from step {facts.step:,}, the run's numbers from {steps}."]
     where = [f"{hardware[key]}" for key in ("device", "decode_dtype") if hardware.get(key) is not None]
     where += [f"{hardware['threads']} threads"] if hardware.get("threads") is not None else []
@@ -113,7 +113,7 @@ def _training(facts: CardFacts, result: Mapping[str, Any], provenance: Mapping[s
     argv = provenance.get("argv")
     if isinstance(argv, list) and len(argv) > 1:
         lines.append(f"- command: `recyclegpt {shlex.join(str(word) for word in argv[1:])}`")
-    train, seed = _section(result, "train"), result.get("seed")
+    train, seed = result.get("train", {}), result.get("seed")
     tokens, seconds = number(train.get("tokens")), number(train.get("seconds"))
     length = f"{facts.step:,} steps"
     if tokens is not None and train.get("steps") == facts.step:
@@ -126,7 +126,7 @@ def _training(facts: CardFacts, result: Mapping[str, Any], provenance: Mapping[s
         named = [f"{key} {data[key]}" for key in ("name", "path", "paths", "split") if key in data]
         lines.append(f"- data: {source}" + (f" ({', '.join(named)})" if named else ""))
     lines += [f"- seed: {seed}, one run"] if isinstance(seed, int) else []
-    versions = _section(provenance, "versions")
+    versions = provenance.get("versions", {})
     known = [f"{name} {versions[name]}" for name in ("recyclegpt", "torch") if versions.get(name)]
     lines += [f"- versions: {', '.join(known)}"] if known else []
     return "## Training\n\n" + "\n".join(lines)
@@ -149,11 +149,6 @@ def _limits(facts: CardFacts, result: Mapping[str, Any]) -> str:
     if isinstance(result.get("seed"), int):
         lines.append("- One seed: differences from other models may be chance.")
     return "## Limits\n\n" + "\n".join(lines)
-
-
-def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = document.get(name)
-    return section if isinstance(section, Mapping) else {}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ C model width, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from recyclegpt.decoding.sampling import SamplingConfig
 from recyclegpt.decoding.strategies import make_strategy
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.models.huggingface.own_layout import CODE, MODEL_TYPE
+from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, write_code
 from recyclegpt.models.rope import Rotary
 
 try:
@@ -29,19 +28,20 @@ try:
 except ImportError as error:
     raise ImportError("transformers is not installed or older than 5; pip install 'recyclegpt[hf]'") from error
 
-log = logging.getLogger("recyclegpt")
-
-KNOWN_PROCESSORS = (
+KNOWN_PARTS = (
     "RepetitionPenaltyLogitsProcessor",
     "TemperatureLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
     "MinPLogitsWarper",
+    "MaxLengthCriteria",
+    "EosTokenCriteria",
 )
-"""What `transformers` derives from the settings that `SamplingConfig` has; the decoders apply those themselves."""
-OTHER_METHODS = ("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers")
-"""Settings that make `transformers` choose another decoding method."""
-KNOWN_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
+"""What `transformers` derives from the settings that `SamplingConfig` and the decoders have themselves."""
+OTHER_METHODS = (
+    "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers", "return_dict_in_generate"
+)  # fmt: skip
+"""Settings that make `transformers` decode otherwise, or return something else."""
 
 
 class RecycleGPTConfig(PreTrainedConfig):
@@ -129,10 +129,7 @@ class RecycleGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
         """As in `transformers`, plus the code files that the folder needs to recycle."""
         super().save_pretrained(save_directory, **settings)
-        for place, code in CODE.items():
-            path = Path(save_directory) / place
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(code, encoding="utf-8")
+        write_code(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.core.backbone.embed_tokens
@@ -205,28 +202,23 @@ def recycle(
         ConfigError: a setting asks for something that these decoders cannot do.
     """
     settings = generation_config
-    if problems := _unsupported(logits_processor, stopping_criteria, settings):
+    if problems := _unsupported([*logits_processor, *stopping_criteria], settings):
         raise ConfigError(problems)
     real_BT = model_kwargs.get("attention_mask")
     real_BT = torch.ones_like(input_ids) if real_BT is None else real_BT
     prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, real_BT, strict=True)]
-    sampling = SamplingConfig(repetition_penalty=settings.repetition_penalty or 1.0)
+    given: dict[str, Any] = {"repetition_penalty": settings.repetition_penalty}
     if settings.do_sample:
-        sampling = SamplingConfig(
-            temperature=1.0 if settings.temperature is None else settings.temperature,
-            top_k=settings.top_k or None,
-            top_p=1.0 if settings.top_p is None else settings.top_p,
-            min_p=settings.min_p or 0.0,
-            repetition_penalty=sampling.repetition_penalty,
-        )
+        temperature = 1.0 if settings.temperature is None else settings.temperature
+        given |= {"temperature": temperature, "top_k": settings.top_k or None}
+        given |= {"top_p": settings.top_p, "min_p": settings.min_p}
+    sampling = SamplingConfig(**{key: value for key, value in given.items() if value is not None})
     ends = settings.eos_token_id
     stop_tokens = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    new_tokens = settings.max_length - input_ids.shape[1]
-    _warn_of_context(model, max(map(len, prompts)), new_tokens)
     generation = _decoder(model).generate(
         prompts,
         make_strategy(strategy, num_recycled, confidence_threshold),
-        new_tokens,
+        settings.max_length - input_ids.shape[1],
         sampling,
         stop_tokens,
         # From the global generator, as for all sampling in `transformers`.
@@ -239,35 +231,16 @@ def recycle(
     return torch.cat([input_ids, new_BT], dim=1)
 
 
-def _unsupported(processors: Sequence[Any], criteria: Sequence[Any], settings: Any) -> list[str]:
-    """Settings that these decoders would otherwise ignore."""
-    problems = [
-        f"{type(part).__name__}: recycling decoders do not support it; leave out its setting, or call "
+def _unsupported(parts: Sequence[Any], settings: Any) -> list[str]:
+    """Names of settings that these decoders would otherwise ignore."""
+    names = [type(part).__name__ for part in parts if type(part).__name__ not in KNOWN_PARTS]
+    names += [f"num_beams: {settings.num_beams}"] if (settings.num_beams or 1) > 1 else []
+    names += [name for name in OTHER_METHODS if getattr(settings, name, None)]
+    return [
+        f"{name}: recycling decoders do not support it; leave it out, or call "
         "transformers.GenerationMixin.generate(model, ...), which decodes without recycling"
-        for part in [*processors, *criteria]
-        if type(part).__name__ not in (*KNOWN_PROCESSORS, *KNOWN_CRITERIA)
+        for name in names
     ]
-    if (settings.num_beams or 1) > 1:
-        problems.append(f"num_beams: {settings.num_beams}; recycling decoders have no beams, use 1")
-    problems += [
-        f"{name}: recycling decoders do not support it; leave it out"
-        for name in OTHER_METHODS
-        if getattr(settings, name, None) is not None
-    ]
-    if settings.return_dict_in_generate:
-        problems.append("return_dict_in_generate: recycling decoders return token ids alone; use false")
-    return problems
-
-
-def _warn_of_context(model: RecycleGPTForCausalLM, longest: int, new_tokens: int) -> None:
-    """Warn once that texts will be shorter than requested."""
-    context = model.core.config.context_length
-    if longest + new_tokens > context and not model.__dict__.get("_warned"):
-        model.__dict__["_warned"] = True
-        log.warning(
-            "max_new_tokens: %d do not fit after a prompt of %d tokens into the context of %d; texts end there "
-            "(reported once)", new_tokens, longest, context,
-        )  # fmt: skip
 
 
 def _decoder(model: RecycleGPTForCausalLM) -> Decoder:

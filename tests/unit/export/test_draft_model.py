@@ -153,14 +153,6 @@ def test_what_a_loader_would_compute_otherwise_is_refused(
         assert word in str(caught.value)
 
 
-def test_a_bias_in_the_module_would_be_dropped_in_silence(make: Make) -> None:
-    model = make(recycle=RecycleConfig(1))
-    assert model.recyclable is not None
-    model.recyclable.layers[0].self_attn.q_proj.bias = nn.Parameter(torch.zeros(32))  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.q_proj\.bias"):
-        draft_config(model, "vllm", torch.float32)
-
-
 def test_heads_that_a_llama_cannot_have(make: Make) -> None:
     with pytest.raises(ConfigError, match="heads"):
         draft_config(make(recycle=RecycleConfig(1, **EAGLE), num_heads=3, head_dim=8), "eagle", torch.float32)

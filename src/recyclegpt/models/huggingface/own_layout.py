@@ -44,6 +44,17 @@ CODE = {"modeling_recyclegpt.py": MODELING, "custom_generate/generate.py": GENER
 """Python files by their path in the folder."""
 
 
+def write_code(folder: Path) -> None:
+    """Write the Python files into an exported folder.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for place, code in CODE.items():
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(code, encoding="utf-8")
+
+
 def own_config(
     model: RecycleGPT, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
