@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from recyclegpt.hardware.device import device_name, peak_flops
 from recyclegpt.hardware.memory import peak_memory_bytes
+from recyclegpt.hardware.stopwatch import synchronise
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.flops import flops_per_token
 
@@ -71,14 +72,14 @@ class Throughput(Callback):
         self.total_tokens += batch.views_NBT[0].numel() * trainer.world_size
         every_n_steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and trainer.global_step % every_n_steps == 0 and trainer.global_step > self._logged[3]:
-            _synchronise(pl_module.device)
+            synchronise(pl_module.device)
             self._log(trainer, pl_module, batch)
         self._batch_ended_at = self.clock()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         if self._started_at is not None:
-            _synchronise(pl_module.device)
+            synchronise(pl_module.device)
             self._seconds, self._started_at = self.total_seconds, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,11 +100,6 @@ class Throughput(Callback):
         pl_module.log("train/data_wait_fraction", wait_s / seconds)
         pl_module.log("train/memory_bytes", peak_memory_bytes(pl_module.device))
         pl_module.log("train/mfu", num_tokens / seconds * _flops_per_token(pl_module, batch) / peak)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _flops_per_token(pl_module: LightningModule, batch: Any) -> float:

@@ -89,8 +89,9 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     for scoring in scorer.scorings:
         adapter = RecycleLM(scorer, trained.tokenizer, scoring, generator)
         scored = run_tasks(
-            tasks, adapter, settings.limit, settings.num_fewshot, settings.bootstrap_iters, settings.seed
-        )
+            tasks, adapter, settings.bootstrap_iters, settings.seed,
+            limit=settings.limit, num_fewshot=settings.num_fewshot,
+        )  # fmt: skip
         for name, result in scored.items():
             column = WRITTEN if name in tasks.generative else scoring
             row = results.setdefault(name, {"num_samples": result["num_samples"], "metrics": {}})

@@ -51,11 +51,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
     """
 
     def __init__(
-        self,
-        scorer: Scorer,
-        tokenizer: TextTokenizer,
-        scoring: str = "backbone",
-        generator: BatchGenerator | None = None,
+        self, scorer: Scorer, tokenizer: TextTokenizer, scoring: str, generator: BatchGenerator | None = None
     ) -> None:
         super().__init__()
         self.scorer, self.scoring, self.generator = scorer, scoring, generator
@@ -177,14 +173,9 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
 
 
 def run_tasks(
-    tasks: TaskSet,
-    model: RecycleLM,
-    limit: int | float | None = None,
-    num_fewshot: int | None = None,
-    bootstrap_iters: int = 1000,
-    seed: int = 0,
+    tasks: TaskSet, model: RecycleLM, bootstrap_iters: int = 1000, seed: int = 0, **settings: Any
 ) -> dict[str, dict[str, Any]]:
-    """The harness's results under one scoring.
+    """The harness's results under one scoring; `settings` are more of `lm_eval.simple_evaluate`.
 
     Returns:
         By name of a task or group: `num_samples`, and `metrics`, each `{"value", "stderr"}` (None if there is none).
@@ -192,7 +183,7 @@ def run_tasks(
     with _quiet():
         results = lm_eval.simple_evaluate(
             model=model, tasks=list(tasks.items), task_manager=TaskManager(include_defaults=False),
-            limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters,
+            bootstrap_iters=bootstrap_iters, **settings,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
     found: dict[str, dict[str, Any]] = {}

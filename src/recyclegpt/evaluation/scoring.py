@@ -101,7 +101,13 @@ class Scorer:
         if not places:
             return [dict.fromkeys(self.scorings, Scored(0.0, True)) for _ in pairs]
         row_N, place_N = torch.tensor(places, device=self.model.device).T
-        source_by_scoring = self._sources(place_N, torch.tensor(starts, device=self.model.device)[row_N])
+        start_N = torch.tensor(starts, device=self.model.device)[row_N]
+        rules = {
+            "backbone": torch.zeros_like(place_N),
+            "module": (place_N >= 2).long(),
+            "alternating": (place_N - start_N) % (self.num_recycled + 1),
+        }
+        source_by_scoring = {name: rules[name] for name in self.scorings}
         num_steps = max(int(source_N.max()) for source_N in source_by_scoring.values())
         tokens_BS, states = self._states(rows, num_steps)
         log_p_KN, best_KN = self._token_log_p(states, source_by_scoring, row_N, place_N, tokens_BS)
@@ -109,21 +115,11 @@ class Scorer:
         for name, source_N in source_by_scoring.items():
             log_p_N = log_p_KN.gather(0, source_N[None]).squeeze(0)
             missed_N = ~best_KN.gather(0, source_N[None]).squeeze(0)
-            zeros_B = torch.zeros(len(rows), dtype=torch.float64, device=row_N.device)
-            sums = zeros_B.index_add(0, row_N, log_p_N).tolist()
-            misses = zeros_B.index_add(0, row_N, missed_N.double()).tolist()
-            for b, (total, num_missed) in enumerate(zip(sums, misses, strict=True)):
+            zeros_B2 = torch.zeros(len(rows), 2, dtype=torch.float64, device=row_N.device)
+            sums_B2 = zeros_B2.index_add(0, row_N, torch.stack([log_p_N, missed_N.double()], dim=1))
+            for b, (total, num_missed) in enumerate(sums_B2.tolist()):
                 scored[b][name] = Scored(total, num_missed == 0)
         return scored
-
-    def _sources(self, place_N: Tensor, start_N: Tensor) -> dict[str, Tensor]:
-        """Which source (0 to K - 1) scores each token, by scoring."""
-        rules = {
-            "backbone": torch.zeros_like(place_N),
-            "module": (place_N >= 2).long(),
-            "alternating": (place_N - start_N) % (self.num_recycled + 1),
-        }
-        return {name: rules[name] for name in self.scorings}
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Sequence[int]], num_steps: int) -> tuple[Tensor, list[Tensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 CONTENDED = 0.1
 """Share of the CPUs used by other processes above which speeds are called contended."""
@@ -30,9 +29,7 @@ class ExternalCpuLoad:
         self._start = self._now()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         end = self._now()
         if self._start is None or end is None:
             return

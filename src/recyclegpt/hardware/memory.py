@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import sys
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -26,15 +27,11 @@ class PeakMemory:
             torch.cuda.init()  # before the first tensor there is no peak to reset, which is an error
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            try:
+            with contextlib.suppress(OSError):  # not Linux, or not allowed
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            except OSError:  # not Linux, or not allowed
-                return self
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bytes = peak_memory_bytes(self.device)
 
 
@@ -43,28 +40,20 @@ def peak_memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        if peaks:
-            return float(peaks[0]) * 1024
+    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text(encoding="utf-8"))):
+        return float(peak[1]) * 1024
     try:
         import resource
     except ImportError:  # not a Unix system
         return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else most * 1024)
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory of a device; None where unknown."""
+    """Bytes of memory of a GPU, or of this machine; None where unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return physical_memory()
-
-
-def physical_memory() -> int | None:
-    """Bytes of memory of this machine; None where unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -4,41 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from recyclegpt.hardware.memory import physical_memory
+import torch
+
+from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.recyclegpt import RecycleGPT
 
-_BYTES = 4
-
-
-def num_weights(model: ModelConfig, recycle: RecycleConfig) -> int:
-    """Weights of a model of this shape by arithmetic, without building it. Biases and query/key norms are left out."""
-    width = model.hidden_size
-    attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
-    layer = attention + 3 * width * model.intermediate_size + 2 * width
-    embeddings = model.vocab_size * width * (1 if model.tie_embeddings else 2)
-    fold = 2 * width * width + width if recycle.num_layers else 0
-    return embeddings + (model.num_layers + recycle.num_layers) * layer + width + fold
-
 
 def memory_problems(model: ModelConfig, recycle: RecycleConfig) -> list[str]:
-    """Why a shape cannot be built here: its weights in fp32, or its tables of positions, exceed the memory."""
-    memory = physical_memory()
-    if memory is None:
-        return []
-    weights, tables = num_weights(model, recycle), 2 * model.context_length * model.head_dim
-    problems = []
-    if weights * _BYTES > memory:
-        problems.append(
-            f"model: {weights:,} weights take {weights * _BYTES / 1e9:,.0f} GB and this machine has "
-            f"{memory / 1e9:,.0f} GB; lower model.num_layers, model.hidden_size or the vocabulary"
+    """Why a shape cannot be built here: its weights in fp32, or its tables of positions, exceed the memory.
+
+    By arithmetic, without building it; biases and query/key norms are left out.
+    """
+    memory, width = memory_of(torch.device("cpu")), model.hidden_size
+    attention = width * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
+    layers = (model.num_layers + recycle.num_layers) * (attention + 3 * width * model.intermediate_size + 2 * width)
+    weights = model.vocab_size * width * (1 if model.tie_embeddings else 2) + layers
+    tables = 2 * model.context_length * model.head_dim
+    return [
+        f"model: {what} take {4 * numbers / 1e9:,.0f} GB and this machine has {memory / 1e9:,.0f} GB; lower {keys}"
+        for what, numbers, keys in (
+            (f"{weights:,} weights", weights, "model.num_layers, model.hidden_size or the vocabulary"),
+            (f"tables of {model.context_length} positions", tables, "model.context_length"),
         )
-    if tables * _BYTES > memory:
-        problems.append(
-            f"model.context_length: tables of {model.context_length} positions take {tables * _BYTES / 1e9:,.0f} GB "
-            f"and this machine has {memory / 1e9:,.0f} GB; lower it"
-        )
-    return problems
+        if memory is not None and 4 * numbers > memory
+    ]
 
 
 def model_facts(model: RecycleGPT) -> dict[str, Any]:

@@ -44,7 +44,18 @@ def adamw(
     """
     parameters = _trainable(named_parameters)
     _check(parameters, [*betas], lr=lr, weight_decay=weight_decay, eps=eps, backbone_lr=backbone_lr)
-    return _adamw(parameters, lr, betas, weight_decay, eps, backbone_lr)
+    groups = [
+        {"name": f"{prefix}{name}", "params": weights, "weight_decay": decay, "lr": rate}
+        for prefix, rate, part in _by_rate(parameters, lr, backbone_lr)
+        for name, decay, weights in (
+            ("decay", weight_decay, [weight for _, weight in part if weight.ndim >= 2]),
+            ("no_decay", 0.0, [weight for _, weight in part if weight.ndim < 2]),
+        )
+        if weights
+    ]
+    fused = all(weight.device.type in FUSED_DEVICES for _, weight in parameters) or None
+    beta1, beta2 = betas  # a list where they come from YAML
+    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=eps, fused=fused)
 
 
 class MuonAdamW(Optimizer):
@@ -93,7 +104,7 @@ class MuonAdamW(Optimizer):
                 adjust_lr_fn="match_rms_adamw",
             )
         if others := [(name, parameter) for name, parameter in parameters if not takes_muon(name, parameter)]:
-            parts["adamw"] = _adamw(others, lr, betas, weight_decay, eps, backbone_lr, "adamw_")
+            parts["adamw"] = adamw(others, lr, betas, weight_decay, eps, backbone_lr)
         super().__init__([group | {"kind": kind} for kind, part in parts.items() for group in part.param_groups], {})
 
     @torch.no_grad()
@@ -116,29 +127,6 @@ class MuonAdamW(Optimizer):
 def takes_muon(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a matrix between hidden states: neither a vector nor part of an embedding or a head."""
     return parameter.ndim == 2 and not any("embed" in part or part.endswith("head") for part in name.split("."))
-
-
-def _adamw(
-    parameters: list[tuple[str, Parameter]],
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    eps: float,
-    backbone_lr: float | None,
-    kind: str = "",
-) -> torch.optim.AdamW:
-    groups = [
-        {"name": f"{prefix}{kind}{name}", "params": weights, "weight_decay": decay, "lr": rate}
-        for prefix, rate, part in _by_rate(parameters, lr, backbone_lr)
-        for name, decay, weights in (
-            ("decay", weight_decay, [weight for _, weight in part if weight.ndim >= 2]),
-            ("no_decay", 0.0, [weight for _, weight in part if weight.ndim < 2]),
-        )
-        if weights
-    ]
-    fused = all(weight.device.type in FUSED_DEVICES for _, weight in parameters) or None
-    beta1, beta2 = betas  # a list where they come from YAML
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=eps, fused=fused)
 
 
 def _trainable(named_parameters: Named) -> list[tuple[str, Parameter]]:

@@ -195,8 +195,8 @@ def test_schedulers_scale_every_group() -> None:
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
         "muon": 1.0,
-        "adamw_decay": 0.5,
-        "adamw_no_decay": 0.5,
+        "decay": 0.5,
+        "no_decay": 0.5,
     }
     net_at_rate_0 = make_net()
     optimizer = MuonAdamW(net_at_rate_0.named_parameters(), lr=1.0)
