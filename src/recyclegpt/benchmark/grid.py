@@ -17,8 +17,8 @@ from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, 
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
-from recyclegpt.hardware.bandwidth import CopyTimer
 from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]

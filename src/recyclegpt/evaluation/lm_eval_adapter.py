@@ -69,9 +69,8 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text with its start token, or of a part of one (`add_special_tokens=False`)."""
-        if add_special_tokens is False or not string:
-            return self.text_tokenizer.encode(string)
-        return self.text_tokenizer.encode_prompt(string)
+        is_part = add_special_tokens is False or not string
+        return self.text_tokenizer.encode(string) if is_part else self.text_tokenizer.encode_prompt(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -114,10 +113,8 @@ def asked(settings: Mapping[str, Any]) -> Asked:
     until = settings.get("until") or []
     stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
     most = settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS
-    if not settings.get("do_sample"):
-        return Asked(int(most), stop, SamplingConfig())
     given = {key: settings[key] for key in ("temperature", "top_k", "top_p", "min_p") if settings.get(key) is not None}
-    return Asked(int(most), stop, SamplingConfig(**({"temperature": 1.0} | given)))
+    return Asked(int(most), stop, SamplingConfig(**({"temperature": 1.0} | given if settings.get("do_sample") else {})))
 
 
 @dataclass

@@ -28,7 +28,11 @@ def blimp(folder: str | Path) -> Task:
         ConfigError: the folder has no `.jsonl` files, or one of them holds no pairs of sentences.
     """
     folder = Path(folder).expanduser()
-    files = sorted(path for path in folder.rglob("*.jsonl") if not _hidden(path.relative_to(folder)))
+    files = sorted(
+        path
+        for path in folder.rglob("*.jsonl")  # an archive may hold `__MACOSX` and `._one.jsonl`
+        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    )
     if not files:
         raise ConfigError(f"task_files.{BLIMP}: {folder} has no .jsonl files; give BLiMP's unzipped data folder")
     by_phenomenon: dict[str, list[Task]] = defaultdict(list)
@@ -85,11 +89,6 @@ def _task(template: str, name: str, rows: list[dict[str, str]]) -> Task:
 
     text = (Path(__file__).parent / "tasks" / f"{template}.yaml").read_text(encoding="utf-8")
     return {"task": name, "custom_dataset": load, **yaml.safe_load(text)}
-
-
-def _hidden(path: Path) -> bool:
-    """Whether an operating system put it next to the user's files (`__MACOSX` and `._one.jsonl` of archives)."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _read(path: Path, task: str) -> str:

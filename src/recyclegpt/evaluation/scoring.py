@@ -160,6 +160,4 @@ class Scorer:
         return log_p_KN, best_KN
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(
-            self.model.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
-        )
+        return torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None)

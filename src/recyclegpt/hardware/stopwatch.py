@@ -1,14 +1,17 @@
-"""Seconds of work on a device: by events on CUDA, by the host's clock otherwise."""
+"""Seconds of work on a device, and its memory bandwidth, the yardstick of decoding."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
 Clock = Callable[[], float]
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""Many times the size of a processor's caches; on a GPU, enough to take measurably long."""
 BUSY_CYCLES = 1_000_000
 """About half a millisecond of GPU clock: longer than the host needs to queue a round."""
 
@@ -51,3 +54,26 @@ class Stopwatch:
             mark.record()
         synchronise(self.device)
         return [begin.elapsed_time(end) / 1000 for begin, end in itertools.pairwise(marks)]
+
+
+class CopyTimer:
+    """Times large copies, spread over a measurement: on a shared machine the bandwidth changes by the minute."""
+
+    def __init__(self, device: torch.device, size_bytes: int | None = None) -> None:
+        """Allocate and warm up."""
+        self.size_bytes = COPY_BYTES.get(device.type, 2**28) if size_bytes is None else size_bytes
+        self.stopwatch = Stopwatch(device)
+        self.source = torch.ones(self.size_bytes // 4, device=device)
+        self.target = torch.empty_like(self.source)
+        self.seconds: list[float] = []
+        self.measure(2)
+        self.seconds = []
+
+    def measure(self, copies: int) -> None:
+        """Time more copies."""
+        self.seconds += self.stopwatch.seconds(*[lambda: self.target.copy_(self.source)] * copies)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes per second of the median copy, reads and writes both counted."""
+        return 2 * self.size_bytes / statistics.median(self.seconds)

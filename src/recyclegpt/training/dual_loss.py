@@ -82,11 +82,6 @@ class LossConfig:
             return self.recycle_weight * progress / self.schedule_switch
         return self.recycle_weight
 
-    @property
-    def teacher_share(self) -> float:
-        """Weight of the backbone's distribution in the module's target."""
-        return TEACHER_SHARES[self.target]
-
 
 class LossTerms(NamedTuple):
     """What one batch gave: sums and counts, so that ratios can be taken once over any number of batches."""
@@ -135,6 +130,7 @@ class DualLoss(nn.Module):
             progress: share of the training steps done, for the schedule of the recycle weight.
         """
         config, num_rows = self.config, views_NBT[0].numel()
+        share = TEACHER_SHARES[config.target]
         ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
 
         def counted(step: int) -> Tensor:
@@ -145,7 +141,7 @@ class DualLoss(nn.Module):
         ) -> TokenLosses:
             return chunked_cross_entropy(
                 state_BTC.flatten(0, 1), weight_VC, views_NBT[1 + step].flatten(), scale_BT.flatten() / num_rows,
-                teacher_MC, config.teacher_share, config.chunk_size, self.use_compile,
+                teacher_MC, share, config.chunk_size, self.use_compile,
             )  # fmt: skip
 
         backbone = losses(states.hidden_BTC, head_VC, 0, ones_BT)
@@ -155,7 +151,7 @@ class DualLoss(nn.Module):
         module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
             scale_BT, teacher_MC = counted(step), None
-            if config.teacher_share:
+            if share:
                 # The backbone's own prediction of the same token is `step` rows later; the last rows have none.
                 later_BTC = states.hidden_BTC.detach()[:, step:]
                 teacher_MC = torch.cat([later_BTC, torch.zeros_like(later_BTC[:, :step])], dim=1).flatten(0, 1)

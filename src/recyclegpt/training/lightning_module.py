@@ -131,10 +131,9 @@ class LitRecycleGPT(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Reduce the sums over ranks, then divide once and log."""
-        assert self.held_out is not None, "Lightning calls on_validation_epoch_start first"
+        assert self.held_out is not None
         for name in ("sums", "by_confidence", "by_place"):
-            reduced = self.trainer.strategy.reduce(getattr(self.held_out, name), reduce_op="sum")
-            setattr(self.held_out, name, reduced)
+            setattr(self.held_out, name, self.trainer.strategy.reduce(getattr(self.held_out, name), reduce_op="sum"))
         self.log_dict(self.held_out.metrics())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -18,8 +18,8 @@ from recyclegpt.benchmark.grid import BenchConfig, bench
 from recyclegpt.benchmark.speed import decode, interleave
 from recyclegpt.benchmark.transformers_baseline import in_transformers, make_runs
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
-from recyclegpt.hardware.bandwidth import CopyTimer
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
+from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.reporting.bench_figure import draw_bench
 
