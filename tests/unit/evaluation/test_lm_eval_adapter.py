@@ -172,14 +172,6 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         find_tasks(["own_capitals"], tmp_path / "nowhere")
 
 
-def test_unknown_names_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = lm_eval_adapter.TaskManager
-    monkeypatch.setattr(lm_eval_adapter, "TaskManager", lambda **given: known(**given | {"include_defaults": False}))
-    with pytest.raises(ConfigError) as caught:
-        find_tasks(["hellaswog", "piqua"])
-    assert [problem.split("'")[1] for problem in caught.value.problems] == ["hellaswog", "piqua"]
-
-
 def test_how_a_task_wants_its_text() -> None:
     assert asked({"until": "\n", "temperature": 0.7}) == Asked(256, ("\n",), SamplingConfig())
     assert asked({"until": ["a", ""], "max_gen_toks": 5, "do_sample": True, "temperature": 0.7, "top_p": 0.9}) == Asked(
