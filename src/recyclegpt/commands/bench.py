@@ -11,7 +11,8 @@ from recyclegpt.commands.bench_output import output_folder
 from recyclegpt.commands.bench_prompts import measure_prompts
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.files import finite, write_json
-from recyclegpt.reporting.bench_figure import draw_bench
+from recyclegpt.reporting.bench_figure import bench_figure
+from recyclegpt.reporting.draw import draw_png
 
 log = logging.getLogger("recyclegpt")
 EXAMPLES = (
@@ -33,7 +34,8 @@ def run(argv: Sequence[str]) -> int:
             document = measure_grid(cfg, grid, cfg.checkpoint)
             write_json(folder / "bench.json", document)
             try:
-                draw_bench(document, folder / "bench.png")
+                if (figure := bench_figure(document)).panels:
+                    draw_png(figure, folder / "bench.png")
             except ImportError:
                 log.warning("bench.png was not drawn: pip install 'recyclegpt[report]'")
     print(json.dumps(finite(document)))
