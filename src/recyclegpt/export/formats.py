@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from recyclegpt.checkpoints.load import LoadedModel
-from recyclegpt.checkpoints.model_folder import CONFIG
+from recyclegpt.checkpoints.load import CONFIG, LoadedModel
 from recyclegpt.export.draft_model import KINDS as DRAFTS
 from recyclegpt.export.draft_model import draft_config, draft_weights
-from recyclegpt.export.safetensors import write_json, write_weights
+from recyclegpt.export.safetensors import write_weights
 from recyclegpt.export.tokenizer import start_id, write_hf_tokenizer
+from recyclegpt.files import write_json
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 from recyclegpt.models.huggingface.own_layout import own_config, own_weights, write_code
 

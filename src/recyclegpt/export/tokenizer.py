@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.files import write_json
 
 
 def start_id(tokenizer: TextTokenizer) -> int | None:
@@ -32,5 +32,5 @@ def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: i
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
     }
-    for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", special)
