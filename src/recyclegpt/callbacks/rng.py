@@ -52,11 +52,9 @@ def isolated_rng() -> Iterator[None]:
 class RngIsolation(Callback):
     """Makes random numbers of training independent of validation, and part of every checkpoint.
 
-    States are captured when a training batch ends, because a validation loader draws its seed before any validation
-    hook runs, and restored when validation ends; a callback that draws numbers at that point must use `isolated_rng`,
-    since it may run after this one. Loaded states are restored when the first training batch starts, because start-up
-    draws numbers too. For exact continuation the training loader needs its own `generator`: otherwise it draws from the
-    global one at the start of each epoch.
+    States are captured when a training batch ends (a validation loader draws its seed before any validation hook runs)
+    and restored when validation ends; loaded ones when the first training batch starts, because start-up draws numbers
+    too. A callback that draws numbers at the end of validation must use `isolated_rng`.
 
     With several processes a checkpoint holds the states of all of them, and saving is a collective call.
     """

@@ -126,9 +126,6 @@ def _training(facts: CardFacts, result: Mapping[str, Any], provenance: Mapping[s
         named = [f"{key} {data[key]}" for key in ("name", "path", "paths", "split") if key in data]
         lines.append(f"- data: {source}" + (f" ({', '.join(named)})" if named else ""))
     lines += [f"- seed: {seed}, one run"] if isinstance(seed, int) else []
-    versions = provenance.get("versions", {})
-    known = [f"{name} {versions[name]}" for name in ("recyclegpt", "torch") if versions.get(name)]
-    lines += [f"- versions: {', '.join(known)}"] if known else []
     return "## Training\n\n" + "\n".join(lines)
 
 

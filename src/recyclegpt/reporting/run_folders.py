@@ -83,11 +83,7 @@ def read_runs(*folders: Path | str) -> Runs:
     runs = Runs()
     found: dict[Path, Run] = {}
     jobs: list[tuple[Path, dict[str, Any]]] = []
-
-    def unlisted(error: OSError) -> None:
-        runs.problems[Path(error.filename)] = f"cannot be listed: {error.strerror}"
-
-    for folder, subfolders, files in (found for place in places for found in os.walk(place, onerror=unlisted)):
+    for folder, subfolders, files in (found for place in places for found in os.walk(place)):
         path = Path(folder)
         begun = "train.log" in files and ".hydra" in subfolders
         if begun or "provenance.json" in files or "result.json" in files:
