@@ -43,11 +43,11 @@ class HyperParameters(Callback):
         """Write columns and values, before the first scalar."""
         types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
         columns = [
-            api_pb2.HParamInfo(name=name, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+            api_pb2.HParamInfo(
+                name=name, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=name in COMPARED
+            )
             for name, value in self.hyper_parameters.items()
         ]
-        for column in columns:
-            column.differs = column.name in COMPARED
         tags = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in dict.fromkeys(FIRST + RESULTS)]
         values = Struct()
         values.update(self.hyper_parameters)

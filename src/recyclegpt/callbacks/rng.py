@@ -68,7 +68,7 @@ class RngIsolation(Callback):
         """The states that training continues with, of every rank."""
         own = self._loaded or self._held or capture_rng()
         ranks: list[Any] = [own]
-        if _is_distributed():
+        if dist.is_initialized():
             ranks = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, own)
         return {"ranks": ranks}
@@ -80,7 +80,7 @@ class RngIsolation(Callback):
             ConfigError: the checkpoint was written by another number of processes.
         """
         ranks = state_dict["ranks"]
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if len(ranks) != world_size:
             raise ConfigError(
                 f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
@@ -114,7 +114,3 @@ class RngIsolation(Callback):
         if self._held is not None:
             restore_rng(self._held)
             self._held = None
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
