@@ -259,9 +259,3 @@ def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerpri
         raise ConfigError(problems)
     model.backbone.load_state_dict(trained.model.backbone.state_dict())
     model.lm_head.load_state_dict(trained.model.lm_head.state_dict())
-
-
-def freeze_backbone(model: RecycleGPT) -> None:
-    """Train the recyclable module alone: backbone and LM head take no gradient."""
-    model.backbone.requires_grad_(False)
-    model.lm_head.requires_grad_(False)
