@@ -14,11 +14,6 @@ from recyclegpt.files import finite, write_json
 from recyclegpt.reporting.bench_figure import draw_bench
 
 log = logging.getLogger("recyclegpt")
-EXAMPLES = (
-    ("a shape with random weights, drafting one, two and four tokens", "model=gpt_125m bench.num_recycled=[1,2,4]"),
-    ("a checkpoint, together with transformers", "checkpoint=outputs/train bench.baselines=[transformers]"),
-    ("your own prompts, by category", "checkpoint=outputs/train prompts=prompts.jsonl"),
-)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,31 +30,22 @@ from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
-SIMULATED = [0.7, 1.0]
+SIMULATED = (0.7, 1.0)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
 
 
-@dataclass
-class GridSettings:
-    """The section `bench`; conf/bench/grid.yaml says what each means."""
+@dataclass(frozen=True)
+class GridSettings(BenchConfig):
+    """The section `bench`: what is measured, over which models and number formats."""
 
-    strategies: list[str]
-    num_recycled: list[int]
-    batch: list[int]
-    prompt_tokens: list[int]
-    new_tokens: list[int]
-    recycle_num_layers: list[int] | None
-    dtype: list[str]
-    compile: list[bool]
-    kernels: bool
-    acceptance: list[float] | None
-    baselines: list[str]
-    num_prompts: int
-    repetitions: int
-    breakdown: bool
-    vocab_size: int
+    recycle_num_layers: tuple[int, ...] | None = None
+    dtype: tuple[str, ...] = ("auto",)
+    compile: tuple[bool, ...] = (False,)
+    kernels: bool = True
+    breakdown: bool = True
+    vocab_size: int = 32000
 
     def __post_init__(self) -> None:
         counts = ("batch", "prompt_tokens", "recycle_num_layers", "num_prompts", "repetitions", "vocab_size")
@@ -62,22 +53,18 @@ class GridSettings:
         problems.found += [
             f"{name}: the list is empty; give at least one value"
             for name, value in vars(self).items()
-            if value == [] and name != "baselines"
+            if value in ((), []) and name != "baselines"
         ]
         for name, num_recycled in itertools.product(self.strategies, self.num_recycled):
             with problems.under():
                 make_strategy(name, num_recycled)
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
-        refused: list[tuple[str, Iterable[object], str]] = [
-            ("acceptance", (rate for rate in self.acceptance or [] if not 0 <= rate <= 1), "not between 0 and 1"),
-            (
-                "baselines",
-                (name for name in self.baselines if name != "transformers"),
-                "unknown; there is transformers",
-            ),
-            ("new_tokens", (n for n in self.new_tokens if n < least), f"too few to be timed; give {least} or more"),
+        problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
+        problems.found += [
+            f"baselines: {name!r} is unknown; there is transformers" for name in {*self.baselines} - {"transformers"}
         ]
-        problems.found += [f"{name}: {value!r} is {why}" for name, values, why in refused for value in values]
+        if min(self.new_tokens, default=least) < least:
+            problems.found.append(f"new_tokens: {min(self.new_tokens)} are too few to be timed; give {least} or more")
         problems.raise_any()
 
 
@@ -87,7 +74,6 @@ class Grid(NamedTuple):
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
-    compiles: list[bool]
 
 
 def read_grid(cfg: DictConfig) -> Grid:
@@ -105,7 +91,7 @@ def read_grid(cfg: DictConfig) -> Grid:
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    return Grid(settings, device, list(dict.fromkeys(dtypes)), list(dict.fromkeys(settings.compile)))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)))
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:
@@ -119,9 +105,9 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         raise ConfigError("bench.recycle_num_layers: a checkpoint has its own depth; leave it out")
     rows: list[Row] = []
     first: dict[str, Any] = {}
-    depths: list[int] | list[None] = settings.recycle_num_layers or [None]
+    depths: tuple[int, ...] | tuple[None] = settings.recycle_num_layers or (None,)
     with ExternalCpuLoad() as load:
-        for depth, dtype, compiled in itertools.product(depths, grid.dtypes, grid.compiles):
+        for depth, dtype, compiled in itertools.product(depths, grid.dtypes, dict.fromkeys(settings.compile)):
             found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, with_breakdown=not rows)
             rows += found
             first = first or facts
@@ -154,12 +140,10 @@ def _measure_model(
     baselines = settings.baselines
     if baselines and dtype == torch.int8:
         log.warning("transformers has no int8 weights of this kind, so it is not measured in dtype int8")
-        baselines = []
-    shared = {field.name for field in dataclasses.fields(BenchConfig)} & {*vars(settings)}
-    given = {name: getattr(settings, name) for name in shared} | {"baselines": baselines, "seed": cfg.seed}
-    if checkpoint is None and settings.acceptance is None:
-        given["acceptance"] = SIMULATED
-    config = BenchConfig(**given, dtype_name=str(dtype).removeprefix("torch."))
+        baselines = ()
+    acceptance = SIMULATED if checkpoint is None and settings.acceptance is None else settings.acceptance
+    name = str(dtype).removeprefix("torch.")
+    config = dataclasses.replace(settings, baselines=baselines, acceptance=acceptance, seed=cfg.seed, dtype_name=name)
     facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
     rows = []

@@ -17,11 +17,6 @@ from recyclegpt.commands import doctor_checks
 from recyclegpt.commands.doctor_checks import INSTALL, Finding, Verdict
 from recyclegpt.console import paint
 
-EXAMPLES = (
-    ("this installation, this machine and the newest run under outputs", ""),
-    ("the newest run of a sweep", "outputs/sweeps/recycle_depth"),
-    ("for a bug report", "--json"),
-)
 COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
 
 

@@ -16,13 +16,6 @@ from recyclegpt.console import paint
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError
 
-EXAMPLES = (
-    ("the newest run under outputs/train, drafted tokens in colour", '--prompt "def main(" --mark --stats'),
-    ("sampled", 'decoding=sampled decoding.temperature=1 decoding.seed=3 --prompt "def main("'),
-    ("one checkpoint, the paper's decoder, a prompt from a file", "checkpoint=outputs/train/default "
-     "decoding.strategy=alternating --prompt-file prompt.txt"),
-)  # fmt: skip
-
 
 def run(argv: Sequence[str]) -> int:
     """The command."""

@@ -34,12 +34,6 @@ from recyclegpt.hardware.device import device_name
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
-EXAMPLES = (
-    ("the newest run's own text, drawn from its distribution", "output_dir=corpus decoding.temperature=1"),
-    ("longer documents in larger batches", "output_dir=corpus decoding.temperature=1 decoding.max_new_tokens=1000 "
-     "batch_size=64"),
-    ("continuing other texts", "output_dir=corpus decoding.temperature=1 data=text_files data.paths=[notes]"),
-)  # fmt: skip
 
 
 @dataclass

@@ -28,11 +28,6 @@ from recyclegpt.runs.training_run import fit, open_folder, prepare_run, reset_gl
 
 log = logging.getLogger("recyclegpt")
 TRACEBACK = "traceback.txt"
-EXAMPLES = (
-    ("the default: a small model on the standard library's source, in minutes", ""),
-    ("your own text, a deeper module", "data=text_files data.paths=[corpus] recycle.num_layers=2 name=notes"),
-    ("a sweep of depths and seeds", "sweep=recycle_depth seed=1,2,3"),
-)
 
 
 def run(argv: Sequence[str], config_name: str = "train") -> int:
