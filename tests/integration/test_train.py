@@ -80,7 +80,7 @@ def test_memory_is_planned_and_found_short(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("recyclegpt.runs.announce.memory_of", lambda _: 1000)
+    monkeypatch.setattr("recyclegpt.runs.training_run.memory_of", lambda _: 1000)
     assert run("train", *small, "training.activation_checkpointing=2", "hydra.run.dir=one") == 0
     told = capsys.readouterr().err
     (line,) = [line for line in told.splitlines() if line.startswith("memory  ")]

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,22 +15,32 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
+from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.bench_output import print_grid, print_progress
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import choose_device
-from recyclegpt.configuration.instantiate import build_all
-from recyclegpt.configuration.pretrained import is_pretrained
+from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import not_positive, to_dataclass
+from recyclegpt.configuration.train_checks import is_pretrained
+from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
+COLUMNS = {
+    "strategy": "strategy", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
+    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "tokens_per_s": "tokens/s",
+    "speedup": "speedup", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "acceptance": "acceptance",
+    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
+    "time_to_first_token_s": "first s",
+}  # fmt: skip
+SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
 SIMULATED = (0.7, 1.0)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
@@ -120,7 +131,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         "rows": rows,
         "breakdown": first["breakdown"],
     }
-    print_grid(document, settings.repetitions)
+    _print(document, settings.repetitions)
     return document
 
 
@@ -149,7 +160,7 @@ def _measure_model(
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
         rows += group
-        print_progress(group)
+        _print_progress(group)
     breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
     return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
 
@@ -165,7 +176,8 @@ def _random_weights(cfg: DictConfig, grid: Grid, dtype: torch.dtype, depth: int 
     pretrained = is_pretrained(cfg.model)
     # No training rows here: texts may be as long as the checkpoint allows.
     given = {"context_length": None} if pretrained else {"vocab_size": grid.settings.vocab_size}
-    built = build_all(cfg, ["model", "recycle"], {"model": given})
+    plain = to_plain(cfg)
+    built = build({"model": plain["model"] | given, "recycle": plain["recycle"]})
     recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)
     torch.manual_seed(cfg.seed)
     default, state_dtype = torch.get_default_dtype(), torch.float32 if dtype == torch.int8 else dtype
@@ -197,3 +209,35 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
             strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
         seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0], config.sampling)
     return seconds
+
+
+def _print_progress(group: list[Row]) -> None:
+    """One line a group to stderr: a grid may take long."""
+    shape = ", ".join(f"{COLUMNS[key]} {group[0][key]}" for key in SHAPE)
+    print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
+
+
+def _print(document: dict[str, Any], repetitions: int) -> None:
+    """The document of a bench: a row a measurement, what they have in common, and where the time of a step goes."""
+    rows, hardware = document["rows"], document["hardware"]
+    varied = {"strategy", "num_recycled", "tokens_per_s"}
+    varied |= {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
+    print_table(
+        [[row.get(key) for key in COLUMNS if key in varied] for row in rows],
+        header=[word for key, word in COLUMNS.items() if key in varied],
+    )
+    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key not in varied]
+    print(
+        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads; "
+        f"{', '.join([*common, f'median of {repetitions} interleaved repetitions after a warm-up'])}\n"
+        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device"
+    )
+    if any(row.get("acceptance_given") for row in rows):
+        print("verified: every pass is computed, then the given share of the drafted tokens is accepted")
+    warn_contended(hardware)
+    if document["breakdown"]:
+        print()
+        print_table(
+            [(name, *(seconds[part] * 1e3 for part in PARTS)) for name, seconds in document["breakdown"].items()],
+            header=("ms of a step", *PARTS),
+        )

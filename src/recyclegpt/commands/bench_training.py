@@ -14,12 +14,13 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
-from recyclegpt.commands.bench_output import output_folder
+from recyclegpt.commands.bench import output_folder
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.instantiate import build_all
-from recyclegpt.configuration.pretrained import is_pretrained
+from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import Training, not_positive, read_settings
+from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
@@ -81,7 +82,9 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
     if is_pretrained(cfg.model):
         problems.found.append("model: steps are timed on random weights; choose a shape such as model=gpt_125m")
     problems.raise_any()
-    built = build_all(cfg, ["model", "recycle", "optimizer"], {"model": {"vocab_size": given.vocab_size}})
+    plain = to_plain(cfg)
+    plain["model"]["vocab_size"] = given.vocab_size
+    built = build({key: plain[key] for key in ("model", "recycle", "optimizer")})
     shape = built["model"]
     row_length = given.row_length or shape.context_length
     if row_length > shape.context_length:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.device import read_decoding
 from recyclegpt.console import paint
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError

@@ -24,13 +24,7 @@ WIDTH = 110
 
 
 def help_text(name: str, module: ModuleType, summary: str) -> str:
-    """The page of one command.
-
-    Args:
-        name: the command, as it is typed.
-        module: that of the command, with `parser()` where it has options of its own.
-        summary: one line on what it does, for a command without a config file.
-    """
+    """The page of a command and its module; `summary` is for one without a config file."""
     file = find_conf() / f"{name.replace('-', '_')}.yaml"
     description, groups, settings = _read(file) if file.is_file() else ("", {}, "")
     description = description or f"{summary[0].upper()}{summary[1:]}."

@@ -11,8 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
-from recyclegpt.configuration.device import computing_dtype, device_and_dtype
+from recyclegpt.configuration.device import computing_dtype, device_and_dtype, read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Autoregressive, Decoder

@@ -24,7 +24,8 @@ from recyclegpt.runs.folder import RESULT, claim, is_complete, locked, remove_if
 from recyclegpt.runs.result import make_result
 from recyclegpt.runs.resume import register_run_folder
 from recyclegpt.runs.sweep_progress import progress_line
-from recyclegpt.runs.training_run import fit, open_folder, prepare_run, reset_globals
+from recyclegpt.runs.trainer import reset_globals
+from recyclegpt.runs.training_run import fit, open_folder, prepare_run
 
 log = logging.getLogger("recyclegpt")
 TRACEBACK = "traceback.txt"

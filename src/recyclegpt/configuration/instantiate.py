@@ -9,8 +9,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from hydra.utils import get_object
@@ -30,12 +29,7 @@ PACKAGES = (
     "torch.optim",
 )
 """Packages whose classes may be built."""
-FUNCTIONS = (
-    "recyclegpt.training.adamw",
-    "recyclegpt.training.constant",
-    "recyclegpt.training.cosine",
-    "recyclegpt.training.wsd",
-)
+FUNCTIONS = tuple(f"recyclegpt.training.{name}" for name in ("adamw", "constant", "cosine", "wsd"))
 OTHERS = ("datetime.timedelta",)
 """Single targets besides; `timedelta` is how a process group's timeout is given."""
 REFUSED = ("lightning.pytorch.cli",)  # its parts build any class they are given
@@ -78,48 +72,27 @@ def build(node: Any, path: str = "", /, **extra: Any) -> Any:
     Raises:
         ConfigError: targets that are not allowed; or what constructors refused, prefixed with the path of the node.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    problems = Problems()
-    for where, target in _targets(plain, path):
-        with problems.under(f"{where}." if where else ""):
-            locate(target)
-    problems.raise_any()
-    return _build(plain, path, extra)
-
-
-def build_all(cfg: DictConfig, keys: Iterable[str], extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Build several nodes of a config, some with extra arguments, and report the problems of all of them at once.
-
-    Raises:
-        ConfigError: the problems of all nodes.
-    """
-    built: dict[str, Any] = {}
-    problems = Problems()
-    for key in keys:
-        with problems.under():
-            built[key] = build(cfg[key], key, **extra.get(key, {}))
-    problems.raise_any()
-    return built
-
-
-def _build(plain: Any, path: str, extra: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     if isinstance(plain, list):
-        return [_build(item, f"{path}[{index}]") for index, item in enumerate(plain)]
+        return [build(item, f"{path}[{index}]") for index, item in enumerate(plain)]
     if not isinstance(plain, dict):
         return plain
+    problems, target = Problems(), None
+    if TARGET in plain:
+        with problems.under(f"{path}." if path else ""):
+            target = locate(plain[TARGET])
     settings = {key: value for key, value in plain.items() if key not in (TARGET, PARTIAL)}
-    target, is_partial = locate(plain[TARGET]) if TARGET in plain else dict, plain.get(PARTIAL, False)
-    if dataclasses.is_dataclass(target) and isinstance(target, type) and not is_partial:
-        return to_dataclass(target, settings | dict(extra), path)
-    problems, arguments = Problems(), dict(extra)
+    if dataclasses.is_dataclass(target) and isinstance(target, type):
+        return to_dataclass(target, settings | extra, path)
+    arguments = dict(extra)
     for key, value in settings.items():
         with problems.under():
-            arguments.setdefault(key, _build(value, _join(path, key)))
+            arguments.setdefault(key, build(value, f"{path}.{key}" if path else str(key)))
     problems.raise_any()
-    if target is dict:
+    if target is None:
         return arguments
     try:
-        return functools.partial(target, **arguments) if is_partial else target(**arguments)
+        return functools.partial(target, **arguments) if plain.get(PARTIAL) else target(**arguments)
     except ConfigError as error:
         raise ConfigError([_under(path, problem) for problem in error.problems]) from error
     except ModuleNotFoundError as error:  # a logger whose package is optional
@@ -128,24 +101,8 @@ def _build(plain: Any, path: str, extra: Mapping[str, Any] = MappingProxyType({}
         raise ConfigError(f"{path}: {plain[TARGET]} refuses its settings: {error}") from error
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every `_target_` at or below a node, with the path of its node."""
-    if isinstance(node, dict):
-        if TARGET in node:
-            yield path, node[TARGET]
-        for key, value in node.items():
-            yield from _targets(value, _join(path, key))
-    elif isinstance(node, list):
-        for index, item in enumerate(node):
-            yield from _targets(item, f"{path}[{index}]")
-
-
 def _is_in(name: str, packages: Iterable[str]) -> bool:
     return name.startswith(tuple(f"{package}." for package in packages))
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _under(path: str, problem: str) -> str:
