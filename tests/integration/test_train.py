@@ -169,7 +169,7 @@ def test_a_completed_run_is_not_overwritten(
     before = Path("here/result.json").read_bytes()
     same = [*small, EVERY_STEP, KEEP_ALL, "hydra.run.dir=here"]
     assert run("train", *same) == 2
-    assert "holds a completed run of this config" in capsys.readouterr().err
+    assert "holds this run, complete" in capsys.readouterr().err
     assert run("train", *same, "seed=2") == 2
     assert "holds a run of another config" in capsys.readouterr().err
     assert Path("here/result.json").read_bytes() == before

@@ -69,13 +69,9 @@ def _is_done(cfg: DictConfig, folder: Path) -> bool:
     """Whether a folder's run is complete, so that it is skipped; a run that is not to be resumed is refused."""
     complete = is_complete(folder)
     if cfg.resume == "never" and complete and not in_multirun():
-        raise ConfigError(
-            f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
-        )
+        raise ConfigError(f"{folder}: holds this run, complete; choose another folder, or read its {RESULT}")
     if cfg.resume == "never" and not complete and list_checkpoints(folder / FOLDER):
-        raise ConfigError(
-            f"{folder}: holds an unfinished run of this config; resume it with resume=auto, or choose another folder"
-        )
+        raise ConfigError(f"{folder}: holds this run, unfinished; resume it (resume=auto), or choose another folder")
     if complete:
         log.info("%s is complete, skipped", folder)
     return complete
