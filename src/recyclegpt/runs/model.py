@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import take_backbone
-from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE
+from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
