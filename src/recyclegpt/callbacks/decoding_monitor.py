@@ -137,8 +137,8 @@ class DecodingMonitor(Callback):
             alternating, verified = speeds["alternating"], speeds["verified"]
             acceptance = _or_nan(verified.counts.acceptance)
             metrics |= {
-                "decode/speedup_alternating": alternating.speedup_over(plain),
-                "decode/speedup_verified": verified.speedup_over(plain),
+                "decode/speedup_alternating": alternating.rates(plain)["speedup"],
+                "decode/speedup_verified": verified.rates(plain)["speedup"],
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
                 "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),

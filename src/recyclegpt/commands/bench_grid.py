@@ -207,7 +207,7 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
         strategy = make_strategy(name, m)
         if name == "verified" and config.acceptance:
             strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
-        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0], config.sampling)
+        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0])
     return seconds
 
 

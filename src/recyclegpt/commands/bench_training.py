@@ -7,13 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
+from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares
 from recyclegpt.commands.bench import output_folder
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
@@ -46,7 +45,6 @@ class StepSettings(Training):
     num_unrolled: int = 1
     vocab_size: int = 32000
     repetitions: int = 10
-    profile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     cfg = compose_or_explain("bench_training", list(argv))
     device, shape, recycle, config = read_step(cfg)
     with output_folder(cfg.output_dir) as folder:
-        document = measure_training(cfg, device, shape, recycle, config, folder)
+        document = measure_training(cfg, device, shape, recycle, config)
         write_json(folder / "training.json", document)
     print(json.dumps(finite(document)))
     return 0
@@ -104,9 +102,9 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
 
 
 def measure_training(
-    cfg: DictConfig, device: torch.device, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, folder: Path
+    cfg: DictConfig, device: torch.device, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig
 ) -> dict[str, Any]:
-    """Measure both models, print the table, and write profiles into the folder if asked.
+    """Measure the model and the control without a module, and print the table.
 
     Returns:
         The document that `training.json` holds.
@@ -119,11 +117,11 @@ def measure_training(
     speeds: dict[str, StepSpeed] = {}
     try:
         with ExternalCpuLoad() as load:
-            for name, module in variants(recycle):
-                speeds[name], table = measure_steps(shape, module, config, device, cfg.profile)
+            for name, module in {"module": recycle, "none": RecycleConfig(num_layers=0)}.items():
+                if name == "module" and not recycle.num_layers:
+                    continue
+                speeds[name] = measure_steps(shape, module, config, device)
                 print(f"{name}: {speeds[name].row()['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
-                if table:
-                    (folder / f"profile_{name}.txt").write_text(table, encoding="utf-8")
                 gc.collect()
                 torch.cuda.empty_cache()
     except RuntimeError as error:
