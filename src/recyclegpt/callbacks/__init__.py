@@ -2,7 +2,7 @@
 
 from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
-from recyclegpt.callbacks.epoch_summary import EpochSummary
+from recyclegpt.callbacks.epoch_summary import EpochSummary, ProgressBar
 from recyclegpt.callbacks.hyperparameters import HyperParameters
 from recyclegpt.callbacks.rng import RngIsolation
 from recyclegpt.callbacks.tensorboard import TensorBoardLogger
@@ -14,6 +14,7 @@ __all__ = [
     "DecodingMonitor",
     "EpochSummary",
     "HyperParameters",
+    "ProgressBar",
     "RngIsolation",
     "TensorBoardLogger",
     "Throughput",

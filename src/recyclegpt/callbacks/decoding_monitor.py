@@ -106,7 +106,9 @@ class DecodingMonitor(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         every_n = trainer.check_val_every_n_epoch or 1
-        last = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch + every_n >= (trainer.max_epochs or 0)
+        # `CheckpointEverySteps` has set `should_stop` where `max_steps` ends the run.
+        last = trainer.current_epoch + every_n >= (trainer.max_epochs or 0) or trainer.should_stop
+        last = last or trainer.state.fn != TrainerFn.FITTING
         return self.every_n_epochs > 0 and (last or trainer.current_epoch // every_n % self.every_n_epochs == 0)
 
     def _measure(

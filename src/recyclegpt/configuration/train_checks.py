@@ -77,7 +77,13 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
 
 
 def num_steps(cfg: DictConfig) -> int:
-    """Optimizer steps of the whole run; the last window of an epoch steps even if it is not full."""
+    """Optimizer steps of the whole run, unless a clock or early stopping ends it before."""
+    most = cfg.trainer.get("max_steps")
+    return epoch_steps(cfg) if most in (None, -1) else min(most, epoch_steps(cfg))
+
+
+def epoch_steps(cfg: DictConfig) -> int:
+    """Optimizer steps of all epochs; the last window of an epoch steps even if it is not full."""
     return int(cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches))
 
 
@@ -125,6 +131,9 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
         for key in ("limit_train_batches", "max_epochs", "accumulate_grad_batches")
         if type(trainer[key]) is not int or trainer[key] < 1
     ]
+    most = trainer.get("max_steps", -1)
+    if most is not None and (type(most) is not int or most == 0 or most < -1):
+        problems.append(f"trainer.max_steps: {most} is not a positive whole number of optimizer steps")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problems.append(
             f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"
