@@ -1,11 +1,10 @@
-"""What training shows on the console: a progress bar, and a line after every validation epoch."""
+"""One line on the console after every validation epoch."""
 
 from __future__ import annotations
 
 import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 COLUMNS = (
@@ -45,13 +44,3 @@ def _print(trainer: Trainer, line: str) -> None:
         trainer.progress_bar_callback.print(line)
     else:
         print(line, flush=True)
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's, with the right total for an epoch within which `max_steps` ends the run."""
-
-    @property
-    def total_train_batches(self) -> int | float:
-        batches, trainer = super().total_train_batches, self.trainer
-        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-        return batches if trainer.max_steps < 0 else min(batches, left)
