@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -211,6 +214,20 @@ def test_a_failed_run_says_so(run: Run, small: list[str], capsys: pytest.Capture
     found = result("bad")
     assert found["status"] == "failed"
     assert "not finite" in found["error"]
+
+
+def test_a_run_folder_that_can_no_longer_be_written_ends_in_one_message(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("recyclegpt.checkpoints.file.atomic_write", read_only)
+    monkeypatch.setattr("recyclegpt.commands.train.write_json", lambda path, _: read_only(path))
+    assert run("train", *small, "callbacks=no_monitor", "hydra.run.dir=full") == 1
+    message = capsys.readouterr().err
+    assert "step_0000006.ckpt could not be written (Read-only file system)" in message
+    assert "Traceback" not in message
 
 
 def test_multirun_runs_every_job_in_a_folder_named_by_its_overrides(run: Run, small: list[str]) -> None:

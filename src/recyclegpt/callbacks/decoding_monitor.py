@@ -97,7 +97,7 @@ class DecodingMonitor(Callback):
                 metrics["decode/seconds"] = time.perf_counter() - begin
                 if trainer.is_global_zero:
                     self._write(trainer, metrics, speeds, prompts)
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except (RuntimeError, ValueError, MemoryError, OSError) as error:
                 # A failed measurement must not end a training run: it is reported, and its tags stay NaN.
                 reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
                 rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
