@@ -29,6 +29,7 @@ from recyclegpt.data.shards import (
 )
 from recyclegpt.data.skipped import Skipped
 from recyclegpt.data.source import Record, Source, Split, documents, is_readable
+from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
@@ -185,6 +186,27 @@ def token_pieces(split: Split, records: Iterable[Record], tokenizer: TextTokeniz
                 num_bytes = len(piece.encode())
                 bar.update(num_bytes)
                 yield TokenPiece(np.asarray(ids, dtype), int(end), num_bytes)
+
+
+def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -> Iterator[list[int]]:
+    """Tokens of each document of a text, undivided, without those that begin and end one.
+
+    Raises:
+        ConfigError: no document can be read, or more than `max_skipped` cannot.
+    """
+    skipped = Skipped(max_skipped, source.kind)
+    records = (record for record in source.whole() if is_readable(record, skipped))
+    text: list[int] = []
+    found = False
+    for piece in token_pieces("val", records, tokenizer):
+        text += piece.tokens.tolist()
+        if piece.num_documents:
+            found = True
+            yield text[len(tokenizer.start_ids) : -1]
+            text = []
+    skipped.report()
+    if not found:
+        raise ConfigError(["data.paths: no document can be read", *skipped.problems])
 
 
 def _batches(records: Iterable[Record]) -> Iterator[tuple[list[str], list[bool]]]:

@@ -100,6 +100,11 @@ class TextFiles:
             else:
                 yield from self._read_part(file, split)
 
+    def whole(self) -> Iterator[Record]:
+        """All documents undivided: of `val_paths` where they are given, else of `paths`."""
+        for file in self.val_files or self.files:
+            yield from self._read(file)
+
     def _read(self, file: Path) -> Iterator[Record]:
         if file.suffix.lower() in _JSONL:
             return read_jsonl(file, self.field)

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, processors
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation import lm_eval_adapter
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
+from recyclegpt.evaluation.whole_text import ratio_stderr
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 TEXTS = ["The cat sat on the mat, and it stayed.\n", "é" * 90, "x"]
@@ -207,8 +207,8 @@ def test_standard_error_of_a_ratio_is_that_of_resampling() -> None:
         resampled.append(sum(total for total, _ in chosen) / sum(n for _, n in chosen))
     mean = sum(resampled) / len(resampled)
     spread = math.sqrt(sum((value - mean) ** 2 for value in resampled) / (len(resampled) - 1))
-    assert lm_eval_adapter.ratio_stderr(pairs) == pytest.approx(spread, rel=0.15)
-    assert lm_eval_adapter.ratio_stderr(pairs[:1]) is None
+    assert ratio_stderr(pairs) == pytest.approx(spread, rel=0.15)
+    assert ratio_stderr(pairs[:1]) is None
 
 
 def test_standard_output_is_left_alone(
