@@ -18,7 +18,7 @@ from recyclegpt.data import TextFiles, TextFilesData
 from recyclegpt.data.corpus import whole_texts
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
 from recyclegpt.evaluation.scoring import Scorer
-from recyclegpt.evaluation.whole_text import score_texts
+from recyclegpt.evaluation.whole_text import NAMES, bits_name, score_texts
 from recyclegpt.files import finite
 
 
@@ -68,8 +68,12 @@ def _evaluate_files(
     assert isinstance(given.source, TextFiles)
     texts = whole_texts(given.source, tokenizer, given.max_skipped)
     metrics, errors = score_texts(scorer, texts, tokenizer.encode_prompt(""), length, _num_bytes(trained))
-    rows = [(name.removeprefix("val/"), value, errors.get(name)) for name, value in metrics.items()]
-    print_table(rows, header=("whole text", "value", "standard error"))
+    rows = []
+    for scoring in scorer.scorings:
+        names = [f"val/ppl_{NAMES[scoring]}", bits_name(scoring)]
+        rows.append([scoring, *(cell for name in names for cell in (metrics[name], errors[name]))])
+    print_table(rows, header=("whole text", "perplexity", "stderr", "bits/byte", "stderr"))
+    print(f"\n{metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes, in windows of {length} that overlap by half")
     return {"row_length": length, "num_recycled": scorer.num_recycled, "metrics": metrics, "stderr": errors}
 
 

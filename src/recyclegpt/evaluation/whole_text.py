@@ -69,12 +69,16 @@ def score_texts(
         loss, loss_error = _ratio(sums)
         bits, bits_error = _ratio([(nll / math.log(2), size) for (nll, _), size in zip(sums, sizes, strict=True)])
         suffix = NAMES[name]
-        bits_name = "val/bits_per_byte" + ("" if name == "backbone" else f"_{suffix}")
-        values |= {f"val/loss_{suffix}": loss, f"val/ppl_{suffix}": math.exp(min(loss, 700.0)), bits_name: bits}
-        errors |= {f"val/loss_{suffix}": loss_error, bits_name: bits_error}
+        values |= {f"val/loss_{suffix}": loss, f"val/ppl_{suffix}": math.exp(min(loss, 700.0)), bits_name(name): bits}
+        errors |= {f"val/loss_{suffix}": loss_error, bits_name(name): bits_error}
         # That of exp(x) is exp(x) times that of x.
         errors[f"val/ppl_{suffix}"] = None if loss_error is None else values[f"val/ppl_{suffix}"] * loss_error
     return values | {"tokens": sum(count for _, count in blocks["backbone"]), "bytes": sum(sizes)}, errors
+
+
+def bits_name(scoring: str) -> str:
+    """The tag of a scoring's bits per byte; training has the backbone's alone."""
+    return "val/bits_per_byte" + ("" if scoring == "backbone" else f"_{NAMES[scoring]}")
 
 
 def _ratio(sums_and_counts: Sequence[tuple[float, float]]) -> tuple[float, float | None]:
