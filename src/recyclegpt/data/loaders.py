@@ -11,14 +11,18 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from recyclegpt.data.batch import Batch
-from recyclegpt.data.packed_rows import State, Tokens, TrainStream, read_windows
+from recyclegpt.data.packed_rows import PackedRows, State, Tokens, read_windows
 from recyclegpt.data.packing import Packing
+from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Sent to all processes of a run at once to end it."""
 SAVING_S = 300
 """Seconds that the process that trains may take to finish its step and save after such a signal."""
+
+TrainStream = PackedRows | StreamRows
+"""Endless batches of one rank, in the same order whenever they start from the same state."""
 
 
 class TrainLoader:

@@ -14,8 +14,7 @@ from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, HFStream
 from recyclegpt.data.packed_rows import State
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import is_readable
+from recyclegpt.data.source import Skipped
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -40,11 +39,11 @@ class StreamRows(IterableDataset[Batch]):
     _resumed: State | None = None
 
     def resume(self, state: State | None) -> None:
-        """See `TrainStream`."""
+        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
         self._resumed = state
 
     def merge(self, state: State | None, batch_state: State) -> State:
-        """See `TrainStream`: the newest state of each worker, and which one comes next."""
+        """The whole state of the rank once a batch has been trained on: the newest of each worker, and who is next."""
         workers = {**(state["workers"] if state else {}), batch_state["worker"]: batch_state}
         return {"workers": workers, "next_worker": (batch_state["worker"] + 1) % batch_state["num_workers"]}
 
@@ -101,22 +100,15 @@ class _Rows:
         self._stream = stream
         self._part = part
         self._num_parts = num_parts
-        self._num_passes = 0
         self._num_rows = 0
         self._position: Any = None
         self._tokens: NDArray[np.int32] = np.empty(0, np.int32)
         self._documents = self._read()
 
     def state(self) -> State:
-        return {
-            "num_passes": self._num_passes,
-            "num_rows": self._num_rows,
-            "position": self._position,
-            "tokens": self._tokens.copy(),
-        }
+        return {"num_rows": self._num_rows, "position": self._position, "tokens": self._tokens.copy()}
 
     def load(self, state: State) -> None:
-        self._num_passes = state["num_passes"]
         self._num_rows = state["num_rows"]
         self._position = state["position"]
         self._tokens = np.array(state["tokens"])
@@ -145,7 +137,7 @@ class _Rows:
             reader = DocumentReader(stream.source, "train", self._part, self._num_parts, self._position)
             for record, position in reader:
                 self._position = position
-                if not is_readable(record, skipped):
+                if not skipped.is_readable(record):
                     continue
                 found = True
                 yield np.array(tokenizer.encode_document(record.text), np.int32)
@@ -156,5 +148,4 @@ class _Rows:
                     f"data.name: {share} of {stream.source.name} has no training document; "
                     "use fewer workers or ranks, or fewer data.num_val_documents"
                 )
-            self._num_passes += 1
             self._position = None
