@@ -86,7 +86,6 @@ def tokenize_corpus(
     source: Source,
     tokenizer: TokenizerConfig,
     folder: str | Path,
-    *,
     max_skipped: int = 100,
     tokens_per_shard: int = TOKENS_PER_SHARD,
 ) -> dict[str, Any]:
@@ -152,12 +151,7 @@ def build_shards(source: Source, fingerprint: str, tokenizer: TextTokenizer, cac
 
 
 def _write(
-    source: Source,
-    fingerprint: str,
-    tokenizer: TextTokenizer,
-    folder: Path,
-    max_skipped: int,
-    tokens_per_shard: int,
+    source: Source, fingerprint: str, tokenizer: TextTokenizer, folder: Path, max_skipped: int, tokens_per_shard: int
 ) -> dict[str, Any]:
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(

@@ -38,14 +38,11 @@ class TextDataModule(LightningDataModule):
     `trainer.limit_train_batches` takes of it. The state saved in a checkpoint is that of the batch last trained on.
 
     Args:
-        source: where the text comes from.
         tokenizer: how it becomes tokens; None for a tokenized corpus, which brings its own.
         batch_size: B, rows of a batch on each rank.
-        num_val_batches: validation batches on each rank.
         val_batch_size: rows of a validation batch; None: `batch_size`.
         mask_documents: number the documents inside rows, so that attention can stay inside them.
         num_workers: processes that read ahead; 0: none; None: 2 where there is a GPU, 0 else and of a stream.
-        cache_dir: where tokenizers and tokens are kept.
         max_skipped: unreadable documents allowed.
 
     Raises:
@@ -251,7 +248,8 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(problems)
         self._state = position_of(state_dict, rank)
         if self._loader is not None:
-            self._loader.restart(self._state)
+            self._loader.close()
+            self._loader.state = self._state
 
     def unigram_counts(self) -> Tensor:
         """How often each id occurs in the training split (its first 50M tokens; of a stream 1M), int64 (V,)."""

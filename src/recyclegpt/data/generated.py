@@ -38,12 +38,7 @@ class GeneratedPiece(NamedTuple):
 
 
 class GeneratedCorpus:
-    """One corpus, finished or unfinished.
-
-    Args:
-        folder: where the token shards will be.
-        identity: what decides every token, in values that JSON gives back unchanged.
-    """
+    """One corpus, finished or unfinished: its folder, and what decides every token, in values that JSON can hold."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -60,9 +55,8 @@ class GeneratedCorpus:
             return None
         meta = read_meta(self.folder) if (self.folder / "meta.json").is_file() else {}
         if FACTS not in meta:
-            raise ConfigError(
-                f"output_dir: {self.folder} exists and holds no generated corpus; choose another folder, or remove it"
-            )
+            found = f"{self.folder} exists and holds no generated corpus"
+            raise ConfigError(f"output_dir: {found}; choose another folder, or remove it")
         self._compare(meta[FACTS]["identity"], self.folder)
         Tokenized(self.folder).open(0)  # compares every checksum
         return meta
@@ -79,9 +73,8 @@ class GeneratedCorpus:
             self.unfinished.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise ConfigError(
-                f"output_dir: another process is writing {self.folder}; wait for it, or choose another folder"
-            ) from None
+            found = f"another process is writing {self.folder}"
+            raise ConfigError(f"output_dir: {found}; wait for it, or choose another folder") from None
         except OSError as error:
             why = f"{self.folder} cannot be written ({error.strerror})"
             raise ConfigError(f"output_dir: {why}; choose another") from error

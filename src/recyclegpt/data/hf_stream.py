@@ -23,12 +23,9 @@ class HFStream:
 
     Args:
         name: of the dataset, or a local folder, or a builder such as `json` together with `data_files`.
-        config: configuration of the dataset.
-        train_split: what is trained on.
-        val_split: what is validated on; None: the first `num_val_documents` of `train_split`.
+        val_split: None: the first `num_val_documents` of `train_split`.
         num_val_documents: validation documents read at most.
         field: the column that holds the text.
-        data_files: as in `load_dataset`.
         revision: commit or tag on the hub; without one, the hub's files can change between runs.
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """

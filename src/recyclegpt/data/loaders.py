@@ -28,8 +28,8 @@ TrainStream = PackedRows | StreamRows
 class TrainLoader:
     """One running iterator over an endless stream; each epoch continues where the last one stopped.
 
-    Workers therefore start once, and keep reading ahead during validation. The position is saved by the data module,
-    which knows the batch last trained on, not by the loader, which knows the batches read ahead.
+    Workers start once and read ahead during validation. The data module saves the position after the batch last trained
+    on; the loader knows only the batches read ahead.
     """
 
     def __init__(self, stream: TrainStream, num_workers: int, seed: int, state: State | None) -> None:
@@ -46,11 +46,6 @@ class TrainLoader:
         """Record that the batch with this state has been trained on."""
         self.state = self._stream.merge(self.state, batch_state)
         self._trained_batch = batch_state
-
-    def restart(self, state: State | None) -> None:
-        """Resume from `state` at the next iteration."""
-        self.close()
-        self.state = state
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: without one, Lightning warns at every resume that the loader cannot be resumed."""
@@ -110,10 +105,7 @@ class _ErrorsAsItems(IterableDataset[Batch | ConfigError]):
 class ValBatches:
     """A fixed number of validation batches: the same rows each time, spread over the split, never shuffled.
 
-    Every rank gets the same number of batches, and all ranks together the rows that one process would read.
-
-    Args:
-        num_batches: of each rank; fewer if the split is small.
+    Every rank gets the same number of batches, at most `num_batches`, and all together the rows of one process.
 
     Raises:
         ConfigError: the split does not fill one batch on every rank.

@@ -178,13 +178,8 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write the tokens of both splits into `folder`, which is complete or not there, and return its meta.
 
-    Args:
-        pieces: gives the tokens of a split, end tokens included.
-        tokenizer: whose ids they are.
-        folder: may exist if it is empty.
-        facts: more entries for the meta.
-        tokens_per_shard: a file ends with the piece that reaches it.
-        skipped: what was left out while `pieces` was read; recorded in the meta.
+    `pieces` gives the tokens of a split, end tokens included; `facts` are more entries for the meta, which also records
+    what was left out while `pieces` was read (`skipped`). A file ends with the piece that reaches `tokens_per_shard`.
 
     Raises:
         ConfigError: a split holds no document.
