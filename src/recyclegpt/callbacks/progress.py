@@ -23,9 +23,10 @@ class ProgressBar(TQDMProgressBar):
         self._interval_s = interval_s if sys.stderr.isatty() else 30 * interval_s
         self._drawn = -math.inf
 
-    def _should_update(self, current: int, total: int) -> bool:
+    def _should_update(self, current: int, total: int | None) -> bool:
         now = time.monotonic()
-        if not self.is_enabled or (1 < current < total and now - self._drawn < self._interval_s):
+        # A run that resumes within an epoch knows no total there.
+        if not self.is_enabled or (1 < current < (total or math.inf) and now - self._drawn < self._interval_s):
             return False
         self._drawn = now
         return True

@@ -213,7 +213,7 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
     if trainer.global_step < num_steps(cfg):
-        print(f"\nended before its {num_steps(cfg)} steps; it is saved; resume={relative(folder)} continues")
+        print(f"\nended before its {num_steps(cfg)} steps; the last one is saved: resume={relative(folder)} continues")
     print(f"\nrun folder: {relative(folder)}")
     return metrics.get("val/ppl_backbone")
 
