@@ -136,6 +136,8 @@ def test_a_run_ended_by_max_steps_is_saved_and_resumes_into_a_longer_one(
     assert run(*settings, "+trainer.max_steps=4", "hydra.run.dir=short") == 0
     shown = capsys.readouterr()
     assert "run     4 steps" in shown.err
+    assert run("train", *small, "callbacks=no_monitor", "scheduler.num_warmup_steps=20", "+trainer.max_steps=1") == 0
+    assert "scheduler.num_warmup_steps: 20 does not fit into max_steps=1; using 1" in capsys.readouterr().out
     assert [path.name for path in Path("short/checkpoints").glob("*.ckpt")] == ["step_0000004.ckpt"]
     assert result("short")["train"]["steps"] == 4
     assert result("short")["metrics"]["val/ppl_backbone"] != result("whole")["metrics"]["val/ppl_backbone"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.parameter_count import memory_problems
 
+log = logging.getLogger("recyclegpt")
 VOCABULARY_MULTIPLE = 64
 """A vocabulary of our own is padded to a multiple of this: matrix products of such sizes are faster."""
 
@@ -32,6 +34,8 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: all that is wrong with the config.
     """
     problems = Problems(section_problems(cfg) + check_combinations(cfg))
+    if not problems.found:
+        _shorten_warmup(cfg)
     parts: dict[str, Any] = {}
     with problems.under():
         # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
@@ -80,6 +84,17 @@ def num_steps(cfg: DictConfig) -> int:
     """Optimizer steps of the whole run, unless a clock or early stopping ends it before."""
     most = cfg.trainer.get("max_steps")
     return epoch_steps(cfg) if most in (None, -1) else min(most, epoch_steps(cfg))
+
+
+def _shorten_warmup(cfg: DictConfig) -> None:
+    """Let a run that `max_steps` makes too short for its warm-up have a shorter one, and say so."""
+    steps, warmup = num_steps(cfg), cfg.scheduler.get("num_warmup_steps")
+    if steps == epoch_steps(cfg) or type(warmup) is not int:
+        return
+    room = steps - round(cfg.scheduler.get("decay_fraction", 0.0) * steps)
+    if warmup > room >= 0:
+        log.warning("scheduler.num_warmup_steps: %d does not fit into max_steps=%d; using %d", warmup, steps, room)
+        cfg.scheduler.num_warmup_steps = room
 
 
 def epoch_steps(cfg: DictConfig) -> int:
