@@ -44,7 +44,9 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
     device, dtype = device_and_dtype(cfg.device, cfg.dtype)
     trained = load_trained(cfg.checkpoint, device)
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
-    autocast = None if dtype == torch.float32 else dtype
+    if dtype == torch.float64:
+        trained.model.double()
+    autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
     about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
     if "data" in cfg and isinstance(given := given_corpus(cfg, trained), TextFilesData):
         return about | _evaluate_files(cfg, given, trained, autocast)
