@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and its arguments; default: `sys.argv`.
 
     Returns:
-        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143 and 138 stopped
-        by Ctrl-C, SIGTERM and SIGUSR1. All but 0 are explained on stderr.
+        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143, 138 and 129
+        stopped by Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP. All but 0 are explained on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:

@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 _ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"(?=\s*(?:,|$))|'(?:[^'\\]|\\.)*'(?=\s*(?:,|$))|[^,]+)\s*(?:,|$)""")
 """A member of a list, quoted or not."""
+_NEEDED = re.compile(r"You must specify '(\w+)'.*Available options:(.*)", re.DOTALL)
 
 
 def explain_composition(error: BaseException) -> str:
@@ -31,6 +32,9 @@ def explain_composition(error: BaseException) -> str:
         remedy = requoted(override)
         hint = 'put each text in it in quotes, "TEXT"' if remedy is None else f"type {shlex.quote(remedy)}"
         return f"{override}: cannot be read, since text with characters like ~ ( ) # = needs quotes; {hint}"
+    if needed := _NEEDED.match(str(error)):
+        names = sorted({*needed[2].split()} - {"default"})
+        return f"{needed[1]}: has to be chosen: {needed[1]}=NAME, one of {', '.join(names)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         return _unknown_key(str(cause.full_key), cause.parent_node)
@@ -41,10 +45,12 @@ def explain_composition(error: BaseException) -> str:
 
 
 def is_typing_mistake(error: BaseException) -> bool:
-    """Whether an exception of Hydra's means an unknown key or choice, or an override that cannot be read."""
+    """Whether an exception of Hydra's means an unknown or missing choice, an unknown key, or a broken override."""
     cause = error.__cause__ or error.__context__
-    return isinstance(error, MissingConfigException | OverrideParseException) or isinstance(
-        cause, ConfigAttributeError | ConfigKeyError
+    return (
+        isinstance(error, MissingConfigException | OverrideParseException)
+        or isinstance(cause, ConfigAttributeError | ConfigKeyError)
+        or _NEEDED.match(str(error)) is not None
     )
 
 
