@@ -131,7 +131,7 @@ def test_help_shows_settings_with_their_comments_and_choices_of_groups(capsys):
         (["--help"], 0, "usage: recyclegpt COMMAND"),
         (["train", "-m", "seed=1,2", "tranier.max_epochs=1"], 2, "did you mean trainer?"),
         (["generate", "--prompt", "a=b", "chekpoint=x"], 2, "did you mean checkpoint?"),
-        (["adapt", "model=smal"], 2, "did you mean model=small?"),
+        (["adapt", "model.path=x"], 2, "data: has to be chosen"),
     ],
 )
 def test_help_and_typing_mistakes_are_answered_without_importing_torch(argv, code, words):
