@@ -25,7 +25,7 @@ class ProgressBar(TQDMProgressBar):
 
     def _should_update(self, current: int, total: int) -> bool:
         now = time.monotonic()
-        if not self.is_enabled or (1 < current < total and now - self._drawn < self._interval_s):
+        if not self.is_enabled or (current not in (1, total) and now - self._drawn < self._interval_s):
             return False
         self._drawn = now
         return True
