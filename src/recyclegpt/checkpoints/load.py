@@ -110,7 +110,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def _existing(path: str | Path) -> Path:
     try:
-        path = Path(path).expanduser()
+        path = Path(str(path)).expanduser()  # of a folder 2024 Hydra makes a number
         path.stat()
     except (OSError, ValueError) as error:  # a ValueError: a NUL byte
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
