@@ -150,7 +150,7 @@ def test_a_run_ended_by_max_steps_is_saved_and_resumes_into_a_longer_one(
 
 
 def test_a_run_without_validation_ends_with_a_result(run: Run, small: list[str]) -> None:
-    settings = ["+trainer.limit_val_batches=0", "+trainer.max_time={milliseconds:1}", "hydra.run.dir=bare"]
+    settings = ["trainer.limit_val_batches=0", "+trainer.max_time={milliseconds:1}", "hydra.run.dir=bare"]
     assert run("train", *small, *settings) == 0
     assert result("bare")["metrics"]["val/ppl_backbone"] is None
     assert load_trained("bare").step == result("bare")["train"]["steps"] == 1

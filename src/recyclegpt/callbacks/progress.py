@@ -23,10 +23,9 @@ class ProgressBar(TQDMProgressBar):
         self._interval_s = interval_s if sys.stderr.isatty() else 30 * interval_s
         self._drawn = -math.inf
 
-    def _should_update(self, current: int, total: int | None) -> bool:
+    def _should_update(self, current: int, total: int) -> bool:
         now = time.monotonic()
-        # A run that resumes within an epoch knows no total there.
-        if not self.is_enabled or (1 < current < (total or math.inf) and now - self._drawn < self._interval_s):
+        if not self.is_enabled or (current not in (1, total) and now - self._drawn < self._interval_s):
             return False
         self._drawn = now
         return True

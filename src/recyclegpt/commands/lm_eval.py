@@ -14,7 +14,7 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype, read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Autoregressive, Decoder
+from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
@@ -79,9 +79,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     )  # fmt: skip
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
-        if trained.model.recyclable is None and strategy.num_recycled:
-            log.warning("the model has no recyclable module, so texts are written autoregressively")
-            strategy = Autoregressive()
+        strategy = decoding.strategy_for(trained.model)
         decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)
         generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed)
     results: Results = {}

@@ -150,11 +150,12 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     clocks = [f"trainer.max_time={cfg.trainer.max_time}"] if cfg.trainer.get("max_time") else []
     clocks += [EarlyStopping.__name__ for _ in _callbacks(trainer, EarlyStopping)]
     until = f" (fewer where {' or '.join(clocks)} ends the run; the schedules count on all)" if clocks else ""
+    places = [cfg.data[key] for key in ("paths", "name", "path", "root") if cfg.data.get(key)]
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, "
-        f"vocabulary {data.vocab_size:,}",
+        f"data    {' '.join([data.source.kind, *map(str, places)])}: "
+        f"{'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {data.vocab_size:,}",
         f"run     {num_steps(cfg)} steps of {batch:,} tokens{until}, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
         f"memory  {memory}",
