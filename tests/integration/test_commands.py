@@ -106,7 +106,9 @@ def test_evaluate_measures_the_whole_of_given_files_whatever_their_length(
         assert document["stderr"][f"val/ppl_{name}"] > 0
     (tmp_path / "short.txt").write_text("", encoding="utf-8")
     assert run("evaluate", f"checkpoint={trained}", "data=text_files", "data.paths=[short.txt]") == 2
-    assert "no document can be read" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "no document can be read" in message
+    assert "short.txt: is empty" in message
 
 
 def test_tokenized_corpus_trains_like_its_text(

@@ -200,7 +200,8 @@ def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -
             text = []
     skipped.report()
     if not found:
-        raise ConfigError(["data.paths: no document can be read", *skipped.problems])
+        empty = [f"{where}: is empty" for where in skipped.empty]
+        raise ConfigError(["data.paths: no document can be read", *skipped.problems, *empty])
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[tuple[str, bool]]]:
