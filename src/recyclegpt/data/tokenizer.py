@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from recyclegpt.data.chat_template import ChatTemplate, read_template, write_template
 from recyclegpt.data.text_stream import TextStream
 from recyclegpt.data.token_bytes import BYTE_PIECE, byte_symbols, count_bytes
 from recyclegpt.errors import ConfigError
@@ -74,12 +75,19 @@ class TextTokenizer:
         tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
         end_token: the token that ends a document; None looks for the usual names.
         stop_tokens: more tokens that end a text the model writes.
+        chat: the template that turns messages into text; its end of an answer is a stop token.
 
     Raises:
         ConfigError: the end token is not in the vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token: str | None = None, stop_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end_token: str | None = None,
+        stop_tokens: Sequence[str] = (),
+        chat: ChatTemplate | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -88,7 +96,9 @@ class TextTokenizer:
         """Ids that the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often none."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
-        others = (tokenizer.token_to_id(token) for token in stop_tokens)
+        self.chat = chat
+        turn_end = None if chat is None else chat.turn_end(self.special_tokens)
+        others = (tokenizer.token_to_id(token) for token in [*stop_tokens, *([turn_end] if turn_end else [])])
         self.stop_ids = list(dict.fromkeys([self.eos_id, *(token for token in others if token is not None)]))
         """The end token first, then the other tokens that end a text the model writes."""
 
@@ -126,7 +136,7 @@ class TextTokenizer:
         tokenizer, file = _read(path)
         declared = read_stop_tokens(file.parent, tokenizer)
         try:
-            return cls(tokenizer, end_token or next(iter(declared), None), declared)
+            return cls(tokenizer, end_token or next(iter(declared), None), declared, read_template(file.parent))
         except ConfigError as error:
             raise ConfigError([f"{problem} ({file})" for problem in error.problems]) from error
 
@@ -138,11 +148,11 @@ class TextTokenizer:
             ConfigError: there is no file, or it cannot be parsed.
         """
         tokenizer, file = _read(path)
-        declared = read_stop_tokens(file.parent, tokenizer)
+        declared, chat = read_stop_tokens(file.parent, tokenizer), read_template(file.parent)
         added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
         for name in dict.fromkeys([*declared, *KNOWN_END_TOKENS, *added]):
             if tokenizer.token_to_id(name) is not None:
-                found = cls(tokenizer, name, declared)
+                found = cls(tokenizer, name, declared, chat)
                 if found.fingerprint == fingerprint:
                     return found
         return None
@@ -159,14 +169,25 @@ class TextTokenizer:
         canonical = json.dumps([self._content, *ends], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end token."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The spellings of all special tokens."""
+        return [token["content"] for token in self._content["added_tokens"] if token["special"]]
+
+    @cached_property
+    def _with_special_tokens(self) -> Tokenizer:
+        return Tokenizer.from_str(json.dumps(self._content))
+
+    def encode(self, text: str, special_tokens: bool = False) -> list[int]:
+        """Ids of `text`, without an end token. Special tokens that it spells are characters, or tokens if asked."""
+        tokenizer = self._with_special_tokens if special_tokens else self._tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, special_tokens: bool = False) -> list[int]:
         """Ids of a text to continue: it begins as documents do; an empty one becomes an end token."""
-        return [*self.start_ids, *self.encode(text)] or [self.eos_id]
+        ids = self.encode(text, special_tokens)
+        return (ids if ids[: len(self.start_ids)] == self.start_ids else [*self.start_ids, *ids]) or [self.eos_id]
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a whole document, between the tokens that begin and end one."""
@@ -200,15 +221,19 @@ class TextTokenizer:
         return frozenset(token_id for piece, token_id in vocab.items() if BYTE_PIECE.fullmatch(piece))
 
     def save(self, path: str | Path) -> None:
-        """Write a `tokenizer.json` that any `tokenizers` user can read."""
+        """Write a `tokenizer.json` that any `tokenizers` user can read, and the chat template next to it."""
         write_whole(Path(path), json.dumps(self._content, ensure_ascii=False))
+        if self.chat is not None:
+            write_template(self.chat, Path(path).parent)
 
     def __getstate__(self) -> dict[str, Any]:
         stops = [self._tokenizer.id_to_token(stop) for stop in self.stop_ids]
-        return {"json": json.dumps(self._content), "eos_token": self.eos_token, "stop_tokens": stops}
+        made = {"json": json.dumps(self._content), "eos_token": self.eos_token, "stop_tokens": stops}
+        return made if self.chat is None else {**made, "chat": self.chat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stop_tokens"])  # type: ignore[misc]
+        tokenizer = Tokenizer.from_str(state["json"])
+        self.__init__(tokenizer, state["eos_token"], state["stop_tokens"], state.get("chat"))  # type: ignore[misc]
 
 
 def _read(path: str | Path) -> tuple[Tokenizer, Path]:

@@ -26,11 +26,14 @@ def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: i
     special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}
     if start_id(tokenizer) is not None:
         special["bos_token"] = tokenizer.decode(tokenizer.start_ids)
+    if tokenizer.chat is not None:
+        special |= tokenizer.chat.variables
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
+        **({} if tokenizer.chat is None else {"chat_template": tokenizer.chat.source}),
     }
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
