@@ -51,3 +51,28 @@ def test_an_answer_ends_with_the_template_s_token(run: Run, folder: Path, capsys
     printed = capsys.readouterr()
     assert printed.out == "\n"
     assert "autoregressive: 1 tokens" in printed.err
+
+
+def test_a_task_asks_as_generate_does(
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"checkpoint={folder}", "decoding.strategy=autoregressive", "decoding.max_new_tokens=12"]
+    assert run("generate", *settings, "--chat", QUESTION) == 0
+    row = {"q": QUESTION, "a": capsys.readouterr().out.removesuffix("\n")}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
+        "output_type: generate_until\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        'generation_kwargs: {until: ["@@@"], max_gen_toks: 12}\nmetric_list: [{metric: exact_match}]\n'
+    )
+    right = {}
+    for applied in (True, False):
+        argv = ["tasks=[own]", "tasks_path=tasks", "scorings=[backbone]", f"apply_chat_template={applied}"]
+        assert run("evaluate", *settings, *argv) == 0
+        document = json.loads(capsys.readouterr().out.splitlines()[-1])
+        right[document["apply_chat_template"]] = document["tasks"]["own"]["metrics"]["exact_match"]["written"]["value"]
+    assert right == {True: 1, False: 0}
+    (folder / "tokenizer_config.json").unlink()
+    assert run("evaluate", *settings, "tasks=[own]", "tasks_path=tasks", "apply_chat_template=true") == 2
+    assert "has no chat template" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
+from recyclegpt.data.chat import encode_marked
 from recyclegpt.decoding import Autoregressive, Decoder
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
@@ -38,6 +40,7 @@ class TaskSettings:
     scorings: list[str]
     limit: int | float | None
     num_fewshot: int | None
+    apply_chat_template: bool
     batch_size: int
     bootstrap_iters: int
     seed: int
@@ -71,6 +74,9 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
 
     tasks = find_tasks(wanted, settings.tasks_path)
     trained = load_trained(cfg.checkpoint, device)
+    chat = settings.apply_chat_template
+    if chat and trained.tokenizer.chat is None:
+        raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
     if dtype == torch.float64:
         trained.model.double()
@@ -84,13 +90,14 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
             log.warning("the model has no recyclable module, so texts are written autoregressively")
             strategy = Autoregressive()
         decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)
-        generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed)
+        encode = partial(encode_marked, trained.tokenizer) if chat else None
+        generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed, encode)
     results: Results = {}
     for scoring in scorer.scorings:
-        adapter = RecycleLM(scorer, trained.tokenizer, scoring, generator)
+        adapter = RecycleLM(scorer, trained.tokenizer, scoring, generator, chat)
         scored = run_tasks(
             tasks, adapter, settings.bootstrap_iters, settings.seed,
-            limit=settings.limit, num_fewshot=settings.num_fewshot,
+            limit=settings.limit, num_fewshot=settings.num_fewshot, apply_chat_template=chat,
         )  # fmt: skip
         for name, result in scored.items():
             column = WRITTEN if name in tasks.generative else scoring
@@ -113,7 +120,10 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
         "scorings": list(scorer.scorings),
         "num_recycled": scorer.num_recycled,
         "strategy": strategy.name,
-        **{name: getattr(settings, name) for name in ("limit", "num_fewshot", "bootstrap_iters", "seed")},
+        **{
+            name: getattr(settings, name)
+            for name in ("limit", "num_fewshot", "apply_chat_template", "bootstrap_iters", "seed")
+        },
         "num_cut": scorer.num_cut,
         "tasks": results,
     }
