@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,19 +29,17 @@ ROUNDS_PER_REPETITION = 4
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure for one model in one number format."""
+    """What to measure for one model in one number format; conf/bench/grid.yaml says what each setting means."""
 
-    strategies: Sequence[str] = ("autoregressive", "alternating", "verified")
-    num_recycled: Sequence[int] = (1,)
-    batch: Sequence[int] = (1,)
-    prompt_tokens: Sequence[int] = (64,)
-    new_tokens: Sequence[int] = (128,)
-    acceptance: Sequence[float] | None = None
-    """Acceptance rates that verified decoding simulates; None: the model's own."""
+    strategies: tuple[str, ...] = ("autoregressive", "alternating", "verified")
+    num_recycled: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = (1,)
+    prompt_tokens: tuple[int, ...] = (64,)
+    new_tokens: tuple[int, ...] = (128,)
+    acceptance: tuple[float, ...] | None = None
     num_prompts: int = 2
-    """Batches of prompts that a repetition decodes."""
     repetitions: int = 5
-    baselines: Sequence[str] = ()
+    baselines: tuple[str, ...] = ()
     seed: int = 1
     dtype_name: str = "bfloat16"
     """Name for the rows: with int8 weights the model's states have another dtype."""

@@ -59,7 +59,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
             "checkpoint: the model has no recyclable module, so there is no decoder to compare; train a module with "
             "`recyclegpt adapt` or `recyclegpt train`"
         )
-    (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, grid.compiles
+    (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
     rows = encode_prompts(tokenizer, found, reading)
     rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)

@@ -11,21 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import paint
 from recyclegpt.data.prompt_file import Prompt, PromptSettings, chat_in, encode_prompts
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError, Problems
-
-EXAMPLES = (
-    ("the newest run under outputs/train, drafted tokens in colour", '--prompt "def main(" --mark --stats'),
-    ("sampled", 'decoding=sampled decoding.temperature=1 decoding.seed=3 --prompt "def main("'),
-    ("one checkpoint, the paper's decoder, a prompt from a file", "checkpoint=outputs/train/default "
-     "decoding.strategy=alternating --prompt-file prompt.txt"),
-    ("a chat model's answer", 'checkpoint=SmolLM2-135M-Instruct --chat "Why is the sky blue?"'),
-)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:
