@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -15,8 +16,7 @@ from recyclegpt.files import write_whole
 
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and whatever else the template reads."""
-FILES = ("chat_template.jinja", "tokenizer_config.json")
-_VARIABLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _ANSWER = "\ufdd0"
 """Stands for an answer in a chat; no text may hold this code point."""
 
@@ -58,28 +58,30 @@ class ChatTemplate:
 
 def read_template(folder: Path) -> ChatTemplate | None:
     """The default template in a tokenizer's folder, in either place where `transformers` keeps it; None without one."""
-    jinja, config = (folder / name for name in FILES)
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        values = {}
-    values = values if isinstance(values, dict) else {}
+    values: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", CONFIG):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        values |= found if isinstance(found, dict) else {}
     source = values.get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = next((one.get("template") for one in source if one.get("name") == "default"), None)
-    if jinja.is_file():
-        source = jinja.read_text(encoding="utf-8")
+        source = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}.get("default")
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # then the other place counts
+        source = (folder / JINJA).read_text(encoding="utf-8")
     if not isinstance(source, str):
         return None
-    named = {name: values.get(name) for name in _VARIABLES}
-    named = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
-    return ChatTemplate(source, {name: value for name, value in named.items() if isinstance(value, str)})
+    named = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    return ChatTemplate(
+        source, {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
+    )
 
 
 def write_template(template: ChatTemplate, folder: Path) -> None:
     """Write it where `read_template` and `transformers` find it."""
     values = {**template.variables, "chat_template": template.source}
-    write_whole(folder / FILES[1], json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def spelling(special_tokens: Sequence[str]) -> re.Pattern[str]:
