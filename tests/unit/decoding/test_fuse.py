@@ -29,7 +29,6 @@ VARIANTS = {
         ModelConfig(37, 96, 1, 32, 4, qkv_bias=True, o_bias=True, mlp_bias=True, rope_scaling=YARN),
         RecycleConfig(1),
     ),
-    "odd width": (ModelConfig(37, 96, 1, 33, 3, head_dim=8), RecycleConfig(1)),
 }
 
 
@@ -59,7 +58,6 @@ def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prefill", [3, 16, 17])
 def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +88,6 @@ def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
-@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_a_cache_too(variant: str) -> None:
     model = made(*VARIANTS[variant])
@@ -143,8 +140,6 @@ def test_int8_weights() -> None:
     assert float((found.double() - exact).norm() / exact.norm()) < 0.08
     with pytest.raises(ConfigError, match="int8"):
         fuse(model, torch.int8, use_kernels=False)
-    with pytest.raises(ConfigError, match="int8"):
-        fuse(made(*VARIANTS["odd width"]), torch.int8)
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
