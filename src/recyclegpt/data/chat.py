@@ -1,0 +1,55 @@
+"""Conversations to token ids, as the chat template of a tokenizer writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from recyclegpt.data.chat_template import Messages
+from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.errors import ConfigError
+
+
+def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    """Ids of a conversation. Special tokens of the template are tokens; those that a message spells are characters.
+
+    Args:
+        tokenizer: one with a chat template (`tokenizer.chat`).
+        messages: the conversation.
+        add_generation_prompt: end with what begins the model's answer.
+
+    Raises:
+        ConfigError: the tokenizer has no template, or the template refuses the messages.
+    """
+    if tokenizer.chat is None:
+        raise ConfigError("tokenizer: it has no chat template (chat_template.jinja, or in tokenizer_config.json)")
+    taken = json.dumps(messages, ensure_ascii=False, default=str) + tokenizer.chat.source
+    mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in taken)
+
+    def defuse(text: str) -> str:
+        return tokenizer.special_pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    # Marked rather than cut out: the template may trim, split or leave out what a message says.
+    text = tokenizer.chat.render(_map_texts(messages, defuse), add_generation_prompt)
+    ids: list[int] = []
+    since: list[int] = []  # the last special token
+    start = 0
+    for token_id, begin, end, is_special in [*tokenizer.encode_spans(text), (-1, len(text), len(text), True)]:
+        if not is_special:
+            since.append(token_id)
+            continue
+        piece = text[start:begin]
+        ids += tokenizer.encode(piece.replace(mark, "")) if mark in piece else since
+        ids.append(token_id)
+        since, start = [], end
+    return ids[:-1]
+
+
+def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
+    """`value` with every text inside its lists and dicts converted."""
+    if isinstance(value, Mapping):
+        return {key: _map_texts(inner, function) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_texts(inner, function) for inner in value]
+    return function(value) if isinstance(value, str) else value
