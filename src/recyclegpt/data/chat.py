@@ -1,20 +1,16 @@
-"""Chats as token ids.
-
-Special tokens that a chat template writes become tokens; those spelt inside a message stay characters. To tell the two
-apart, the second kind is put between marks, two code points that no text may hold.
-"""
+"""Conversations to token ids, as the chat template of a tokenizer writes them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from recyclegpt.data.chat_template import Message, spelling
+from recyclegpt.data.chat_template import Messages
 from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.errors import ConfigError
 
-_BEGIN, _END = "\ufdd0", "\ufdd1"
-_MARKED = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}|[{_BEGIN}{_END}]")
+_MARK = "\ufdd0"
+"""Stands inside the special tokens that a message spells; Unicode assigns it no character."""
 
 
 def read_messages(value: Any) -> list[dict[str, Any]]:
@@ -37,54 +33,58 @@ def _message(number: int, message: Any) -> dict[str, Any]:
     raise ValueError(f"message {number} is not an object with a role and a content of text")
 
 
-def render_chat(tokenizer: TextTokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-    """Token ids of a chat; with the generation prompt they end where the answer begins.
+def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    """Ids of a conversation. Special tokens of the template are tokens; those that a message spells are characters.
+
+    Args:
+        tokenizer: one with a chat template (`tokenizer.chat`).
+        messages: the conversation.
+        add_generation_prompt: end with what begins the model's answer.
 
     Raises:
-        ValueError: the tokenizer has no template, or it refuses the messages.
+        ConfigError: the tokenizer has no template, or the template refuses the messages.
     """
     return encode_marked(tokenizer, render_marked(tokenizer, messages, add_generation_prompt))
 
 
-def render_marked(tokenizer: TextTokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """The chat as text for `encode_marked`, special tokens that messages spell between marks.
+def render_marked(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> str:
+    """The conversation as a text for `encode_marked`; the special tokens that messages spell are marked.
 
     Raises:
-        ValueError: the tokenizer has no template, or it refuses the messages.
+        ConfigError: as `render_chat`.
     """
     if tokenizer.chat is None:
-        raise ValueError("the tokenizer has no chat template; give plain prompts, or a tokenizer with one")
-    pattern = spelling(tokenizer.special_tokens)
-    return tokenizer.chat.render([_mark(message, pattern) for message in messages], add_generation_prompt)
+        raise ConfigError("tokenizer: it has no chat template (chat_template.jinja, or in tokenizer_config.json)")
+    # Marked rather than cut out: the template may trim, split or leave out what a message says.
+    marked = _map_texts(messages, lambda text: mark(tokenizer, text))
+    return tokenizer.chat.render(marked, add_generation_prompt)
 
 
 def mark(tokenizer: TextTokenizer, text: str) -> str:
-    """The text with the special tokens it spells between marks."""
-    return str(_mark(text, spelling(tokenizer.special_tokens)))
-
-
-def unmark(text: str) -> str:
-    """The text without marks."""
-    return text.replace(_BEGIN, "").replace(_END, "")
+    """The text with a mark in each special token that it spells."""
+    return tokenizer.special_pattern.sub(lambda match: match[0][0] + _MARK + match[0][1:], text.replace(_MARK, ""))
 
 
 def encode_marked(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """Token ids: what stands between marks as characters, special tokens elsewhere as tokens."""
-    first, *rest = _MARKED.split(text)
-    ids = tokenizer.encode(first, special_tokens=True)
-    newline = tokenizer.encode("\n")
-    for number, piece in enumerate(rest):
-        if piece:  # None where a template has torn a pair of marks apart
-            # After a newline, since some tokenizers put a space before what begins a text.
-            inside = tokenizer.encode("\n" + piece, special_tokens=number % 2 == 1)
-            begun = inside[: len(newline)] == newline
-            ids += inside[len(newline) :] if begun else tokenizer.encode(piece, special_tokens=number % 2 == 1)
-    return ids
+    """Ids of a text: special tokens are tokens, and characters where they are marked."""
+    ids: list[int] = []
+    since: list[int] = []  # the last special token
+    start = 0
+    for token_id, begin, end, is_special in [*tokenizer.encode_spans(text), (-1, len(text), len(text), True)]:
+        if not is_special:
+            since.append(token_id)
+            continue
+        piece = text[start:begin]
+        ids += tokenizer.encode(piece.replace(_MARK, "")) if _MARK in piece else since
+        ids.append(token_id)
+        since, start = [], end
+    return ids[:-1]
 
 
-def _mark(value: Any, pattern: re.Pattern[str]) -> Any:
-    if isinstance(value, str):
-        return pattern.sub(rf"{_BEGIN}\g<0>{_END}", unmark(value))
-    if isinstance(value, dict):
-        return {key: _mark(item, pattern) for key, item in value.items()}
-    return [_mark(item, pattern) for item in value] if isinstance(value, list) else value
+def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
+    """`value` with every text inside its lists and dicts converted."""
+    if isinstance(value, Mapping):
+        return {key: _map_texts(inner, function) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_texts(inner, function) for inner in value]
+    return function(value) if isinstance(value, str) else value

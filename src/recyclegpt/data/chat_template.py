@@ -1,110 +1,98 @@
-"""A tokenizer's chat template: the Jinja program that turns messages into text."""
+"""The chat template of a tokenizer: how conversations become one text."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from recyclegpt.files import write_whole
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Message = Mapping[str, Any]
-"""`{"role": ..., "content": ...}`, and whatever else the template reads."""
-JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+from recyclegpt.errors import ConfigError
+
+Messages = Sequence[Mapping[str, Any]]
+"""`{"role": ..., "content": ...}` each."""
 _ANSWER = "\ufdd0"
-"""Stands for an answer in a chat; no text may hold this code point."""
+"""Stands for an answer; Unicode assigns it no character."""
+TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "tokenizer_config.json"
 
 
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A Jinja template as `transformers` runs it, and the special tokens that it may name."""
+class ChatTemplate(NamedTuple):
+    """How a model was taught to read conversations."""
 
     source: str
-    variables: Mapping[str, str]
+    """In Jinja."""
+    special_tokens: dict[str, str]
+    """What the template may name: `bos_token` and the like."""
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The chat as text.
+    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """The conversation as one text, as `transformers` renders it.
 
         Raises:
-            ValueError: the template is faulty, or refuses these messages.
+            ConfigError: the template refuses the messages, or it is broken.
         """
-        import jinja2
-
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
         try:
-            return str(
-                _compiled(self.source).render(
-                    **self.variables, messages=messages, add_generation_prompt=add_generation_prompt, tools=None
-                )
-            )
-        except (jinja2.TemplateError, TypeError, AttributeError, LookupError) as error:
-            raise ValueError(f"the chat template cannot render these messages ({error})") from error
+            return _compiled(self.source).render(**self.special_tokens, **given)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"the chat template refuses the messages: {error}") from error
 
-    def turn_end(self, special_tokens: Sequence[str]) -> str | None:
-        """The special token that ends an answer; None if the template writes none."""
+    def end_of_answer(self, special: re.Pattern[str]) -> str | None:
+        """The special token, of those that the pattern finds, that ends an answer; None if there is none."""
         try:
-            question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}
-            rest = self.render([question, answer], False).partition(_ANSWER)[2]
-        except ValueError:
+            talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+            found = special.search(self.render(talk, False).partition(_ANSWER)[2])
+        except ConfigError:
             return None
-        found = spelling(special_tokens).search(rest)
         return found.group() if found else None
 
 
-def read_template(folder: Path) -> ChatTemplate | None:
-    """The default template in a tokenizer's folder, in either place where `transformers` keeps it; None without one."""
-    values: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", CONFIG):
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The template of a tokenizer's folder, from `chat_template.jinja` or `tokenizer_config.json`; None without one."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", SPECIAL_FILE):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        values |= found if isinstance(found, dict) else {}
-    source = values.get("chat_template")
+        settings |= found if isinstance(found, dict) else {}
+    source = settings.get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}.get("default")
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # then the other place counts
-        source = (folder / JINJA).read_text(encoding="utf-8")
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default")
+    if (folder / TEMPLATE_FILE).is_file():
+        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     if not isinstance(source, str):
         return None
-    named = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    special = {name: value["content"] if isinstance(value, dict) else value for name, value in settings.items()}
     return ChatTemplate(
-        source, {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
+        source, {name: value for name, value in special.items() if name.endswith("_token") and isinstance(value, str)}
     )
 
 
-def write_template(template: ChatTemplate, folder: Path) -> None:
-    """Write it where `read_template` and `transformers` find it."""
-    values = {**template.variables, "chat_template": template.source}
-    write_whole(folder / CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+def write_chat_template(chat: ChatTemplate, folder: Path) -> None:
+    """Write it next to a `tokenizer.json`, where `read_chat_template` and `transformers` find it."""
+    (folder / TEMPLATE_FILE).write_text(chat.source, encoding="utf-8")
+    (folder / SPECIAL_FILE).write_text(json.dumps(chat.special_tokens, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def spelling(special_tokens: Sequence[str]) -> re.Pattern[str]:
-    """Finds special tokens in text, the longest first; with no special token, nothing."""
-    return re.compile("|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True))) or "(?!)")
-
-
-@functools.lru_cache
-def _compiled(source: str) -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = tojson  # Jinja's own escapes HTML
-    environment.globals["raise_exception"] = raise_exception
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
+    environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-    # `{% generation %}` marks an answer for training tools; here it means nothing.
-    return environment.from_string(re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{#\1 \2#}", source))
+    # A block that only marks what the model wrote.
+    source = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", source)
+    source = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", source)
+    return environment.from_string(source)

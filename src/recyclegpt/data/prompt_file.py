@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recyclegpt.data.chat import read_messages, render_chat
-from recyclegpt.data.chat_template import Message, spelling
+from recyclegpt.data.chat_template import Messages
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -25,7 +25,7 @@ class Prompt(NamedTuple):
     """A plain text, a chat whose answer comes next, or a question that is either, as the tokenizer allows."""
 
     text: str | None
-    messages: Sequence[Message] | None = None
+    messages: Messages | None = None
     category: str = UNNAMED
 
 
@@ -59,11 +59,11 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings
             answered = prompt.messages[-1].get("role") == "assistant"
             try:
                 rows.append(render_chat(tokenizer, prompt.messages[: -1 if answered else None], True))
-            except ValueError as error:
-                raise ConfigError(f"prompt {number}: {error}") from error
+            except ConfigError as error:
+                raise ConfigError([f"prompt {number}: {problem}" for problem in error.problems]) from error
         else:
             text = prompt.text or ""
-            found = set(spelling(tokenizer.special_tokens).findall(text))
+            found = set(tokenizer.special_pattern.findall(text))
             num_spelling += bool(found)
             spelt |= found
             rows.append(tokenizer.encode_prompt(text, special_tokens=as_tokens))

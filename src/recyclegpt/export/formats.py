@@ -119,7 +119,7 @@ def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: i
         special["bos_token"] = tokenizer.decode(tokenizer.start_ids)
     chat = {}
     if tokenizer.chat is not None:
-        special |= tokenizer.chat.variables
+        special |= tokenizer.chat.special_tokens
         chat = {"chat_template": tokenizer.chat.source}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

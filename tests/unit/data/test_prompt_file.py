@@ -79,7 +79,7 @@ def test_a_prompt_s_special_tokens_are_tokens_where_the_tokenizer_has_a_template
     assert encode_prompts(plain, [question, Prompt("<|endoftext|>")], PromptSettings("auto")) == [
         [*b"Why?"], [*b"<|endoftext|>"]
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="prompt 1: the tokenizer has no chat template"):
+    with pytest.raises(ConfigError, match="prompt 1: tokenizer: it has no chat template"):
         encode_prompts(plain, [both], PromptSettings("auto"))
     with pytest.raises(ConfigError, match="prompt_special_tokens: 'yes' is unknown"):
         PromptSettings("yes")
