@@ -80,10 +80,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; what looks like a setting after a bare `--chat` is one."""
+    """The options; what looks like a setting after a bare `--chat` is one.
+
+    Raises:
+        ConfigError: two prompts are given.
+    """
     arguments = parser().parse_intermixed_args(list(argv))
     if isinstance(arguments.chat, str):
-        if re.match(r"[+~]*[\w./@]+=", arguments.chat):
+        if re.fullmatch(r"[+~]*[\w./@]+=\S*", arguments.chat) and f"--chat={arguments.chat}" not in argv:
             arguments.overrides.append(arguments.chat)
             arguments.chat = True
         elif arguments.prompt is not None or arguments.prompt_file is not None:

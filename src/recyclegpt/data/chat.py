@@ -29,6 +29,7 @@ def _message(number: int, message: Any) -> dict[str, Any]:
     if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
         content = "".join(str(part["text"]) for part in content)
     if isinstance(content, str) and isinstance(message.get("role"), str):
+        content.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
         return {**message, "content": content}
     raise ValueError(f"message {number} is not an object with a role and a content of text")
 

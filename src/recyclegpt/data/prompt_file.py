@@ -139,4 +139,5 @@ def _prompt(values: Any) -> Prompt:
     text = turns[0] if isinstance(turns, list) else None
     if not isinstance(text, str) or not text:
         raise ValueError("lacks a prompt, messages, or turns that begin with a text that is not empty")
+    text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
     return Prompt(text, [{"role": "user", "content": text}] if values.get("turns") else None, category)
