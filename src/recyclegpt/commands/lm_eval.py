@@ -76,6 +76,8 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     chat = settings.apply_chat_template
     if chat and trained.tokenizer.chat is None:
         raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")
+    if not chat and trained.tokenizer.chat is not None:
+        log.warning("the tokenizer has a chat template, which apply_chat_template=true applies")
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
     if dtype == torch.float64:
         trained.model.double()
