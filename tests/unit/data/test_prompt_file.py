@@ -39,8 +39,9 @@ def test_all_forms_of_lines_are_read(tmp_path: Path) -> None:
 
 def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path) -> None:
     good = {"category": "qa", "prompt": "Why?"}
-    for bad in ("{", [1], {"messages": ["x"]}, {"prompt": "\ud800"}, {"category": "qa"},
-                {"category": "qa", "turns": []}, {"category": "qa", "prompt": ""}, {"category": OVERALL, "prompt": "x"}):  # fmt: skip
+    faulty: list[object] = ["{", [1], {"messages": ["x"]}, {"prompt": "\ud800"}, {"category": "qa"}]
+    faulty += [{"turns": []}, {"category": "qa", "prompt": ""}, {"category": OVERALL, "prompt": "x"}]
+    for bad in faulty:
         with pytest.raises(ConfigError, match=r"p\.jsonl:2: "):
             read_prompts(write(tmp_path / "p.jsonl", good, bad))
     with pytest.raises(ConfigError, match=r"p\.jsonl is empty"):
