@@ -105,7 +105,8 @@ def test_mistakes_are_reported_together(run: Run, trained: Path, capsys: pytest.
     assert run("evaluate", "tasks=[blimp_local,wikitext_local]", "task_files.wikitext_local=nowhere.txt") == 2
     err = capsys.readouterr().err
     assert "set task_files.blimp_local=..." in err
-    assert "nowhere.txt cannot be read" in err
+    assert run("evaluate", "tasks=[wikitext_local]", "task_files.wikitext_local=nowhere.txt") == 2
+    assert "nowhere.txt cannot be read" in capsys.readouterr().err
 
 
 def test_a_set_of_prompts_is_decoded_by_category(

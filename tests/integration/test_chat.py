@@ -46,8 +46,7 @@ def test_an_answer_ends_with_the_template_s_token(run: Run, folder: Path, capsys
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"].zero_()  # all logits are equal, and the first id is that of <|im_end|>
     save_file(weights, folder / "model.safetensors")
-    argv = [f"checkpoint={folder}", "decoding.strategy=autoregressive", "--chat", "Why?", "--stats"]
-    assert run("generate", *argv) == 0
+    assert run("generate", f"checkpoint={folder}", "--chat", "Why?", "--stats") == 0
     printed = capsys.readouterr()
     assert printed.out == "\n"
     assert "autoregressive: 1 tokens" in printed.err

@@ -70,7 +70,9 @@ def shrink(command: str, arguments: list[str], stdlib: Path) -> list[str]:
     if command == "adapt":  # the model that is adapted here is a small one
         arguments = [part for part in arguments if not part.startswith("model.context_length")]
     arguments = [*arguments, *SMALLER.get(command, ())]
-    reads_default_corpus = command in ("train", "adapt") and not any(part.startswith("data=") for part in arguments)
+    reads_default_corpus = command in ("train", "adapt") and not any(
+        part.startswith("data=") and part != "data=python_stdlib" for part in arguments
+    )
     if reads_default_corpus:
         arguments += [f"data.root={stdlib}"]
     if reads_default_corpus and command == "train":

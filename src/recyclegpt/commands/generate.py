@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     problems.raise_any()
     prompt = read_prompt(arguments)
     trained = load_trained(cfg.checkpoint, device)
-    tokenizer, strategy = trained.tokenizer, decoding.make_strategy()
+    tokenizer, strategy = trained.tokenizer, decoding.strategy_for(trained.model)
     decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
     sampler = Sampler.seeded(decoding.sampling(), 1, decoding.seed, device)
     counts = Counts()

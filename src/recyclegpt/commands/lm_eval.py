@@ -16,7 +16,7 @@ from recyclegpt.configuration.device import computing_dtype, device_and_dtype, r
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.chat import encode_marked
-from recyclegpt.decoding import Autoregressive, Decoder
+from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
@@ -87,9 +87,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     )  # fmt: skip
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
-        if trained.model.recyclable is None and strategy.num_recycled:
-            log.warning("the model has no recyclable module, so texts are written autoregressively")
-            strategy = Autoregressive()
+        strategy = decoding.strategy_for(trained.model)
         decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)
         encode = partial(encode_marked, trained.tokenizer) if chat else None
         generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed, encode)
