@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from recyclegpt.data.chat_template import ChatTemplate, read_chat_template, write_chat_template
 from recyclegpt.data.text_stream import BYTE_PIECE, TextStream, byte_symbols, count_bytes
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_whole
@@ -61,18 +63,25 @@ class TokenizerConfig:
 class TextTokenizer:
     """A `tokenizers.Tokenizer` with a known end token.
 
-    Text never turns into special tokens: a document that contains the letters of the end token stays one document.
+    Text turns into special tokens only on request: a document that spells the end token stays one document.
 
     Args:
         tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
         end_token: the token that ends a document; None looks for the usual names.
         stop_tokens: more tokens that end a text the model writes.
+        chat: how conversations are written; what ends an answer there is a stop token.
 
     Raises:
         ConfigError: the end token is not in the vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token: str | None = None, stop_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end_token: str | None = None,
+        stop_tokens: Sequence[str] = (),
+        chat: ChatTemplate | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -81,9 +90,12 @@ class TextTokenizer:
         """Ids that the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often none."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
-        others = (tokenizer.token_to_id(token) for token in stop_tokens)
+        turn_end = None if chat is None else chat.end_of_answer(self.special_pattern)
+        others = (tokenizer.token_to_id(token) for token in [*stop_tokens, *([turn_end] if turn_end else [])])
         self.stop_ids = list(dict.fromkeys([self.eos_id, *(token for token in others if token is not None)]))
         """The end token first, then the other tokens that end a text the model writes."""
+        self.chat = chat
+        """The tokenizer's chat template; None where it has none."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096, end_token: str = END_TOKEN) -> TextTokenizer:
@@ -118,7 +130,7 @@ class TextTokenizer:
         """
         tokenizer, file = _read(path)
         declared = read_stop_tokens(file.parent, tokenizer)
-        return cls(tokenizer, end_token or next(iter(declared), None), declared)
+        return cls(tokenizer, end_token or next(iter(declared), None), declared, read_chat_template(file.parent))
 
     @classmethod
     def from_file_with(cls, path: str | Path, fingerprint: str) -> TextTokenizer | None:
@@ -132,7 +144,7 @@ class TextTokenizer:
         added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
         for name in dict.fromkeys([*declared, *KNOWN_END_TOKENS, *added]):
             if tokenizer.token_to_id(name) is not None:
-                found = cls(tokenizer, name, declared)
+                found = cls(tokenizer, name, declared, read_chat_template(file.parent))
                 if found.fingerprint == fingerprint:
                     return found
         return None
@@ -149,14 +161,39 @@ class TextTokenizer:
         canonical = json.dumps([self._content, *ends], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end token."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, special_tokens: bool = False) -> list[int]:
+        """Ids of `text`, without an end token. `special_tokens`: those that it spells become tokens."""
+        ids: list[int] = self._encode(text, special_tokens).ids
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to continue: it begins as documents do; an empty one becomes an end token."""
-        return [*self.start_ids, *self.encode(text)] or [self.eos_id]
+    def encode_prompt(self, text: str, special_tokens: bool = False) -> list[int]:
+        """Ids of a text to continue: it begins as documents do, once; an empty one becomes an end token."""
+        ids, start = self.encode(text, special_tokens), self.start_ids
+        return (ids if start and ids[: len(start)] == start else [*start, *ids]) or [self.eos_id]
+
+    def encode_spans(self, text: str) -> list[tuple[int, int, int, bool]]:
+        """Each id of a text with special tokens, the characters it spans (from, up to), and whether it is special."""
+        encoded = self._encode(text, special_tokens=True)
+        special = {self._tokenizer.token_to_id(token) for token in self.special_tokens}
+        return [(one, *span, one in special) for one, span in zip(encoded.ids, encoded.offsets, strict=True)]
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The spelling of each special token, longest first."""
+        added = [token["content"] for token in self._content["added_tokens"] if token["special"]]
+        return sorted(added, key=len, reverse=True)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Finds the special tokens that a text spells."""
+        return re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
+
+    def _encode(self, text: str, special_tokens: bool) -> Encoding:
+        self._tokenizer.encode_special_tokens = not special_tokens
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a whole document, between the tokens that begin and end one."""
@@ -190,15 +227,17 @@ class TextTokenizer:
         return frozenset(token_id for piece, token_id in vocab.items() if BYTE_PIECE.fullmatch(piece))
 
     def save(self, path: str | Path) -> None:
-        """Write a `tokenizer.json` that any `tokenizers` user can read."""
+        """Write a `tokenizer.json` that any `tokenizers` user can read, and the chat template next to it."""
         write_whole(Path(path), json.dumps(self._content, ensure_ascii=False))
+        if self.chat is not None:
+            write_chat_template(self.chat, Path(path).parent)
 
     def __getstate__(self) -> dict[str, Any]:
         stops = [self._tokenizer.id_to_token(stop) for stop in self.stop_ids]
-        return {"json": json.dumps(self._content), "eos_token": self.eos_token, "stop_tokens": stops}
+        return {"json": json.dumps(self._content), "eos_token": self.eos_token, "stops": stops, "chat": self.chat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stop_tokens"])  # type: ignore[misc]
+        self.__init__(Tokenizer.from_str(state["json"]), state["eos_token"], state["stops"], state["chat"])  # type: ignore[misc]
 
 
 def _read(path: str | Path) -> tuple[Tokenizer, Path]:

@@ -1,0 +1,98 @@
+"""The chat template of a tokenizer: how conversations become one text."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from recyclegpt.errors import ConfigError
+
+Messages = Sequence[Mapping[str, Any]]
+"""`{"role": ..., "content": ...}` each."""
+_ANSWER = "\ufdd0"
+"""Stands for an answer; Unicode assigns it no character."""
+TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "tokenizer_config.json"
+
+
+class ChatTemplate(NamedTuple):
+    """How a model was taught to read conversations."""
+
+    source: str
+    """In Jinja."""
+    special_tokens: dict[str, str]
+    """What the template may name: `bos_token` and the like."""
+
+    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """The conversation as one text, as `transformers` renders it.
+
+        Raises:
+            ConfigError: the template refuses the messages, or it is broken.
+        """
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        try:
+            return _compiled(self.source).render(**self.special_tokens, **given)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"the chat template refuses the messages: {error}") from error
+
+    def end_of_answer(self, special: re.Pattern[str]) -> str | None:
+        """The special token, of those that the pattern finds, that ends an answer; None if there is none."""
+        try:
+            talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+            found = special.search(self.render(talk, False).partition(_ANSWER)[2])
+        except ConfigError:
+            return None
+        return found.group() if found else None
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The template of a tokenizer's folder, from `chat_template.jinja` or `tokenizer_config.json`; None without one."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", SPECIAL_FILE):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        settings |= found if isinstance(found, dict) else {}
+    source = settings.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default")
+    if (folder / TEMPLATE_FILE).is_file():
+        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    if not isinstance(source, str):
+        return None
+    special = {name: value["content"] if isinstance(value, dict) else value for name, value in settings.items()}
+    return ChatTemplate(
+        source, {name: value for name, value in special.items() if name.endswith("_token") and isinstance(value, str)}
+    )
+
+
+def write_chat_template(chat: ChatTemplate, folder: Path) -> None:
+    """Write it next to a `tokenizer.json`, where `read_chat_template` and `transformers` find it."""
+    (folder / TEMPLATE_FILE).write_text(chat.source, encoding="utf-8")
+    (folder / SPECIAL_FILE).write_text(json.dumps(chat.special_tokens, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    # A block that only marks what the model wrote.
+    source = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", source)
+    source = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", source)
+    return environment.from_string(source)
