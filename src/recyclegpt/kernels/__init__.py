@@ -52,7 +52,9 @@ def _loaded() -> bool:
 
 
 def pack(weight_OI: Tensor) -> Tensor:
-    """The layout `linear` reads, `(O/16, I/2, 32)`: 16 outputs side by side, zeros where O is no multiple of 16.
+    """The layout `linear` reads, 16 outputs side by side: `(O/16, I/2, 32)`, of int8 weights bytes `(O/16, I/4, 64)`.
+
+    Zeros stand where O is no multiple of 16, or the I of int8 weights none of 32.
 
     Raises:
         ValueError: the input width is odd.
@@ -60,6 +62,9 @@ def pack(weight_OI: Tensor) -> Tensor:
     outputs, inputs = weight_OI.shape
     if inputs % 2:
         raise ValueError(f"an input width of {inputs} is odd")
+    if weight_OI.dtype == torch.int8:
+        bytes_OI = (F.pad(weight_OI, (0, -inputs % 32, 0, -outputs % LANES)).to(torch.int16) + 128).to(torch.uint8)
+        return bytes_OI.view(-1, LANES, bytes_OI.shape[1] // 4, 4).transpose(1, 2).reshape(len(bytes_OI) // LANES, -1, 64)
     blocks = F.pad(weight_OI, (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs // 2, 2)
     order = (0, 2, 1, 3) if weight_OI.dtype == torch.bfloat16 else (0, 2, 3, 1)
     return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)
@@ -75,7 +80,10 @@ def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 def linear(
     x_nI: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None, plus_nO: Tensor | None = None
 ) -> Tensor:
-    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given."""
+    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given.
+
+    For int8 weights the rows are rounded to int8 too, with a step for each group of 32 inputs.
+    """
     result: Tensor = torch.ops.recyclegpt.linear.default(
         x_nI.contiguous(), packed, out_features, scale, None if plus_nO is None else plus_nO.contiguous()
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-SOURCES = (*sorted(Path(__file__).parent.glob("*.cpp")), Path(__file__).parent / "vectors.h")
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
 # Strictly IEEE (no -ffast-math): a result may not depend on how many rows were given. The stable ABI of torch 2.11.
 FLAGS = (
     "-std=c++20",

@@ -49,7 +49,7 @@ def test_linear(dtype: torch.dtype, weights: torch.dtype, outputs: int, inputs: 
         packed, exact = kernels.pack(weight), weight.double()
     for rows in range(1, 20):
         x, plus = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
-        expected = x.double() @ exact.T
+        expected = (rounded_to_int8(x) if weights == torch.int8 else x.double()) @ exact.T
         size = expected.abs().max()
         for added in (None, plus):
             found = kernels.linear(x, packed, outputs, scale, added)
@@ -65,6 +65,23 @@ def test_linear(dtype: torch.dtype, weights: torch.dtype, outputs: int, inputs: 
             assert torch.equal(found, alone), "a row depends on the rows beside it"
 
 
+def rounded_to_int8(x_nI: torch.Tensor) -> torch.Tensor:
+    """Each group of 32 inputs on its own grid of 255 steps, in fp64."""
+    inputs = x_nI.shape[1]
+    groups = F.pad(x_nI.float(), (0, -inputs % 32)).view(len(x_nI), -1, 32)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    whole = (groups * (127 / largest.clamp(min=1e-30))).round()
+    return (whole.double() * (largest / 127).double()).view(len(x_nI), -1)[:, :inputs]
+
+
+def test_rounding_rows_to_int8_costs_less_than_rounding_the_weights() -> None:
+    x, weight = torch.randn(8, 1536), torch.randn(256, 1536)
+    whole, scale = kernels.quantise(weight)
+    of_rounded_weights = x.double() @ (whole.double() * scale[:, None].double()).T
+    found = kernels.linear(x, kernels.pack(whole), 256, scale).double()
+    assert (found - of_rounded_weights).norm() < (of_rounded_weights - x.double() @ weight.double().T).norm()
+
+
 def test_linear_keeps_nan_and_infinity_in_their_row() -> None:
     packed = kernels.pack(torch.ones(20, 8))
     x = torch.ones(3, 8)
@@ -74,6 +91,10 @@ def test_linear_keeps_nan_and_infinity_in_their_row() -> None:
     assert (y[1] == 8).all()
     assert y[2].isinf().all()
     assert kernels.linear(x.bfloat16(), kernels.pack(torch.ones(20, 8).bfloat16()), 20)[0].isnan().all()
+    whole, scale = kernels.quantise(torch.ones(20, 8))
+    y = kernels.linear(x, kernels.pack(whole), 20, scale)
+    assert not y[[0, 2]].isfinite().any()
+    assert y[1].allclose(torch.tensor(8.0))
 
 
 def test_an_odd_width_is_refused() -> None:
