@@ -118,3 +118,33 @@ def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: T
         q_BTHD.contiguous(), key_BGSD, value_BGSD, positions_BT.contiguous()
     )
     return result
+
+
+def layers(
+    x_nC: Tensor,
+    addresses_L16: Tensor,
+    slots_L2: Tensor,
+    cos_SD: Tensor,
+    sin_SD: Tensor,
+    positions_BT: Tensor,
+    norm_C: Tensor | None,
+    shape: tuple[int, int, int, int, int],
+    eps: float,
+    has_bytes: bool,
+) -> None:
+    """Run rows `(B T, C)` through all layers and a norm, in place, with one team of threads.
+
+    Args:
+        x_nC: embedded tokens, or the folded inputs of the module; contiguous.
+        addresses_L16: of each layer's weights, in the order of `Layer` in `layers.cpp`. Its F is a multiple of 16.
+        slots_L2: of each layer's keys and values `(B, G, S, D)`.
+        cos_SD: rotary table in fp32, as `sin_SD`.
+        positions_BT: where the rows stand; they are written there and see the slots up to it.
+        norm_C: weight of the norm after the last layer, None for no norm.
+        shape: H, G, D, F, S.
+        eps: of all norms.
+        has_bytes: the weights are int8.
+    """
+    torch.ops.recyclegpt.layers.default(
+        x_nC, addresses_L16, slots_L2, cos_SD, sin_SD, positions_BT.contiguous(), norm_C, *shape, eps, has_bytes
+    )
