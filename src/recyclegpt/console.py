@@ -6,9 +6,8 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
-STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
+STYLES = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 
 
 def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None) -> str:
@@ -19,45 +18,33 @@ def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] | None 
     Raises:
         ValueError: a row has more or fewer cells than the others.
     """
-    lines = [[_cell(value) for value in row] for row in rows]
-    widths = {len(line) for line in [*lines, *([header] if header is not None else [])]}
-    if len(widths) > 1:
-        raise ValueError(f"rows of {sorted(widths)} cells do not make a table")
-    num_columns = widths.pop() if widths else 0
-    right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(num_columns)]
+    lines = [*([header] if header is not None else []), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [all(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(widths)
     if header is not None:
-        lines = [list(header), [], *lines]
-    width = [max((len(line[column]) for line in lines if line), default=0) for column in range(num_columns)]
+        lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "  ".join(
-            cell.rjust(width[column]) if right[column] else cell.ljust(width[column])
-            for column, cell in enumerate(line or ["-" * w for w in width])
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, right, strict=True)
         ).rstrip()
         for line in lines
     )
 
 
-def print_table(
-    rows: Sequence[Sequence[object]], header: Sequence[str] | None = None, file: TextIO | None = None
-) -> None:
+def print_table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None) -> None:
     """Print `format_table`, its header in bold on a terminal."""
-    out = sys.stdout if file is None else file
     table = format_table(rows, header)
     if header is not None:
         first, _, rest = table.partition("\n")
-        table = f"{paint(first, 'bold', out)}\n{rest}"
-    print(table, file=out)
+        table = f"{paint(first, 'bold')}\n{rest}"
+    print(table)
 
 
-def paint(text: str, style: str, file: TextIO | None = None) -> str:
-    """`text` in a style of `STYLES` where `file` (default: standard output) wants colour, else as it is."""
-    out = sys.stdout if file is None else file
-    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if wants_colour(out) else text
-
-
-def wants_colour(file: TextIO) -> bool:
-    """Whether `file` is a terminal, and neither NO_COLOR (no-color.org) nor a dumb terminal says otherwise."""
-    return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def paint(text: str, style: str) -> str:
+    """`text` in a style of `STYLES` on a terminal, unless NO_COLOR (no-color.org) or a dumb terminal says otherwise."""
+    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if wanted else text
 
 
 def _cell(value: object) -> str:

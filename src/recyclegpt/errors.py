@@ -56,14 +56,7 @@ class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures that were pr
 
 
 class Problems:
-    """Collects the problems of several checks, so that a user sees all of them at once.
-
-    >>> problems = Problems()
-    >>> with problems.under("decoding."):
-    ...     raise ConfigError("seed: -1 is negative")
-    >>> problems.found
-    ['decoding.seed: -1 is negative']
-    """
+    """Collects the problems of several checks, so that a user sees all of them at once."""
 
     def __init__(self, found: Iterable[str] = ()) -> None:
         self.found = list(found)

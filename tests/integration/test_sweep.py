@@ -17,7 +17,7 @@ import torch
 
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.data import Batch
-from recyclegpt.runs.training_run import reset_globals
+from recyclegpt.runs.trainer import reset_globals
 from recyclegpt.training import LitRecycleGPT
 
 Run = Callable[..., int]

@@ -80,7 +80,7 @@ def test_memory_is_planned_and_found_short(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("recyclegpt.runs.announce.memory_of", lambda _: 1000)
+    monkeypatch.setattr("recyclegpt.runs.training_run.memory_of", lambda _: 1000)
     assert run("train", *small, "training.activation_checkpointing=2", "hydra.run.dir=one") == 0
     told = capsys.readouterr().err
     (line,) = [line for line in told.splitlines() if line.startswith("memory  ")]
@@ -169,7 +169,7 @@ def test_a_completed_run_is_not_overwritten(
     before = Path("here/result.json").read_bytes()
     same = [*small, EVERY_STEP, KEEP_ALL, "hydra.run.dir=here"]
     assert run("train", *same) == 2
-    assert "holds a completed run of this config" in capsys.readouterr().err
+    assert "holds this run, complete" in capsys.readouterr().err
     assert run("train", *same, "seed=2") == 2
     assert "holds a run of another config" in capsys.readouterr().err
     assert Path("here/result.json").read_bytes() == before

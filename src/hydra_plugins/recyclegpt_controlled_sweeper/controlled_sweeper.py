@@ -139,15 +139,11 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
     errors = [result._return_value for result in failed]  # `return_value` would raise it
     names = [" ".join(line for line in result.overrides or [] if not line.startswith(CONTROL)) for result in failed]
     if all(isinstance(error, ConfigError) for error in errors):
-        by_problem: dict[str, list[str]] = {}
-        for name, error in zip(names, errors, strict=True):
-            for problem in error.problems:
-                by_problem.setdefault(problem, []).append(name)
-        raise ConfigError([f"{problem} (in {'; '.join(jobs)})" for problem, jobs in by_problem.items()]) from errors[0]
-    failures = [
-        f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
-        for name, error in zip(names, errors, strict=True)
-    ]
+        found = [(problem, name) for error, name in zip(errors, names, strict=True) for problem in error.problems]
+        problems = dict.fromkeys(problem for problem, _ in found)
+        raise ConfigError([f"{it} (in {'; '.join(job for same, job in found if same == it)})" for it in problems])
+    last = [f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}" for error in errors]
+    failures = [f"{name}: {line}" for name, line in zip(names, last, strict=True)]
     raise JobsFailed(len(results), failures) from errors[0]
 
 

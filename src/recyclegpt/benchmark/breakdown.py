@@ -18,25 +18,20 @@ from recyclegpt.hardware.stopwatch import Stopwatch
 PARTS = ("backbone", "head", "module", "sampling", "state", "host")
 """`head` is the LM head, `state` what else the device does in a step: gathering and writing tokens, records. `host` is
 the loop around it."""
+ROUNDS = 9
 
 
 @torch.no_grad()
 def step_breakdown(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    strategy: Strategy,
-    max_new_tokens: int,
-    sampling: SamplingConfig | None = None,
-    repetitions: int = 9,
+    decoder: Decoder, prompts: Sequence[Sequence[int]], strategy: Strategy, max_new_tokens: int
 ) -> dict[str, float]:
-    """Seconds of a step's `PARTS`, with these prompts as one batch.
+    """Seconds of a greedy step's `PARTS`, with these prompts as one batch.
 
     The parts of a step in the middle of the text are timed on their own, in turn, and their medians taken; `state` and
     `host` are what is left of a whole step and of a whole generation, so all of them add up to the latter.
     """
     model, device, m = decoder.model, decoder.model.device, strategy.num_recycled
-    sampling = sampling or SamplingConfig()
-    sampler = Sampler.seeded(sampling, len(prompts), 0, device)
+    sampler = Sampler.seeded(SamplingConfig(), len(prompts), 0, device)
     middle = max(len(prompt) for prompt in prompts) + max_new_tokens // 2
     num_slots = middle + 2 * m + 2
     session = Session(model, strategy, sampler, len(prompts), num_slots, decoder.backbone_states, decoder.recycle)
@@ -44,28 +39,22 @@ def step_breakdown(
     positions_BT = session.text.position_B[:, None] + session.block_T
     block_BT = session.text.tokens_BS.gather(1, positions_BT)
     hidden_BTC = session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots)
-    logits_BTV, state_BTC = model.logits(hidden_BTC), hidden_BTC[:, :1].contiguous()
-    drafter = session.drafter
-    assert drafter is None or isinstance(drafter, ModuleDrafter)
-    drafts = DraftTokens(
-        block_BT[:, 1:],
-        torch.full_like(session.text.position_B, m),
-        None if drafter is None else drafter.distributions_BmV,
-    )
+    logits_BTV = model.logits(hidden_BTC)
+    one = block_BT[:, :1], hidden_BTC[:, :1].contiguous(), positions_BT[:, :1]
+    drafts = DraftTokens(block_BT[:, 1:], torch.full_like(session.text.position_B, m), None)
 
-    def module() -> None:
-        if drafter is None:
-            return
-        drafter.recycle(block_BT, hidden_BTC, positions_BT, cache=drafter.cache, num_slots_read=num_slots)
-        for _ in range(m - 1):
-            drafter.recycle(
-                block_BT[:, :1], state_BTC, positions_BT[:, :1], cache=drafter.cache, num_slots_read=num_slots
-            )
+    def backbone() -> None:
+        session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots)
 
     def head() -> None:
         model.logits(hidden_BTC)
         for _ in range(m):
-            model.logits(state_BTC[:, 0])
+            model.logits(one[1][:, 0])
+
+    def module() -> None:
+        if isinstance(session.drafter, ModuleDrafter):
+            for given in [(block_BT, hidden_BTC, positions_BT), *[one] * (m - 1)]:
+                session.drafter.recycle(*given, cache=session.drafter.cache, num_slots_read=num_slots)
 
     def choose() -> None:
         strategy.verify(VerifyLogits(logits_BTV, most_likely(logits_BTV), None), drafts, sampler)
@@ -76,24 +65,10 @@ def step_breakdown(
         session.text.position_B.fill_(middle)
         session.step(num_slots)
 
-    timed: dict[str, Callable[[], object]] = {
-        "backbone": lambda: session.backbone_states(
-            block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots
-        ),
-        "head": head,
-        "module": module,
-        "sampling": choose,
-        "step": step,
-    }
-    timed = {name: as_graph(run, device) for name, run in timed.items()}
-    samples: dict[str, list[float]] = {name: [] for name in timed}
+    timed: list[Callable[[], object]] = [as_graph(run, device) for run in (backbone, head, module, choose, step)]
     stopwatch = Stopwatch(device)
-    for _ in range(repetitions + 2):
-        for name, seconds_once in zip(timed, stopwatch.seconds(*timed.values()), strict=True):
-            samples[name].append(seconds_once)
-    median = {name: statistics.median(values[2:]) for name, values in samples.items()}
-    run = [decode(decoder, prompts, strategy, max_new_tokens, sampling, batch=len(prompts)) for _ in range(3)][-1]
-    seconds = {name: median[name] for name in PARTS[:4]}
-    seconds["state"] = median["step"] - sum(seconds.values())
-    seconds["host"] = run.seconds / max(1, run.num_passes) - median["step"]
-    return seconds
+    rounds = [stopwatch.seconds(*timed) for _ in range(ROUNDS + 2)][2:]
+    *parts, whole = map(statistics.median, zip(*rounds, strict=True))
+    run = [decode(decoder, prompts, strategy, max_new_tokens, batch=len(prompts)) for _ in range(3)][-1]
+    host = run.seconds / max(1, run.num_passes) - whole
+    return dict(zip(PARTS, [*parts, whole - sum(parts), host], strict=True))

@@ -71,15 +71,10 @@ def _bytes(module: nn.Module) -> int:
 
 
 def measure_pass_costs(
-    decoder: Decoder,
-    num_recycled: int,
-    position: int,
-    repetitions: int = 15,
-    batch: int = 1,
-    clock: Clock = time.perf_counter,
+    decoder: Decoder, num_recycled: int, position: int, repetitions: int = 15, clock: Clock = time.perf_counter
 ) -> PassCosts:
-    """Costs of a step's passes, measured at once."""
-    timer = PassTimer(decoder, num_recycled, position, batch, clock)
+    """Costs of a step's passes at batch 1, measured at once."""
+    timer = PassTimer(decoder, num_recycled, position, clock=clock)
     timer.measure(repetitions)
     return timer.costs()
 
@@ -95,21 +90,11 @@ class PassTimer:
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        num_recycled: int,
-        position: int,
-        batch: int = 1,
-        clock: Clock = time.perf_counter,
+        self, decoder: Decoder, num_recycled: int, position: int, batch: int = 1, clock: Clock = time.perf_counter
     ) -> None:
-        """Warm up.
+        """Warm up the passes of a model with a module, compiled or as CUDA graphs as the decoder runs them.
 
-        Args:
-            decoder: its model has a recyclable module; passes run as its steps run them, compiled or as CUDA graphs.
-            num_recycled: tokens m drafted per step.
-            position: where in the context the passes stand; attention reads that many slots.
-            batch: rows of a pass.
-            clock: seconds, for tests.
+        They stand at `position` in the context: attention reads that many slots.
         """
         self.num_recycled, self.stopwatch = num_recycled, Stopwatch(decoder.model.device, clock)
         with torch.no_grad():

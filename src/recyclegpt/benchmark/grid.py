@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,32 +16,30 @@ from recyclegpt.benchmark import transformers_baseline
 from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
-from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
+from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
 from recyclegpt.hardware.memory import PeakMemory
 from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
+COSTS = ("verify_cost", "draft_cost", "single_draft_cost")
 ROUNDS_PER_REPETITION = 4
 """Rounds of pass and copy timing after each repetition of the decoders."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure for one model in one number format."""
+    """What to measure for one model in one number format; conf/bench/grid.yaml says what each setting means."""
 
-    strategies: Sequence[str] = ("autoregressive", "alternating", "verified")
-    num_recycled: Sequence[int] = (1,)
-    batch: Sequence[int] = (1,)
-    prompt_tokens: Sequence[int] = (64,)
-    new_tokens: Sequence[int] = (128,)
-    acceptance: Sequence[float] | None = None
-    """Acceptance rates that verified decoding simulates; None: the model's own."""
+    strategies: tuple[str, ...] = ("autoregressive", "alternating", "verified")
+    num_recycled: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = (1,)
+    prompt_tokens: tuple[int, ...] = (64,)
+    new_tokens: tuple[int, ...] = (128,)
+    acceptance: tuple[float, ...] | None = None
     num_prompts: int = 2
-    """Batches of prompts that a repetition decodes."""
     repetitions: int = 5
-    baselines: Sequence[str] = ()
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    baselines: tuple[str, ...] = ()
     seed: int = 1
     dtype_name: str = "bfloat16"
     """Name for the rows: with int8 weights the model's states have another dtype."""
@@ -55,11 +53,7 @@ def bench(
 ) -> Iterator[list[Row]]:
     """Measure every combination of batch and lengths; yield the rows of each as they are done.
 
-    Args:
-        decoder: of the model to measure.
-        config: the grid.
-        prompts: gives (number, length) prompts.
-        plain: the model before it was fused, for baselines.
+    `prompts` gives (number, length) prompts; `plain` is the model before it was fused, for baselines.
     """
     for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
         rows = prompts(batch * config.num_prompts, prompt_tokens)
@@ -79,14 +73,13 @@ class _Group:
 
     def measure(self, plain: RecycleGPT | None) -> list[Row]:
         strategies = self._strategies()
-        self.decoder.keep_sessions(len(strategies))
+        self.decoder.max_idle = len(strategies)
         runs: dict[str, Callable[[], Run]] = {
             name: partial(
-                decode, self.decoder, self.prompts, strategy, self.new_tokens, self.config.sampling,
-                self.config.seed, self.batch,
+                decode, self.decoder, self.prompts, strategy, self.new_tokens, seed=self.config.seed, batch=self.batch
             )
             for name, strategy in strategies.items()
-        }  # fmt: skip
+        }
         memory = self._peaks(runs)
         outside: dict[str, Callable[[], Run]] = {}
         if plain is not None and "transformers" in self.config.baselines:
@@ -109,8 +102,7 @@ class _Group:
         costs = {m: timer.costs() for m, timer in timers.items()}
         baseline = speeds["autoregressive"]
         rows = [
-            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled))
-            | self._bandwidth(copies.bytes_per_s, strategy, speeds[name])
+            self._row(strategy, speeds[name], baseline, costs.get(strategy.num_recycled), copies.bytes_per_s)
             | {"peak_memory_bytes": memory[name]}
             for name, strategy in strategies.items()
         ]
@@ -147,26 +139,22 @@ class _Group:
         middle = self.prompt_tokens + self.new_tokens // 2
         return {m: PassTimer(self.decoder, m, middle, self.batch) for m in self.config.num_recycled}
 
-    def _row(self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None) -> Row:
+    def _row(
+        self, strategy: Strategy, speed: Speed, baseline: Speed, costs: PassCosts | None, copy_bytes_per_s: float
+    ) -> Row:
         model, m, counts = self.decoder.model, strategy.num_recycled, speed.counts
         share = counts.acceptance or 0.0
-        return self._common(strategy.name, m, self.decoder.compiled, speed, baseline) | {
+        row = self._common(strategy.name, m, self.decoder.compiled, speed, baseline)
+        if costs is not None:
+            row |= {name: getattr(costs, name) for name in COSTS}
+            row |= {"ceiling_measured": costs.ceiling(share), "ceiling_bytes": byte_ceiling(model, m, share)}
+        # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
+        step_bytes = backbone_bytes(model) + m * module_bytes(model)
+        return row | {
             "acceptance": counts.acceptance,
             "mean_accepted_length": counts.mean_accepted_length,
             "agreement": counts.agreement,
             "acceptance_given": isinstance(strategy, SimulatedAcceptance),
-            "verify_cost": None if costs is None else costs.verify_cost,
-            "draft_cost": None if costs is None else costs.draft_cost,
-            "single_draft_cost": None if costs is None else costs.single_draft_cost,
-            "ceiling_measured": None if costs is None else costs.ceiling(share),
-            "ceiling_bytes": None if costs is None else byte_ceiling(model, m, share),
-        }
-
-    def _bandwidth(self, copy_bytes_per_s: float, strategy: Strategy, speed: Speed) -> Row:
-        # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
-        model = self.decoder.model
-        step_bytes = backbone_bytes(model) + strategy.num_recycled * module_bytes(model)
-        return {
             "bandwidth_utilisation": speed.passes_per_s * step_bytes / copy_bytes_per_s,
             "copy_bytes_per_s": copy_bytes_per_s,
         }
@@ -174,23 +162,17 @@ class _Group:
     def _outside_row(self, speeds: dict[str, Speed], baseline: Speed, memory: dict[str, float]) -> Row:
         """The fastest of its settings counts; the others are named in `tokens_per_s_by_cache`."""
         best = max(speeds, key=lambda name: speeds[name].tokens_per_s)
-        empty = dict.fromkeys(
-            ("acceptance", "mean_accepted_length", "verify_cost", "draft_cost", "single_draft_cost", "ceiling_measured",
-             "ceiling_bytes")
-        )  # fmt: skip
-        return (
-            self._common("transformers", 0, best == "static compiled", speeds[best], baseline)
-            | empty
-            | {
-                "cache": best,
-                "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
-                "peak_memory_bytes": memory[best],
-            }
-        )
+        return self._common("transformers", 0, best == "static compiled", speeds[best], baseline) | {
+            "acceptance": None,
+            "mean_accepted_length": None,
+            "cache": best,
+            "tokens_per_s_by_cache": {name: speed.tokens_per_s for name, speed in speeds.items()},
+            "peak_memory_bytes": memory[best],
+        }
 
     def _common(self, strategy: str, num_recycled: int, compiled: bool, speed: Speed, baseline: Speed) -> Row:
         first_token_s = statistics.median(run.first_token_s for run in speed.runs)
-        return {
+        return dict.fromkeys((*COSTS, "ceiling_measured", "ceiling_bytes")) | {
             "batch": self.batch,
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,

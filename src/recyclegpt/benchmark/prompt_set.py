@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,8 +18,6 @@ from recyclegpt.errors import ConfigError
 log = logging.getLogger("recyclegpt")
 
 OVERALL = "overall"
-MOST_NAMED = 12
-"""Faulty lines named in one message."""
 Row = dict[str, Any]
 
 
@@ -35,7 +34,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Of several turns the first is decoded: those after it answer a text that another model wrote.
 
     Raises:
-        ConfigError: the file cannot be read, holds nothing, or lines of it are something else; naming each line.
+        ConfigError: the file cannot be read or holds nothing, or a line is something else; naming the first.
     """
     path = Path(path).expanduser()
     try:
@@ -44,22 +43,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []
-    problems: list[str] = []
     num_longer = 0
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 prompt, has_more_turns = _prompt(line)
-                prompts.append(prompt)
-                num_longer += has_more_turns
             except ValueError as error:
-                problems.append(f"prompts: {path}:{number}: {error}")
-    if not prompts and not problems:
-        problems.append(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each prompt')
-    if len(problems) > MOST_NAMED:
-        problems[MOST_NAMED:] = [f"prompts: {path}: and {len(problems) - MOST_NAMED} more lines"]
-    if problems:
-        raise ConfigError(problems)
+                raise ConfigError(f"prompts: {path}:{number}: {error}") from error
+            prompts.append(prompt)
+            num_longer += has_more_turns
+    if not prompts:
+        raise ConfigError(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each')
     if num_longer:
         log.warning("%d of %d prompts have several turns; the first of each is decoded", num_longer, len(prompts))
     return prompts
@@ -77,10 +71,8 @@ def _prompt(line: str) -> tuple[Prompt, bool]:
             raise ValueError(f"its category is {OVERALL!r}, which is the name of the last row; choose another")
         if (
             category
-            and isinstance(category, str)
             and isinstance(turns, list)
-            and turns[0]
-            and isinstance(turns[0], str)
+            and all(value and isinstance(value, str) for value in (category, turns[0]))
         ):
             return Prompt(category, turns[0]), len(turns) > 1
     raise ValueError("lacks a category, or a prompt (or turns that begin with one): strings that are not empty")
@@ -113,18 +105,11 @@ def bench_prompts(
     repetitions: int,
     seed: int = 0,
 ) -> list[Row]:
-    """Decode every prompt greedily with every strategy, one at a time; rows by category, then `overall`.
+    """Decode every prompt (token ids by category) greedily with every strategy; rows by category, then `overall`.
 
-    Strategies and categories take turns within a repetition, after a warm-up, so that drift of the machine affects all.
-    Nothing stops a text: each has `new_tokens` tokens, and rates compare like with like.
-
-    Args:
-        decoder: model in the dtype to measure.
-        prompts: token ids by category.
-        strategies: with different names or numbers of drafted tokens; the baseline is added.
-        new_tokens: length of every text.
-        repetitions: rounds that are timed.
-        seed: of the sampler.
+    Strategies, to which the baseline is added, and categories take turns within a repetition, after a warm-up, so that
+    drift of the machine affects all. Nothing stops a text: each has `new_tokens` tokens, and rates compare like with
+    like.
     """
     named = {f"{strategy.name} {strategy.num_recycled}": strategy for strategy in [Autoregressive(), *strategies]}
     runs = {
@@ -135,7 +120,7 @@ def bench_prompts(
     texts = sorted((row for rows in prompts.values() for row in rows), key=len)
     if decoder.use_graphs:
         # Caches come in few lengths, and each shape is captured when it is met for the second time.
-        decoder.keep_sessions(len(texts) * len(named))
+        decoder.max_idle = len(texts) * len(named)
         for strategy in named.values():
             decode(decoder, texts * 3, strategy, new_tokens)
     for strategy in named.values():  # a warm-up, in the longest cache
@@ -157,7 +142,6 @@ def _together(speeds: Sequence[Speed]) -> Speed:
 
 def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Row:
     counts = speed.counts
-    pairs = list(zip(speed.texts, baseline.texts, strict=True))
     return {
         "category": category,
         "strategy": strategy.name,
@@ -167,11 +151,5 @@ def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Ro
         "mean_accepted_length": counts.mean_accepted_length,
         "acceptance": counts.acceptance,
         "agreement": counts.agreement,
-        "equal": statistics.mean(mine == theirs for mine, theirs in pairs),
-        "common_prefix": statistics.mean(_common_prefix(mine, theirs) for mine, theirs in pairs),
+        "equal": statistics.mean(map(operator.eq, speed.texts, baseline.texts)),
     }
-
-
-def _common_prefix(mine: Sequence[int], theirs: Sequence[int]) -> int:
-    differ = (place for place, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b)
-    return next(differ, min(len(mine), len(theirs)))

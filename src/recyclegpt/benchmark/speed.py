@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,7 @@ from functools import partial
 from typing import Any
 
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
-from recyclegpt.hardware.stopwatch import synchronise
-
-Clock = Callable[[], float]
+from recyclegpt.hardware.stopwatch import Clock, synchronise
 
 
 @dataclass
@@ -72,21 +71,16 @@ class Speed:
         """Backbone passes per second, median over repetitions."""
         return statistics.median(run.num_passes / run.seconds for run in self.runs if run.num_timed)
 
-    def speedup_over(self, baseline: Speed) -> float:
-        """Median of the ratios within each repetition, so that a machine's slow moments hit both."""
-        return statistics.median(self.ratios_to(baseline))
-
-    def ratios_to(self, baseline: Speed) -> list[float]:
-        """Speedup of each repetition."""
-        return [mine / theirs for mine, theirs in zip(self.repetitions, baseline.repetitions, strict=True)]
-
     def rates(self, baseline: Speed) -> dict[str, Any]:
-        """Medians and spreads, as the rows of a benchmark hold them."""
-        ratios = self.ratios_to(baseline)
+        """Medians and spreads, as the rows of a benchmark hold them.
+
+        The speedup is the median of the ratios within each repetition, so that a machine's slow moments hit both.
+        """
+        ratios = list(map(operator.truediv, self.repetitions, baseline.repetitions))
         return {
             "tokens_per_s": self.tokens_per_s,
             "spread": [min(self.repetitions), max(self.repetitions)],
-            "speedup": self.speedup_over(baseline),
+            "speedup": statistics.median(ratios),
             "speedup_spread": [min(ratios), max(ratios)],
         }
 
@@ -98,14 +92,10 @@ def interleave(
     clock: Clock = time.perf_counter,
     after_round: Callable[[], None] | None = None,
 ) -> dict[str, Speed]:
-    """Call each in turn, again and again, so that drift of the machine affects all of them.
+    """Call each (warm) in turn, again and again, so that drift of the machine affects all of them.
 
-    Args:
-        runs: name to measurement; warm.
-        repetitions: at most this many rounds; one is always done.
-        budget_s: no further round is begun that would end after this many seconds.
-        clock: seconds, for tests.
-        after_round: called after each round, for what is measured in between.
+    At most `repetitions` rounds, one at least; none is begun that would end after `budget_s` seconds. `after_round` is
+    for what is measured in between, `clock` for tests.
     """
     speeds = {name: Speed() for name in runs}
     begin = clock()

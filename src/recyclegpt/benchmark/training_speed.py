@@ -7,7 +7,7 @@ since speed does not depend on them.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +23,11 @@ from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.flops import flops_per_token
-from recyclegpt.training.memory_plan import StepShape, memory_plan
 
 PHASES = ("forward", "backward", "optimizer")
 MAX_NORM = 1.0
 _NUM_BATCHES = 4
-_PROFILED_STEPS = 3
-_PROFILED_ROWS = 40
+_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class StepConfig:
     accumulate: int = 1
     """Forward and backward passes of a step."""
     repetitions: int = 10
-    warm_up: int = 3
     seed: int = 1
 
 
@@ -62,8 +59,6 @@ class StepSpeed:
     seconds: dict[str, list[float]]
     """Of every timed step, by phase."""
     peak_memory_bytes: float
-    planned_memory_bytes: int
-    """What the plan expects of eager execution, `recyclegpt.training.memory_plan`."""
     peak_flops: float
     """Dense bf16 peak of the device, operations a second; NaN where unknown."""
 
@@ -97,34 +92,19 @@ class StepSpeed:
             "flops_per_token": self.flops_per_token,
             "mfu": self.flops_per_token * self.tokens / step_s / self.peak_flops,
             "peak_memory_bytes": self.peak_memory_bytes,
-            "planned_memory_bytes": self.planned_memory_bytes,
         }
 
 
-def measure_steps(
-    shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device, profile: bool = False
-) -> tuple[StepSpeed, str]:
-    """Time the steps of a model with random weights, made here and dropped afterwards.
-
-    Args:
-        shape: of the backbone.
-        recycle: of the module; depth 0: none.
-        config: the step.
-        device: CPU or CUDA.
-        profile: run a few more steps under `torch.profiler`.
-
-    Returns:
-        The times, and the profile's table of the most expensive operations (empty without `profile`).
-    """
+def measure_steps(shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device) -> StepSpeed:
+    """Time the steps of a model with random weights, made here and dropped afterwards."""
     with PeakMemory(device) as peak:
         steps = _Steps(shape, recycle, config, device)
-        for _ in range(config.warm_up):
+        for _ in range(_WARM_UP):
             steps.run()
         times = [steps.run() for _ in range(config.repetitions)]
-    table = _profiled(steps, device) if profile else ""
     seconds = {name: [time[name] for time in times] for name in PHASES}
     flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled)
-    return StepSpeed(config, recycle, flops, seconds, peak.bytes, steps.plan(), peak_flops(device_name(device))), table
+    return StepSpeed(config, recycle, flops, seconds, peak.bytes, peak_flops(device_name(device)))
 
 
 def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float]:
@@ -167,19 +147,6 @@ class _Steps:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def plan(self) -> int:
-        config = self.config
-        step = StepShape(
-            batch=config.batch,
-            row_length=config.row_length,
-            precision="32-true" if config.dtype == torch.float32 else "bf16-mixed",
-            num_unrolled=config.loss.num_unrolled,
-            recompute_every=config.activation_checkpointing,
-            chunk_size=config.loss.chunk_size,
-            on_cuda=self.device.type == "cuda",
-        )
-        return memory_plan(self.model, self.optimizer, step)
-
     def _forward(self) -> None:
         views_NBT = self.batches[self.taken % _NUM_BATCHES]
         self.taken += 1
@@ -187,21 +154,3 @@ class _Steps:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
             states = self.model.states(views_NBT, None, loss.num_unrolled, loss.backbone_grad_scale)
             self.last_loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
-
-
-def _profiled(steps: _Steps, device: torch.device) -> str:
-    """Table of the operations that took most, of a few steps."""
-    on_cuda = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_cuda]
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(_PROFILED_STEPS):
-            steps.run()
-    key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    return str(profiler.key_averages().table(sort_by=key, row_limit=_PROFILED_ROWS))
-
-
-def variants(recycle: RecycleConfig) -> Iterator[tuple[str, RecycleConfig]]:
-    """The model as configured, and the control without a module."""
-    if recycle.num_layers:
-        yield "module", recycle
-    yield "none", RecycleConfig(num_layers=0)

@@ -39,14 +39,9 @@ def in_transformers(model: RecycleGPT) -> Any:
         raise ConfigError(
             f"bench.baselines: transformers has no model like this backbone ({error.problems[0]}); leave it out"
         ) from error
-    with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(config)
-    made.to(dtype=model.dtype)
-    made.to_empty(device=model.device)
-    # `to_empty` leaves the rotary frequencies undefined as well; the module knows how to fill them.
-    made.model.rotary_emb = type(made.model.rotary_emb)(made.config).to(model.device)
-    weights = {"lm_head.weight": model.lm_head.weight.detach(), **backbone_weights(model)}
-    made.load_state_dict(weights, strict=True)
+    with torch.device(model.device):
+        made: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    made.load_state_dict({"lm_head.weight": model.lm_head.weight.detach(), **backbone_weights(model)})
     return made.eval()
 
 

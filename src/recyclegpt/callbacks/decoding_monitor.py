@@ -85,8 +85,7 @@ class DecodingMonitor(Callback):
         if trainer.sanity_checking:
             return
         metrics = dict.fromkeys(TAGS, math.nan)
-        reason = self._reason_to_skip(trainer, pl_module)
-        if reason is None:
+        if self._is_due(trainer):
             begin = time.perf_counter()
             try:
                 with isolated_rng(), torch.autocast(pl_module.device.type, enabled=False):
@@ -101,20 +100,14 @@ class DecodingMonitor(Callback):
             except (RuntimeError, ValueError, MemoryError) as error:
                 # A failed measurement must not end a training run: it is reported, and its tags stay NaN.
                 reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
-        if reason is not None and reason != "not this epoch":
-            rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
+                rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
         for tag, value in metrics.items():
             pl_module.log(tag, value, sync_dist=False)
 
-    def _reason_to_skip(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+    def _is_due(self, trainer: Trainer) -> bool:
         every_n = trainer.check_val_every_n_epoch or 1
         last = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch + every_n >= (trainer.max_epochs or 0)
-        if not self.every_n_epochs or (trainer.current_epoch // every_n % self.every_n_epochs and not last):
-            return "not this epoch"
-        assert isinstance(pl_module.model, RecycleGPT), "the monitor decodes a RecycleGPT"
-        context = pl_module.model.config.context_length
-        length = self.prompt_tokens + self.new_tokens
-        return f"prompt_tokens + new_tokens = {length} exceed the context of {context}" if length > context else None
+        return self.every_n_epochs > 0 and (last or trainer.current_epoch // every_n % self.every_n_epochs == 0)
 
     def _measure(
         self, trainer: Trainer, model: RecycleGPT
@@ -144,8 +137,8 @@ class DecodingMonitor(Callback):
             alternating, verified = speeds["alternating"], speeds["verified"]
             acceptance = _or_nan(verified.counts.acceptance)
             metrics |= {
-                "decode/speedup_alternating": alternating.speedup_over(plain),
-                "decode/speedup_verified": verified.speedup_over(plain),
+                "decode/speedup_alternating": alternating.rates(plain)["speedup"],
+                "decode/speedup_verified": verified.rates(plain)["speedup"],
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance),
                 "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),

@@ -25,9 +25,8 @@ COMPARED = ("control", "loss.num_unrolled", "loss.recycle_weight", "recycle.num_
 class HyperParameters(Callback):
     """Writes what the HParams tab needs, once, when training starts.
 
-    The tab reads a run's metrics from the ordinary scalars of the same tags, so no scalar is written here:
-    `log_hyperparams(params, metrics)` would add a point at step 0 to every curve. When several runs are opened together
-    the tab takes its columns from the first, so all runs need the same keys.
+    The tab reads metrics from the ordinary scalars of the same tags; `log_hyperparams(params, metrics)` would add a
+    point at step 0 to every curve. It takes its columns from the first run opened, so all runs need the same keys.
 
     Args:
         hyper_parameters: the resolved config as plain Python; nested keys are joined by dots.
@@ -44,11 +43,11 @@ class HyperParameters(Callback):
         """Write columns and values, before the first scalar."""
         types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
         columns = [
-            api_pb2.HParamInfo(name=name, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+            api_pb2.HParamInfo(
+                name=name, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=name in COMPARED
+            )
             for name, value in self.hyper_parameters.items()
         ]
-        for column in columns:
-            column.differs = column.name in COMPARED
         tags = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in dict.fromkeys(FIRST + RESULTS)]
         values = Struct()
         values.update(self.hyper_parameters)

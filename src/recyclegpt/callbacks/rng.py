@@ -52,11 +52,9 @@ def isolated_rng() -> Iterator[None]:
 class RngIsolation(Callback):
     """Makes random numbers of training independent of validation, and part of every checkpoint.
 
-    States are captured when a training batch ends, because a validation loader draws its seed before any validation
-    hook runs, and restored when validation ends; a callback that draws numbers at that point must use `isolated_rng`,
-    since it may run after this one. Loaded states are restored when the first training batch starts, because start-up
-    draws numbers too. For exact continuation the training loader needs its own `generator`: otherwise it draws from the
-    global one at the start of each epoch.
+    States are captured when a training batch ends (a validation loader draws its seed before any validation hook runs)
+    and restored when validation ends; loaded ones when the first training batch starts, because start-up draws numbers
+    too. A callback that draws numbers at the end of validation must use `isolated_rng`.
 
     With several processes a checkpoint holds the states of all of them, and saving is a collective call.
     """
@@ -70,7 +68,7 @@ class RngIsolation(Callback):
         """The states that training continues with, of every rank."""
         own = self._loaded or self._held or capture_rng()
         ranks: list[Any] = [own]
-        if _is_distributed():
+        if dist.is_initialized():
             ranks = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, own)
         return {"ranks": ranks}
@@ -82,7 +80,7 @@ class RngIsolation(Callback):
             ConfigError: the checkpoint was written by another number of processes.
         """
         ranks = state_dict["ranks"]
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if len(ranks) != world_size:
             raise ConfigError(
                 f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
@@ -116,7 +114,3 @@ class RngIsolation(Callback):
         if self._held is not None:
             restore_rng(self._held)
             self._held = None
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

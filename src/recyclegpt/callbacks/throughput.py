@@ -21,11 +21,8 @@ class Throughput(Callback):
     """Logs `train/tokens_per_s`, `step_time_s`, `data_wait_fraction`, `memory_bytes` and `mfu` at the log interval.
 
     The clock stops from the start of validation to the next training batch, so validation, decoding and an epoch's
-    checkpoint do not count. Tokens are those of all processes, the other values of this one. Waiting for data is the
-    time between two batches, which includes whatever else runs there (a checkpoint, say). The device is synchronised
+    checkpoint do not count. Tokens are those of all processes, the other values of this one. The device is synchronised
     only when a value is logged and when the clock stops.
-
-    `mfu` is the share of the device's dense bf16 peak at any precision; NaN where the peak is unknown.
 
     Attributes:
         total_tokens: positions of the backbone trained on in the whole run, also before a restart.
@@ -52,7 +49,6 @@ class Throughput(Callback):
         self.total_tokens, self._seconds = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes next is measured from here."""
         self._logged = (self.total_seconds, self._wait_s, self.total_tokens, trainer.global_step)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from recyclegpt.callbacks.tensorboard import DECODERS
-from recyclegpt.reporting.run_figure import draw_run
+from recyclegpt.reporting.draw import draw_canvas
+from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series
 from recyclegpt.training import LitRecycleGPT
 
 PR_CURVE = "recycled/agreement_by_confidence"
@@ -35,22 +36,35 @@ class TradeOffFigure(Callback):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         curve = threshold_curve(held_out.by_confidence)
-        place_2P = held_out.by_place.cpu()
-        # Verified text is autoregressive text.
-        quality = dict.fromkeys(DECODERS, metrics["val/ppl_backbone"]) | {"alternating": metrics["val/ppl_alternating"]}
-        figure = draw_run(
-            {name: metrics.get(f"decode/tokens_per_s_{name}", math.nan) for name in DECODERS},
-            quality,
-            curve["offered"].tolist(),
-            curve["precision"].tolist(),
-            (place_2P[1] / place_2P[0]).tolist(),
-        )
+        try:
+            canvas = draw_canvas(_figure(metrics, curve, held_out.by_place.cpu()))
+        except ImportError:  # no matplotlib
+            canvas = None
         for writer in writers:
             # All but `offered`, in the order of the method's arguments.
             counts = list(curve.values())[:-1]
             writer.add_pr_curve_raw(PR_CURVE, *counts, trainer.global_step, num_thresholds=len(curve["recall"]))
-            if figure is not None:
-                writer.add_figure(FIGURE, figure, trainer.global_step, close=False)
+            if canvas is not None:
+                writer.add_figure(FIGURE, canvas, trainer.global_step, close=False)
+
+
+def _figure(metrics: dict[str, float], curve: dict[str, Tensor], place_2P: Tensor) -> Figure:
+    speed = Panel("Speed against quality", "tokens per second", "held-out perplexity")
+    for name, colour in zip(DECODERS, PALETTE, strict=False):
+        # Verified text is autoregressive text.
+        perplexity = metrics["val/ppl_alternating" if name == "alternating" else "val/ppl_backbone"]
+        x = [metrics.get(f"decode/tokens_per_s_{name}", math.nan)]
+        speed.series.append(Series(name, x, [perplexity], style="points", colour=colour))
+    trade = Panel("What decoding.confidence_threshold trades", "confidence threshold", "share")
+    thresholds = torch.linspace(0, 1, len(curve["offered"]) + 1)[:-1].tolist()
+    trade.series = [
+        Series("agreement of drafted tokens", thresholds, curve["precision"].tolist()),
+        Series("share of tokens drafted", thresholds, curve["offered"].tolist(), colour=PALETTE[1]),
+    ]
+    places = [(i + 0.5) / place_2P.shape[1] for i in range(place_2P.shape[1])]
+    agreement = Series(None, places, (place_2P[1] / place_2P[0]).tolist())
+    place = Panel("Agreement by place", "place in the row (share of its length)", "agreement", [agreement])
+    return Figure("trade_off", "What recycling buys and what it costs", [speed, trade, place])
 
 
 def threshold_curve(by_confidence: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,19 +10,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
-from recyclegpt.checkpoints.model_folder import CONFIG, is_model_folder, read_model_folder
-from recyclegpt.checkpoints.module_only import MODULE_PREFIX, load_backbone_of
+from recyclegpt.checkpoints.module_only import load_backbone_of
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
 
 FORMAT = 1
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+"""Of a folder that holds a model and no run: what `export` wrote, or a pretrained backbone."""
 _MAX_NAMED = 5
+_SHAPE_INDEPENDENT = ("init_std", "context_length")
+"""Fields of the config that no weight depends on."""
 _log = logging.getLogger("recyclegpt")
 
 
@@ -135,8 +141,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Loaded
     Raises:
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
-    if is_model_folder(folder := _existing(path)):
-        return LoadedModel(*read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
+    if ((folder := _existing(path)) / CONFIG).is_file():
+        return LoadedModel(*_read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored, state_dict = checkpoint["hyper_parameters"], checkpoint["state_dict"]
@@ -154,25 +160,35 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Loaded
         model, backbone = load_backbone_of(stored, model.recycle_config, found, device)
     model.load_state_dict(_weights(state_dict), strict=not module_only)
     tokenizer = _tokenizer_of(checkpoint, found)
+    return LoadedModel(model.eval(), tokenizer, stored["config"], found, checkpoint["global_step"], backbone)
+
+
+def _read_model_folder(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, TextTokenizer]:
+    """Model and tokenizer of a folder with `CONFIG`; a pretrained backbone is a model without a recyclable module."""
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        own = isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
+    except (OSError, ValueError, RecursionError):  # reported below
+        own = False
+    try:
+        model = read_own(folder).to(device) if own else PretrainedBackbone(str(folder)).load(device=device)
+        tokenizer = TextTokenizer.from_file(folder)
+    except ConfigError as error:
+        raise ConfigError([f"checkpoint: {problem.removeprefix('path: ')}" for problem in error.problems]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
-            f"checkpoint: {found.parent / TOKENIZER} has {tokenizer.vocab_size:,} tokens and the model of {found} "
-            f"embeds {model.config.vocab_size:,}; use the tokenizer of that run"
+            f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "
+            f"{model.config.vocab_size:,}; use its own tokenizer"
         )
-    return LoadedModel(model.eval(), tokenizer, stored["config"], found, checkpoint["global_step"], backbone)
+    return model.eval(), tokenizer
 
 
 def _fitting_model(stored: Mapping[str, Any], state_dict: Mapping[str, Any], module_only: bool) -> RecycleGPT:
     """A model on the meta device, of the shape that a checkpoint names and that its weights fit."""
     model, recycle = ModelConfig(**stored["model"]), RecycleConfig(**stored["recycle"])
-    # Creating layers takes time even where they take no memory.
-    problems = [
-        f"{group}.num_layers: {config.num_layers}, but the file holds {len(state_dict)} weights"
-        for group, config in (("model", model), ("recycle", recycle))
-        if config.num_layers > len(state_dict) and not (module_only and group == "model")
-    ]
-    if problems:
-        raise ConfigError(problems)
+    num_layers = recycle.num_layers + (0 if module_only else model.num_layers)
+    if num_layers > len(state_dict):  # creating layers takes time even where they take no memory
+        raise ConfigError(f"num_layers: {num_layers:,} in all, but the file holds {len(state_dict)} weights")
     with torch.device("meta"):
         empty = RecycleGPT(model, recycle)
     if problems := weight_problems(state_dict, empty, module_only):
@@ -202,34 +218,44 @@ def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT, module_onl
 
     `module_only`: the checkpoint should hold the recyclable module's weights and no others.
     """
-    given, wanted = _weights(state_dict), model.state_dict()
-    if module_only:
-        wanted = {name: weight for name, weight in wanted.items() if name.startswith(MODULE_PREFIX)}
-    problems = []
-    for name, weight in wanted.items():
-        if name not in given:
-            continue
-        if _kind(given[name]) != _kind(weight):
-            problems.append(f"{name} is {_kind(given[name])}, expected {_kind(weight)}")
-        # A sum needs no copy of the weight; it may overflow where the weight does not.
-        elif weight.is_floating_point() and not (given[name].sum().isfinite() or given[name].isfinite().all()):
-            problems.append(f"{name} is not finite")
-    if len(problems) > _MAX_NAMED:
-        problems[_MAX_NAMED:] = [f"and {len(problems) - _MAX_NAMED} more weights"]
-    for what, names in (("missing", wanted.keys() - given.keys()), ("unknown", given.keys() - wanted.keys())):
-        if names:
-            count = "1 weight" if len(names) == 1 else f"{len(names)} weights, for example"
-            problems.append(f"{what} {count}: {min(names)}")
-    return problems
+    given = _weights(state_dict)
+    with torch.device("meta"):
+        empty = RecycleGPT(model.config, model.recycle_config)
+    part = empty if not module_only or empty.recyclable is None else nn.ModuleDict({"recyclable": empty.recyclable})
+    try:
+        part.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        return [line.strip()[:300] for line in str(error).splitlines()[1 : 1 + _MAX_NAMED]]
+    # A sum needs no copy of the weight; it may overflow where the weight does not.
+    weights = ((name, weight) for name, weight in given.items() if weight.is_floating_point())
+    return [
+        f"{name} is not finite" for name, weight in weights if not (weight.sum().isfinite() or weight.isfinite().all())
+    ]
 
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
 
 
-def _kind(value: Any) -> str:
-    """What of a weight has to fit; its precision may differ."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    number = "float" if value.is_floating_point() else str(value.dtype)
-    return f"{list(value.shape)} {number}" + ("" if value.layout == torch.strided else f" {value.layout}")
+def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerprint: str) -> None:
+    """Copy backbone and LM head of a checkpoint into `model`; the recyclable module stays as it is.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, has another shape, or another tokenizer.
+    """
+    trained = load_trained(checkpoint)
+    own, other = asdict(model.config), asdict(trained.model.config)
+    problems = [
+        f"model.{key}: {own[key]}, but the backbone of {trained.path} has {other[key]}; set model.{key}={other[key]}"
+        for key in own
+        if key not in _SHAPE_INDEPENDENT and own[key] != other[key]
+    ]
+    if trained.tokenizer.fingerprint != tokenizer_fingerprint:
+        problems.append(
+            f"backbone.checkpoint: {trained.path} was trained with another tokenizer; "
+            f"set data.tokenizer.kind=file data.tokenizer.path={trained.path.parent / 'tokenizer.json'}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    model.backbone.load_state_dict(trained.model.backbone.state_dict())
+    model.lm_head.load_state_dict(trained.model.lm_head.state_dict())

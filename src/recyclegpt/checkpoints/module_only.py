@@ -13,15 +13,8 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 
-MODULE_PREFIX = "recyclable."
-"""Prefix of the names of the module's weights."""
 BACKBONE_SYMLINK = "backbone"
 """Name in a run folder of a link to a backbone that has moved."""
-
-
-def module_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The recyclable module's weights of a LightningModule."""
-    return {key: value for key, value in state_dict.items() if key.startswith(f"model.{MODULE_PREFIX}")}
 
 
 def load_backbone_of(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
 
 from recyclegpt.commands.bench_grid import measure_grid, read_grid
-from recyclegpt.commands.bench_output import output_folder
 from recyclegpt.commands.bench_prompts import measure_prompts
 from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.files import finite, write_json
-from recyclegpt.reporting.bench_figure import draw_bench
+from recyclegpt.reporting.bench_figure import bench_figure
+from recyclegpt.reporting.draw import draw_png
+from recyclegpt.runs.folder import remove_empty_parents
 
 log = logging.getLogger("recyclegpt")
-EXAMPLES = (
-    ("a shape with random weights, drafting one, two and four tokens", "model=gpt_125m bench.num_recycled=[1,2,4]"),
-    ("a checkpoint, together with transformers", "checkpoint=outputs/train bench.baselines=[transformers]"),
-    ("your own prompts, by category", "checkpoint=outputs/train prompts=prompts.jsonl"),
-)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,8 +33,32 @@ def run(argv: Sequence[str]) -> int:
             document = measure_grid(cfg, grid, cfg.checkpoint)
             write_json(folder / "bench.json", document)
             try:
-                draw_bench(document, folder / "bench.png")
+                if (figure := bench_figure(document)).panels:
+                    draw_png(figure, folder / "bench.png")
             except ImportError:
                 log.warning("bench.png was not drawn: pip install 'recyclegpt[report]'")
     print(json.dumps(finite(document)))
     return 0
+
+
+@contextlib.contextmanager
+def output_folder(output_dir: str | None) -> Iterator[Path]:
+    """Made before anything is measured, since a grid may take an hour; gone again if measuring failed.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path("outputs/bench", now) if output_dir is None else Path(str(output_dir)).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder} cannot be written ({error})") from error
+    try:
+        yield folder
+    except (ConfigError, RunError):
+        with contextlib.suppress(OSError):  # it holds something: it was there before
+            folder.rmdir()
+            remove_empty_parents(folder)
+        raise
+    print(f"\nwritten to {folder}")

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,47 +15,48 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
+from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.bench_output import print_grid, print_progress
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import choose_device
-from recyclegpt.configuration.instantiate import build_all
-from recyclegpt.configuration.pretrained import is_pretrained
+from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import not_positive, to_dataclass
+from recyclegpt.configuration.train_checks import is_pretrained
+from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
-SIMULATED = [0.7, 1.0]
+COLUMNS = {
+    "strategy": "strategy", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
+    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "tokens_per_s": "tokens/s",
+    "speedup": "speedup", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "acceptance": "acceptance",
+    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
+    "time_to_first_token_s": "first s",
+}  # fmt: skip
+SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
+SIMULATED = (0.7, 1.0)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
 
 
-@dataclass
-class GridSettings:
-    """The section `bench`; conf/bench/grid.yaml says what each means."""
+@dataclass(frozen=True)
+class GridSettings(BenchConfig):
+    """The section `bench`: what is measured, over which models and number formats."""
 
-    strategies: list[str]
-    num_recycled: list[int]
-    batch: list[int]
-    prompt_tokens: list[int]
-    new_tokens: list[int]
-    recycle_num_layers: list[int] | None
-    dtype: list[str]
-    compile: list[bool]
-    kernels: bool
-    acceptance: list[float] | None
-    baselines: list[str]
-    num_prompts: int
-    repetitions: int
-    breakdown: bool
-    vocab_size: int
+    recycle_num_layers: tuple[int, ...] | None = None
+    dtype: tuple[str, ...] = ("auto",)
+    compile: tuple[bool, ...] = (False,)
+    kernels: bool = True
+    breakdown: bool = True
+    vocab_size: int = 32000
 
     def __post_init__(self) -> None:
         counts = ("batch", "prompt_tokens", "recycle_num_layers", "num_prompts", "repetitions", "vocab_size")
@@ -62,22 +64,18 @@ class GridSettings:
         problems.found += [
             f"{name}: the list is empty; give at least one value"
             for name, value in vars(self).items()
-            if value == [] and name != "baselines"
+            if value in ((), []) and name != "baselines"
         ]
         for name, num_recycled in itertools.product(self.strategies, self.num_recycled):
             with problems.under():
                 make_strategy(name, num_recycled)
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
-        refused: list[tuple[str, Iterable[object], str]] = [
-            ("acceptance", (rate for rate in self.acceptance or [] if not 0 <= rate <= 1), "not between 0 and 1"),
-            (
-                "baselines",
-                (name for name in self.baselines if name != "transformers"),
-                "unknown; there is transformers",
-            ),
-            ("new_tokens", (n for n in self.new_tokens if n < least), f"too few to be timed; give {least} or more"),
+        problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
+        problems.found += [
+            f"baselines: {name!r} is unknown; there is transformers" for name in {*self.baselines} - {"transformers"}
         ]
-        problems.found += [f"{name}: {value!r} is {why}" for name, values, why in refused for value in values]
+        if min(self.new_tokens, default=least) < least:
+            problems.found.append(f"new_tokens: {min(self.new_tokens)} are too few to be timed; give {least} or more")
         problems.raise_any()
 
 
@@ -87,7 +85,6 @@ class Grid(NamedTuple):
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
-    compiles: list[bool]
 
 
 def read_grid(cfg: DictConfig) -> Grid:
@@ -105,7 +102,7 @@ def read_grid(cfg: DictConfig) -> Grid:
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    return Grid(settings, device, list(dict.fromkeys(dtypes)), list(dict.fromkeys(settings.compile)))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)))
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:
@@ -119,9 +116,9 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         raise ConfigError("bench.recycle_num_layers: a checkpoint has its own depth; leave it out")
     rows: list[Row] = []
     first: dict[str, Any] = {}
-    depths: list[int] | list[None] = settings.recycle_num_layers or [None]
+    depths: tuple[int, ...] | tuple[None] = settings.recycle_num_layers or (None,)
     with ExternalCpuLoad() as load:
-        for depth, dtype, compiled in itertools.product(depths, grid.dtypes, grid.compiles):
+        for depth, dtype, compiled in itertools.product(depths, grid.dtypes, dict.fromkeys(settings.compile)):
             found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, with_breakdown=not rows)
             rows += found
             first = first or facts
@@ -134,7 +131,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         "rows": rows,
         "breakdown": first["breakdown"],
     }
-    print_grid(document, settings.repetitions)
+    _print(document, settings.repetitions)
     return document
 
 
@@ -154,18 +151,16 @@ def _measure_model(
     baselines = settings.baselines
     if baselines and dtype == torch.int8:
         log.warning("transformers has no int8 weights of this kind, so it is not measured in dtype int8")
-        baselines = []
-    shared = {field.name for field in dataclasses.fields(BenchConfig)} & {*vars(settings)}
-    given = {name: getattr(settings, name) for name in shared} | {"baselines": baselines, "seed": cfg.seed}
-    if checkpoint is None and settings.acceptance is None:
-        given["acceptance"] = SIMULATED
-    config = BenchConfig(**given, dtype_name=str(dtype).removeprefix("torch."))
+        baselines = ()
+    acceptance = SIMULATED if checkpoint is None and settings.acceptance is None else settings.acceptance
+    name = str(dtype).removeprefix("torch.")
+    config = dataclasses.replace(settings, baselines=baselines, acceptance=acceptance, seed=cfg.seed, dtype_name=name)
     facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
         rows += group
-        print_progress(group)
+        _print_progress(group)
     breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
     return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
 
@@ -181,7 +176,8 @@ def _random_weights(cfg: DictConfig, grid: Grid, dtype: torch.dtype, depth: int 
     pretrained = is_pretrained(cfg.model)
     # No training rows here: texts may be as long as the checkpoint allows.
     given = {"context_length": None} if pretrained else {"vocab_size": grid.settings.vocab_size}
-    built = build_all(cfg, ["model", "recycle"], {"model": given})
+    plain = to_plain(cfg)
+    built = build({"model": plain["model"] | given, "recycle": plain["recycle"]})
     recycle = built["recycle"] if depth is None else dataclasses.replace(built["recycle"], num_layers=depth)
     torch.manual_seed(cfg.seed)
     default, state_dtype = torch.get_default_dtype(), torch.float32 if dtype == torch.int8 else dtype
@@ -211,5 +207,37 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
         strategy = make_strategy(name, m)
         if name == "verified" and config.acceptance:
             strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
-        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0], config.sampling)
+        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0])
     return seconds
+
+
+def _print_progress(group: list[Row]) -> None:
+    """One line a group to stderr: a grid may take long."""
+    shape = ", ".join(f"{COLUMNS[key]} {group[0][key]}" for key in SHAPE)
+    print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
+
+
+def _print(document: dict[str, Any], repetitions: int) -> None:
+    """The document of a bench: a row a measurement, what they have in common, and where the time of a step goes."""
+    rows, hardware = document["rows"], document["hardware"]
+    varied = {"strategy", "num_recycled", "tokens_per_s"}
+    varied |= {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
+    print_table(
+        [[row.get(key) for key in COLUMNS if key in varied] for row in rows],
+        header=[word for key, word in COLUMNS.items() if key in varied],
+    )
+    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key not in varied]
+    print(
+        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads; "
+        f"{', '.join([*common, f'median of {repetitions} interleaved repetitions after a warm-up'])}\n"
+        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device"
+    )
+    if any(row.get("acceptance_given") for row in rows):
+        print("verified: every pass is computed, then the given share of the drafted tokens is accepted")
+    warn_contended(hardware)
+    if document["breakdown"]:
+        print()
+        print_table(
+            [(name, *(seconds[part] * 1e3 for part in PARTS)) for name, seconds in document["breakdown"].items()],
+            header=("ms of a step", *PARTS),
+        )

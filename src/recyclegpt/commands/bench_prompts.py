@@ -21,7 +21,7 @@ COLUMNS = {
     "category": "category", "strategy": "strategy", "num_recycled": "m", "num_prompts": "prompts",
     "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
     "mean_accepted_length": "mean accepted length", "acceptance": "acceptance", "agreement": "agreement",
-    "equal": "equal", "common_prefix": "common prefix",
+    "equal": "equal",
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
             "checkpoint: the model has no recyclable module, so there is no decoder to compare; train a module with "
             "`recyclegpt adapt` or `recyclegpt train`"
         )
-    (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, grid.compiles
+    (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
     rows = [tokenizer.encode_prompt(prompt.text) for prompt in found]
     rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
@@ -88,7 +88,6 @@ def _print(document: dict[str, Any]) -> None:
         f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
         f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
         f"{document['repetitions']} interleaved repetitions after a warm-up\n"
-        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one; "
-        "common prefix: tokens, on average, before the first that differs"
+        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one"
     )
     warn_contended(hardware)

@@ -20,11 +20,6 @@ from recyclegpt.files import finite, write_json
 from recyclegpt.runs.folder import RESULT, is_complete
 
 FILE_NAME = "bench.json"
-EXAMPLES = (
-    ("every complete run of a sweep", "runs=outputs/sweeps/recycle_depth"),
-    ("two draft lengths for each, quickly", "runs=outputs/sweeps/smoke bench.num_recycled=[1,2] bench.repetitions=2"),
-    ("on a GPU", "runs=outputs/sweeps/recycle_depth device=cuda"),
-)
 
 
 def run(argv: Sequence[str]) -> int:

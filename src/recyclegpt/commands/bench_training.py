@@ -6,20 +6,20 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares, variants
-from recyclegpt.commands.bench_output import output_folder
+from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares
+from recyclegpt.commands.bench import output_folder
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.instantiate import build_all
-from recyclegpt.configuration.pretrained import is_pretrained
+from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import Training, not_positive, read_settings
+from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
@@ -28,11 +28,6 @@ from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig
 
-EXAMPLES = (
-    ("a shape with its default module", "model=gpt_125m"),
-    ("a deeper module, unrolled twice", "model=gpt_125m recycle.num_layers=6 num_unrolled=2"),
-    ("on a GPU, less memory for activations", "model=gpt_350m device=cuda batch_size=32 activation_checkpointing=true"),
-)
 COLUMNS = {
     "variant": "model", "tokens_per_s": "tokens/s", "mfu": "MFU", "step_s": "step s", "forward_s": "forward",
     "backward_s": "backward", "optimizer_s": "optimizer", "peak_memory_gb": "peak GB",
@@ -40,19 +35,19 @@ COLUMNS = {
 
 
 @dataclass
-class StepSettings:
-    """The settings that no other section has; conf/bench_training.yaml says what each means."""
+class StepSettings(Training):
+    """The settings that no group has; conf/bench_training.yaml says what each means."""
 
-    seed: int
-    batch_size: int
-    row_length: int | None
-    accumulate: int
-    num_unrolled: int
-    vocab_size: int
-    repetitions: int
-    profile: bool
+    seed: int = 1
+    batch_size: int = 16
+    row_length: int | None = None
+    accumulate: int = 1
+    num_unrolled: int = 1
+    vocab_size: int = 32000
+    repetitions: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("batch_size", "row_length", "accumulate", "num_unrolled", "vocab_size", "repetitions")
         if problems := not_positive(self, *names):
             raise ConfigError(problems)
@@ -63,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     cfg = compose_or_explain("bench_training", list(argv))
     device, shape, recycle, config = read_step(cfg)
     with output_folder(cfg.output_dir) as folder:
-        document = measure_training(cfg, device, shape, recycle, config, folder)
+        document = measure_training(cfg, device, shape, recycle, config)
         write_json(folder / "training.json", document)
     print(json.dumps(finite(document)))
     return 0
@@ -82,12 +77,12 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
             raise ConfigError(f"dtype: {cfg.dtype}, but training takes place in bfloat16 or float32")
     with problems.under():
         given = read_settings(StepSettings, cfg)
-    with problems.under():
-        layers = read_settings(Training, cfg)
     if is_pretrained(cfg.model):
         problems.found.append("model: steps are timed on random weights; choose a shape such as model=gpt_125m")
     problems.raise_any()
-    built = build_all(cfg, ["model", "recycle", "optimizer"], {"model": {"vocab_size": given.vocab_size}})
+    plain = to_plain(cfg)
+    plain["model"]["vocab_size"] = given.vocab_size
+    built = build({key: plain[key] for key in ("model", "recycle", "optimizer")})
     shape = built["model"]
     row_length = given.row_length or shape.context_length
     if row_length > shape.context_length:
@@ -95,25 +90,21 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
             f"row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
             "lower one or raise the other"
         )
+    shared = {field.name for field in fields(StepConfig)} & {*vars(given)}
     config = StepConfig(
         batch=given.batch_size,
-        row_length=row_length,
         optimizer=built["optimizer"],
         loss=LossConfig(num_unrolled=given.num_unrolled),
         dtype=dtype,
-        compile=layers.compile,
-        activation_checkpointing=int(layers.activation_checkpointing),
-        accumulate=given.accumulate,
-        repetitions=given.repetitions,
-        seed=given.seed,
+        **{name: getattr(given, name) for name in shared} | {"row_length": row_length},
     )
     return device, shape, built["recycle"], config
 
 
 def measure_training(
-    cfg: DictConfig, device: torch.device, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, folder: Path
+    cfg: DictConfig, device: torch.device, shape: ModelConfig, recycle: RecycleConfig, config: StepConfig
 ) -> dict[str, Any]:
-    """Measure both models, print the table, and write profiles into the folder if asked.
+    """Measure the model and the control without a module, and print the table.
 
     Returns:
         The document that `training.json` holds.
@@ -126,11 +117,11 @@ def measure_training(
     speeds: dict[str, StepSpeed] = {}
     try:
         with ExternalCpuLoad() as load:
-            for name, module in variants(recycle):
-                speeds[name], table = measure_steps(shape, module, config, device, cfg.profile)
+            for name, module in {"module": recycle, "none": RecycleConfig(num_layers=0)}.items():
+                if name == "module" and not recycle.num_layers:
+                    continue
+                speeds[name] = measure_steps(shape, module, config, device)
                 print(f"{name}: {speeds[name].row()['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
-                if table:
-                    (folder / f"profile_{name}.txt").write_text(table, encoding="utf-8")
                 gc.collect()
                 torch.cuda.empty_cache()
     except RuntimeError as error:

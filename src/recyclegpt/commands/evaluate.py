@@ -17,12 +17,6 @@ from recyclegpt.console import print_table
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
 from recyclegpt.files import finite
 
-EXAMPLES = (
-    ("the newest run under outputs/train, on its own validation text", ""),
-    ("another text", "checkpoint=outputs/train/default data=text_files data.paths=[notes.txt] data.val_fraction=0.5"),
-    ("lm-eval tasks", "tasks=[hellaswag,piqa] limit=200"),
-)
-
 
 def run(argv: Sequence[str]) -> int:
     """The command."""

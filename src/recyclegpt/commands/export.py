@@ -21,11 +21,6 @@ from recyclegpt.models.huggingface.shards import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
-EXAMPLES = (
-    ("everything, for this package and for transformers", "checkpoint=outputs/train output_dir=exported"),
-    ("the backbone alone, for any tool that reads Llama checkpoints", "format=llama output_dir=backbone"),
-    ("the module as a draft model for vLLM, uploaded", "format=vllm output_dir=draft target=me/backbone push=me/draft"),
-)
 
 
 @dataclass

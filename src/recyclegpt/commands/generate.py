@@ -10,18 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.device import read_decoding
 from recyclegpt.console import paint
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.errors import ConfigError
-
-EXAMPLES = (
-    ("the newest run under outputs/train, drafted tokens in colour", '--prompt "def main(" --mark --stats'),
-    ("sampled", 'decoding=sampled decoding.temperature=1 decoding.seed=3 --prompt "def main("'),
-    ("one checkpoint, the paper's decoder, a prompt from a file", "checkpoint=outputs/train/default "
-     "decoding.strategy=alternating --prompt-file prompt.txt"),
-)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:

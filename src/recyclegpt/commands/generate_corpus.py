@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
@@ -34,12 +34,6 @@ from recyclegpt.hardware.device import device_name
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
-EXAMPLES = (
-    ("the newest run's own text, drawn from its distribution", "output_dir=corpus decoding.temperature=1"),
-    ("longer documents in larger batches", "output_dir=corpus decoding.temperature=1 decoding.max_new_tokens=1000 "
-     "batch_size=64"),
-    ("continuing other texts", "output_dir=corpus decoding.temperature=1 data=text_files data.paths=[notes]"),
-)  # fmt: skip
 
 
 @dataclass
@@ -160,17 +154,9 @@ def _write(
 
 
 def _print(folder: Path, meta: dict[str, Any], speed: float | None) -> None:
-    """A table for a reader, then one JSON document."""
-    columns = {
-        "num_documents": "documents",
-        "num_tokens": "tokens",
-        "num_stop": "ended with an end token",
-        "num_length": "cut at max_new_tokens",
-        "num_unknown": "cut at an id the tokenizer lacks",
-    }
+    """A table for a reader, with how many documents ended in each way; then one JSON document."""
     splits = {split: meta["splits"][split] | meta[FACTS]["totals"][split] for split in SPLITS}
-    print_table(
-        [[split, *(facts[name] for name in columns)] for split, facts in splits.items()],
-        header=["split", *columns.values()],
-    )
+    columns = ("documents", "tokens", *ENDS)
+    rows = [[split, *(facts[f"num_{column}"] for column in columns)] for split, facts in splits.items()]
+    print_table(rows, header=["split", "documents", "tokens", *(f"ended: {end}" for end in ENDS)])
     print(json.dumps({"folder": str(folder), "tokens_per_s": speed, "splits": splits}))

@@ -19,17 +19,12 @@ UNEXPLAINED = r"^(defaults|hydra|paths)\b"
 """Sections and groups that are about Hydra and where things lie."""
 PARTS = ("default", "base")
 """Files of a group that its choices are made from."""
+EXAMPLES = Path(__file__).with_name("examples.yaml")
 WIDTH = 110
 
 
 def help_text(name: str, module: ModuleType, summary: str) -> str:
-    """The page of one command.
-
-    Args:
-        name: the command, as it is typed.
-        module: `EXAMPLES` (what it does, arguments) and, where it has options of its own, `parser()`.
-        summary: one line on what it does, for a command without a config file.
-    """
+    """The page of a command and its module; `summary` is for one without a config file."""
     file = find_conf() / f"{name.replace('-', '_')}.yaml"
     description, groups, settings = _read(file) if file.is_file() else ("", {}, "")
     description = description or f"{summary[0].upper()}{summary[1:]}."
@@ -45,7 +40,8 @@ def help_text(name: str, module: ModuleType, summary: str) -> str:
         blocks.append("\n".join(["groups:", *(f"  {group:{width}}  {line}" for group, line in groups.items())]))
     if settings:
         blocks.append("settings:\n" + textwrap.indent(settings, "  "))
-    examples = [f"  # {what}\n  recyclegpt {name} {arguments}".rstrip() for what, arguments in module.EXAMPLES]
+    own = yaml.safe_load(EXAMPLES.read_text(encoding="utf-8"))[name].items()
+    examples = [f"  # {what}\n  recyclegpt {name} {arguments}".rstrip() for what, arguments in own]
     return "\n\n".join([*blocks, "\n".join(["examples:", *examples])])
 
 

@@ -11,8 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.settings import read_decoding
-from recyclegpt.configuration.device import computing_dtype, device_and_dtype
+from recyclegpt.configuration.device import computing_dtype, device_and_dtype, read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Autoregressive, Decoder
@@ -126,18 +125,10 @@ def _tasks(cfg: DictConfig, wanted: Sequence[str]) -> list[str | dict[str, Any]]
         ConfigError: files are not named, or hold something else.
     """
     names = dict.fromkeys(member for name in wanted for member in cfg.task_families.get(name, [name]))
-    problems = Problems()
-    tasks: list[str | dict[str, Any]] = []
-    for name in names:
-        with problems.under():
-            if name in LOCAL:
-                if cfg.task_files[name] is None:
-                    raise ConfigError(f"tasks: {name} is read from your files; set task_files.{name}=...")
-                tasks.append(LOCAL[name](OmegaConf.to_container(cfg.task_files)[name]))  # type: ignore[index]
-            else:
-                tasks.append(name)
-    problems.raise_any()
-    return tasks
+    files: Any = OmegaConf.to_container(cfg.task_files)
+    if lacking := [name for name in names if name in LOCAL and files[name] is None]:
+        raise ConfigError([f"tasks: {name} is read from your files; set task_files.{name}=..." for name in lacking])
+    return [LOCAL[name](files[name]) if name in LOCAL else name for name in names]
 
 
 def _print(results: Results, scorings: list[str]) -> None:

@@ -12,12 +12,6 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.reporting import write_report
 from recyclegpt.reporting.tables import summary_cells
 
-EXAMPLES = (
-    ("a sweep, written into its own folder", "outputs/sweeps/recycle_depth"),
-    ("every run that was ever made, somewhere else", "outputs output_dir=report"),
-    ("two sweeps in one report", "outputs/sweeps/a outputs/sweeps/b output_dir=report title='Depth and weight'"),
-)
-
 
 def run(argv: Sequence[str]) -> int:
     """The command."""

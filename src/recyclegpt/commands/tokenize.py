@@ -10,13 +10,6 @@ from recyclegpt.console import print_table
 from recyclegpt.data import Tokenized, tokenize_corpus
 from recyclegpt.errors import ConfigError
 
-EXAMPLES = (
-    ("the standard library's source", "output_dir=shards"),
-    ("your own files, with a vocabulary of 8,192", "data=text_files data.paths=[corpus] data.tokenizer.vocab_size=8192 "
-     "output_dir=shards"),
-    ("a dataset of the Hugging Face hub", "data=hf_stream data.name=roneneldan/TinyStories output_dir=shards"),
-)  # fmt: skip
-
 
 def run(argv: Sequence[str]) -> int:
     """The command."""

@@ -24,15 +24,11 @@ from recyclegpt.runs.folder import RESULT, claim, is_complete, locked, remove_if
 from recyclegpt.runs.result import make_result
 from recyclegpt.runs.resume import register_run_folder
 from recyclegpt.runs.sweep_progress import progress_line
-from recyclegpt.runs.training_run import fit, open_folder, prepare_run, reset_globals
+from recyclegpt.runs.trainer import reset_globals
+from recyclegpt.runs.training_run import fit, open_folder, prepare_run
 
 log = logging.getLogger("recyclegpt")
 TRACEBACK = "traceback.txt"
-EXAMPLES = (
-    ("the default: a small model on the standard library's source, in minutes", ""),
-    ("your own text, a deeper module", "data=text_files data.paths=[corpus] recycle.num_layers=2 name=notes"),
-    ("a sweep of depths and seeds", "sweep=recycle_depth seed=1,2,3"),
-)
 
 
 def run(argv: Sequence[str], config_name: str = "train") -> int:
@@ -73,13 +69,9 @@ def _is_done(cfg: DictConfig, folder: Path) -> bool:
     """Whether a folder's run is complete, so that it is skipped; a run that is not to be resumed is refused."""
     complete = is_complete(folder)
     if cfg.resume == "never" and complete and not in_multirun():
-        raise ConfigError(
-            f"{folder}: holds a completed run of this config; choose another folder, or read its {RESULT}"
-        )
+        raise ConfigError(f"{folder}: holds this run, complete; choose another folder, or read its {RESULT}")
     if cfg.resume == "never" and not complete and list_checkpoints(folder / FOLDER):
-        raise ConfigError(
-            f"{folder}: holds an unfinished run of this config; resume it with resume=auto, or choose another folder"
-        )
+        raise ConfigError(f"{folder}: holds this run, unfinished; resume it (resume=auto), or choose another folder")
     if complete:
         log.info("%s is complete, skipped", folder)
     return complete

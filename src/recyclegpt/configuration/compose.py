@@ -22,16 +22,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def find_conf(package: Path = PACKAGE) -> Path:
-    """The folder of the config groups: `recyclegpt/conf` of an installed package, else `conf` of the repository.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    places = (package / "conf", package.parents[1] / "conf")
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ConfigError(f"no configuration folder: neither {places[0]} nor {places[1]} exists; install recyclegpt again")
+    """The folder of the config groups: `recyclegpt/conf` of an installed package, else `conf` of the repository."""
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
 def register() -> None:
@@ -55,13 +48,9 @@ def folder_name(text: str) -> str:
 def compose_or_explain(
     config_name: str, overrides: Sequence[str], *, conf_dir: Path | None = None, check_values: bool = True
 ) -> DictConfig:
-    """Compose a config from its overrides, without its `hydra` node.
+    """Compose a primary config from Hydra overrides, without its `hydra` node.
 
-    Args:
-        config_name: the primary config, without `.yaml`.
-        overrides: Hydra overrides.
-        conf_dir: folder of the groups; default: `find_conf()`.
-        check_values: refuse a mandatory value that is not given and an interpolation that leads nowhere.
+    `check_values`: refuse a mandatory value that is not given and an interpolation that leads nowhere.
 
     Raises:
         ConfigError: the first thing that Hydra refuses; or every mandatory value that is missing.

@@ -11,11 +11,11 @@ from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.data import TextDataModule
-from recyclegpt.errors import ConfigError, Problems
+from recyclegpt.errors import ConfigError
 
 
 def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
-    """The corpus a command reads with a checkpoint: that of `data=GROUP`, else the one it was trained on.
+    """The corpus that `data=GROUP` names, else the one that a checkpoint was trained on.
 
     Raises:
         ConfigError: it cannot be read, or its tokens are not the model's.
@@ -51,10 +51,9 @@ def corpus_of(settings: Any) -> TextDataModule:
     """The corpus that a config's section `data` describes.
 
     Raises:
-        ConfigError: it describes something else, or nothing that can be read.
+        ConfigError: it describes something else.
     """
-    built = build(settings, "data")
-    if not isinstance(built, TextDataModule):
+    if not isinstance(built := build(settings, "data"), TextDataModule):
         raise ConfigError(f"data: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
     return built
 
@@ -68,7 +67,9 @@ def _corpus_of_checkpoint(settings: Any, checkpoint: Path) -> TextDataModule:
     # A tokenizer that the run read from a file is read from where the run has put it.
     if (settings.get("tokenizer") or {}).get("kind") == "file":
         settings = settings | {"tokenizer": settings["tokenizer"] | {"path": str(checkpoint.parent / TOKENIZER)}}
-    problems = Problems()
-    with problems.under(f"checkpoint: the config of {checkpoint}: "):
+    try:
         return corpus_of(settings)
-    raise ConfigError(problems.found)
+    except ConfigError as error:
+        raise ConfigError(
+            [f"checkpoint: the config of {checkpoint}: {problem}" for problem in error.problems]
+        ) from None

@@ -1,11 +1,14 @@
-"""Device and dtype of a command."""
+"""Device, dtype and decoding settings of a command."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
+from recyclegpt.configuration.schemas import to_dataclass
+from recyclegpt.decoding import DecodingConfig
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import named_dtype
 
@@ -38,17 +41,29 @@ def device_and_dtype(
     Raises:
         ConfigError: naming what this machine does not have.
     """
+    chosen = choose_device(device)
     problems = Problems()
-    chosen, found = torch.device("cpu"), torch.float32
-    with problems.under():
-        chosen = choose_device(device)
     with problems.under(section):
-        found = named_dtype(dtype, chosen, decoding)
-    problems.raise_any()
-    return chosen, found
+        return chosen, named_dtype(dtype, chosen, decoding)
+    raise ConfigError(problems.found)
 
 
 def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> torch.dtype:
     """The dtype to compute in: `chosen`, but `auto` means fp32 for a model whose config says it was trained in that."""
     trained_in_fp32 = config.get("trainer", {}).get("precision") in ("32-true", "64-true")
     return torch.float32 if name == "auto" and trained_in_fp32 else chosen
+
+
+def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.dtype]:
+    """How, where and in which number format a command decodes.
+
+    Raises:
+        ConfigError: naming all that cannot be.
+    """
+    problems = Problems()
+    with problems.under():
+        decoding = to_dataclass(DecodingConfig, cfg.decoding, "decoding")
+    with problems.under():
+        device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
+    problems.raise_any()
+    return decoding, device, dtype

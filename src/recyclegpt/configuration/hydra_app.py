@@ -27,16 +27,10 @@ from recyclegpt.errors import ConfigError
 def hydra_run(
     task: Callable[[DictConfig], Any], config_name: str, argv: Sequence[str], *, conf_dir: Path | None = None
 ) -> Any:
-    """Run a task under Hydra, once or as a multirun.
+    """Run a task under Hydra with these overrides and flags, once or as a multirun.
 
     Inside the task `sys.argv` is what the program was started with, command word included, because Lightning's DDP
     launcher starts its children from it; Hydra itself sees only overrides and flags.
-
-    Args:
-        task: called with the config of the run, or of each job.
-        config_name: the primary config.
-        argv: overrides and Hydra's flags, without the command word.
-        conf_dir: folder of the groups; default: `find_conf()`.
 
     Returns:
         What the task returned; None of a multirun, and where a flag asked only to show something.

@@ -9,17 +9,17 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.errors import ConfigError, Problems
 
+TARGET, PARTIAL = "_target_", "_partial_"
 PACKAGES = (
     "recyclegpt.models",
     "recyclegpt.data",
@@ -29,12 +29,7 @@ PACKAGES = (
     "torch.optim",
 )
 """Packages whose classes may be built."""
-FUNCTIONS = (
-    "recyclegpt.training.adamw",
-    "recyclegpt.training.constant",
-    "recyclegpt.training.cosine",
-    "recyclegpt.training.wsd",
-)
+FUNCTIONS = tuple(f"recyclegpt.training.{name}" for name in ("adamw", "constant", "cosine", "wsd"))
 OTHERS = ("datetime.timedelta",)
 """Single targets besides; `timedelta` is how a process group's timeout is given."""
 REFUSED = ("lightning.pytorch.cli",)  # its parts build any class they are given
@@ -67,7 +62,7 @@ def build(node: Any, path: str = "", /, **extra: Any) -> Any:
     """Build the object a node describes, from plain Python containers.
 
     Args:
-        node: a config with `_target_`, or a mapping of such; None gives None.
+        node: a config with `_target_`, or a mapping or list of such; anything else is returned as it is.
         path: of the node in its config, which problems begin with.
         **extra: arguments the config does not hold; they win over the node's.
 
@@ -75,80 +70,39 @@ def build(node: Any, path: str = "", /, **extra: Any) -> Any:
         The object; of `_partial_: true` a `functools.partial`; of a mapping without `_target_` a dict of objects.
 
     Raises:
-        ConfigError: a target is not allowed; or what a constructor refused, prefixed with the path of its node.
+        ConfigError: targets that are not allowed; or what constructors refused, prefixed with the path of the node.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    if isinstance(plain, list):
+        return [build(item, f"{path}[{index}]") for index, item in enumerate(plain)]
     if not isinstance(plain, dict):
         return plain
-    problems = Problems()
-    for where, target in _targets(plain, path):
-        with problems.under(f"{where}." if where else ""):
-            locate(target)
-    problems.raise_any()
-    return _build(plain, path, extra)
-
-
-def build_all(cfg: DictConfig, keys: Iterable[str], extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Build several nodes of a config, some with extra arguments, and report the problems of all of them at once.
-
-    Raises:
-        ConfigError: the problems of all nodes.
-    """
-    built: dict[str, Any] = {}
-    problems = Problems()
-    for key in keys:
+    problems, target = Problems(), None
+    if TARGET in plain:
+        with problems.under(f"{path}." if path else ""):
+            target = locate(plain[TARGET])
+    settings = {key: value for key, value in plain.items() if key not in (TARGET, PARTIAL)}
+    if dataclasses.is_dataclass(target) and isinstance(target, type):
+        return to_dataclass(target, settings | extra, path)
+    arguments = dict(extra)
+    for key, value in settings.items():
         with problems.under():
-            built[key] = build(cfg[key], key, **extra.get(key, {}))
+            arguments.setdefault(key, build(value, f"{path}.{key}" if path else str(key)))
     problems.raise_any()
-    return built
-
-
-def _build(plain: dict[Any, Any], path: str, extra: Mapping[str, Any]) -> Any:
-    if "_target_" not in plain:
-        return {
-            key: _build(value, _join(path, key), {}) if isinstance(value, dict) else value
-            for key, value in plain.items()
-        }
-    target, is_partial = locate(plain["_target_"]), plain.get("_partial_", False)
-    if dataclasses.is_dataclass(target) and isinstance(target, type) and not is_partial:
-        settings = {key: value for key, value in plain.items() if key != "_target_"}
-        return to_dataclass(target, settings | dict(extra), path)
+    if target is None:
+        return arguments
     try:
-        # Hydra would turn dataclasses and tuples among the extra arguments into configs: it builds what is below.
-        made = instantiate(plain, _partial_=True, _convert_="all")
-        return functools.partial(made, **extra) if is_partial else made(**extra)
+        return functools.partial(target, **arguments) if plain.get(PARTIAL) else target(**arguments)
     except ConfigError as error:
         raise ConfigError([_under(path, problem) for problem in error.problems]) from error
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ConfigError):
-            key = re.search(r"full_key: (\S+)", str(error))
-            where = _join(path, key[1]) if key else path
-            raise ConfigError([_under(where, problem) for problem in error.__cause__.problems]) from error
-        raise ConfigError(f"{path}: {str(error.__cause__ or error).splitlines()[0]}") from error
     except ModuleNotFoundError as error:  # a logger whose package is optional
-        raise ConfigError(f"{path}: {plain['_target_']} needs a package that is not installed ({error})") from error
+        raise ConfigError(f"{path}: {plain[TARGET]} needs a package that is not installed ({error})") from error
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"{path}: {plain['_target_']} refuses its settings: {error}") from error
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every `_target_` at or below a node, with the path of its node."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node["_target_"]
-        for key, value in node.items():
-            yield from _targets(value, _join(path, key))
-    elif isinstance(node, list):
-        for index, item in enumerate(node):
-            yield from _targets(item, f"{path}[{index}]")
+        raise ConfigError(f"{path}: {plain[TARGET]} refuses its settings: {error}") from error
 
 
 def _is_in(name: str, packages: Iterable[str]) -> bool:
     return name.startswith(tuple(f"{package}." for package in packages))
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _under(path: str, problem: str) -> str:

@@ -27,7 +27,7 @@ def not_positive(settings: Any, *names: str) -> list[str]:
     return [
         f"{name}: {value} is not a positive whole number"
         for name, values in given.items()
-        for value in (values if isinstance(values, list) else [values])
+        for value in (values if isinstance(values, list | tuple) else [values])
         if value is not None and value < 1
     ]
 

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recyclegpt.checkpoints.load import find_checkpoint
 from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE, is_pretrained, pretrained_backbone
 from recyclegpt.configuration.schemas import section_problems
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import ModelConfig, has_native_bf16
+from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.parameter_count import memory_problems
+
+VOCABULARY_MULTIPLE = 64
+"""A vocabulary of our own is padded to a multiple of this: matrix products of such sizes are faster."""
 
 
 def build_parts(cfg: DictConfig) -> dict[str, Any]:
@@ -44,6 +47,33 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
         problems.found += _try_optimizer(cfg, parts)
     problems.raise_any()
     return parts
+
+
+def is_pretrained(model: DictConfig) -> bool:
+    """Whether the model group names a checkpoint (`model=hf`), and not a shape."""
+    return str(model.get("_target_")).endswith(f".{PretrainedBackbone.__name__}")
+
+
+def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
+    """The checkpoint that `cfg.model` names; None where it is a shape. The corpus then takes its tokenizer.
+
+    Raises:
+        ConfigError: the checkpoint cannot be used, or another tokenizer is asked for.
+    """
+    if not is_pretrained(cfg.model):
+        return None
+    backbone: PretrainedBackbone = build(cfg.model, "model")
+    tokenizer = OmegaConf.select(cfg, "data.tokenizer")
+    if tokenizer is not None:
+        if tokenizer.kind == "byte" or (tokenizer.kind == "file" and tokenizer.path is None):
+            raise ConfigError(
+                f"data.tokenizer.kind: {tokenizer.kind}, but the backbone of {backbone.path} only knows its own "
+                "tokens; leave data.tokenizer as it is"
+            )
+        with open_dict(cfg):
+            if tokenizer.kind != "file":
+                tokenizer.kind, tokenizer.path = "file", str(backbone.folder)
+    return backbone
 
 
 def num_steps(cfg: DictConfig) -> int:

@@ -86,21 +86,27 @@ class KernelLayer(FusedLayer):
 class LayerStack:
     """All layers and the norm after them as one operator, `kernels.layers`; its slow twin is layer by layer."""
 
-    def __init__(self, model: KernelGPT, layers: nn.ModuleList, norm: nn.Module) -> None:
+    def __init__(self, model: KernelGPT, modules: nn.ModuleList, norm: nn.Module) -> None:
         self.config, self.rotary = model.config, model.rotary
-        self.norm = norm if isinstance(norm, KernelRMSNorm) else None
-        self.has_bytes = any(layer.qkv_proj.scale is not None for layer in layers)
+        self.norm_C = norm.weight if isinstance(norm, KernelRMSNorm) else None
+        layers = [layer for layer in modules if isinstance(layer, KernelLayer)]
+        self.has_bytes = layers[0].qkv_proj.scale is not None
         self.addresses = torch.tensor([_addresses(layer) for layer in layers])
 
     def __call__(self, x_BTC: Tensor, positions_BT: Tensor, cache: KVCache) -> Tensor:
         """The states after the norm, written over `x_BTC`."""
-        config = self.config
-        shape = (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, cache.num_slots)
-        tables = self.rotary.cos_SD, self.rotary.sin_SD
-        weight_C = None if self.norm is None else self.norm.weight
-        x_nC = x_BTC.view(-1, x_BTC.shape[-1])
+        config, slots = self.config, cache.slots_S.numel()
         kernels.layers(
-            x_nC, self.addresses, cache.addresses, *tables, positions_BT, weight_C, shape, config.norm_eps, self.has_bytes
+            x_BTC.view(-1, x_BTC.shape[-1]),
+            self.addresses,
+            cache.addresses,
+            self.rotary.cos_SD,
+            self.rotary.sin_SD,
+            positions_BT,
+            self.norm_C,
+            (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, slots),
+            config.norm_eps,
+            self.has_bytes,
         )
         return x_BTC
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,13 +46,16 @@ class GraphedStep:
     def _capture(self, num_slots_read: int) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
+            gc.disable()  # an old graph or kernel that is freed during a capture makes it fail
             # Only this thread is held to what a capture allows: the one that pins a loader's batches keeps working.
-            with without_gc(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.step(num_slots_read)
         except RuntimeError as error:
             self._give_up(f"capturing failed ({str(error).splitlines()[0]})")
             self.step(num_slots_read)
             return
+        finally:
+            gc.enable()
         if self.graphs or self.state is None:
             graph.replay()
         elif not self._equals_eager(graph, num_slots_read):
@@ -84,15 +86,3 @@ class GraphedStep:
 @functools.cache  # once per process and reason
 def _warn(reason: str) -> None:
     warnings.warn(f"decoding without CUDA graphs, which is slower: {reason}", stacklevel=5)
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Collect no garbage in the block: an old graph or kernel that is freed during a capture makes it fail."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -28,10 +27,8 @@ CHECK_EVERY_WITHOUT_STOPS = {"cpu": 1, "cuda": 32}
 """The same where nothing but its length ends a text: then no step is wasted, and a reader sees no difference."""
 SLOTS_OF_GRAPHS = 512
 """Caches of sessions with graphs hold a multiple of this, so that texts of similar length find the same session."""
-MAX_IDLE = 8
+MAX_IDLE = 4
 """Most recently used sessions that are kept with their CUDA graphs: decoders that take turns find theirs again."""
-IDLE_SHARE = 0.25
-"""Most of a device's memory that the caches of idle sessions may hold."""
 
 
 class Decoder:
@@ -45,9 +42,8 @@ class Decoder:
         if compile:
             self.backbone_states, self.recycle = torch.compile(model.backbone_states), torch.compile(model.recycle)
         self.use_graphs = model.device.type == "cuda"
-        self.max_idle, self.max_idle_bytes = MAX_IDLE, math.inf
-        if self.use_graphs:
-            self.max_idle_bytes = IDLE_SHARE * torch.cuda.get_device_properties(model.device).total_memory
+        self.max_idle = MAX_IDLE
+        """Raised by benchmarks, which may not capture graphs anew."""
         self._idle: OrderedDict[object, tuple[Session, GraphedStep]] = OrderedDict()
 
     @classmethod
@@ -155,7 +151,8 @@ class Decoder:
             self.model.train(was_training)
             if isinstance(step, GraphedStep):
                 self._idle[key] = session, step
-                self._drop_idle()
+                while len(self._idle) > self.max_idle:
+                    self._idle.popitem(last=False)
 
     def _take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
@@ -173,21 +170,9 @@ class Decoder:
         session = Session(self.model, strategy, sampler, batch, num_slots, self.backbone_states, self.recycle)
         return key, session, GraphedStep(session.step, session.state) if self.use_graphs else session.step
 
-    def keep_sessions(self, number: int) -> None:
-        """Keep at least this many idle sessions, whatever memory they take: a benchmark may not capture graphs anew."""
-        self.max_idle, self.max_idle_bytes = max(number, MAX_IDLE), math.inf
-
     def forget(self) -> None:
         """Drop all idle sessions and their graphs."""
         self._idle.clear()
-
-    def _drop_idle(self) -> None:
-        """Drop the least recently used idle sessions while there are too many or their caches are too large."""
-        while self._idle:
-            held = sum(session.cache_bytes for session, _ in self._idle.values())
-            if len(self._idle) <= self.max_idle and held <= self.max_idle_bytes:
-                return
-            self._idle.popitem(last=False)
 
     def bucketed(self, num_slots: int) -> int:
         """Slots that attention reads where it needs this many."""

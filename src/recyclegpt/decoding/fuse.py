@@ -6,8 +6,6 @@ C model width, H query heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 
@@ -38,17 +36,9 @@ def fuse(
     int8 = dtype == torch.int8
     device, own = model.device, model.dtype
     dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
-    odd = _odd_widths(model)
-    packs = use_kernels and not odd and kernels.usable(device, dtype)
+    packs = use_kernels and kernels.usable(device, dtype)
     if int8 and not packs:
-        why = f", which need even widths ({odd})" if odd else ""
-        raise ConfigError(f"dtype: int8 weights need the CPU kernels of this package{why}; decode in another dtype")
-    if use_kernels and odd and device.type == "cpu":
-        warnings.warn(
-            f"decoding with torch's own kernels, slower and not exact in bf16: this package's need even widths ({odd})",
-            stacklevel=2,
-        )
-
+        raise ConfigError("dtype: int8 weights need the CPU kernels of this package; decode in another dtype")
     make_layer, make_model = (KernelLayer, KernelGPT) if packs else (FusedLayer, RecycleGPT)
 
     def linear(*modules: nn.Linear) -> nn.Module:
@@ -95,14 +85,3 @@ def fuse(
     if dtype == torch.float64:
         fused.rotary.double()
     return fused.eval().requires_grad_(False)
-
-
-def _odd_widths(model: RecycleGPT) -> str:
-    """The widths that the packed layout cannot hold, by name; empty if it holds all."""
-    config = model.config
-    widths = {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_heads * head_dim": config.num_heads * config.head_dim,
-    }
-    return ", ".join(f"{name} {width}" for name, width in widths.items() if width % 2)

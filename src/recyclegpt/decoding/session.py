@@ -65,11 +65,6 @@ class Session:
         self.record_5B = torch.zeros(5, batch, dtype=torch.long, device=self.device)
         self.record: StepRecord[Tensor] = StepRecord(*self.record_5B)
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the KV caches."""
-        return self.cache.nbytes + (0 if self.drafter is None else self.drafter.cache_bytes)
-
     def state(self) -> list[Tensor]:
         """All that a step changes, the caches apart: running it again writes the same into those."""
         drafted = [] if self.drafter is None else [self.drafter.num_drafted_B, self.drafter.distributions_BmV]

@@ -5,19 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from recyclegpt.errors import ConfigError
-
 
 class StopStrings:
-    """Finds the first of some strings in what a decoder writes; the prompt is not searched. False without strings.
-
-    Raises:
-        ConfigError: a string is empty.
-    """
+    """Finds the first of some strings in what a decoder writes; the prompt is not searched. False without strings."""
 
     def __init__(self, strings: Sequence[str], decode: Callable[[list[int]], str]) -> None:
-        if not all(strings):
-            raise ConfigError("stop: an empty string would end every text at once; leave it out")
         self.strings, self.decode = list(strings), decode
         # A token of a byte-level tokenizer holds at least one byte; a special token holds none.
         self.window = max((len(string.encode()) for string in strings), default=0) + 8

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import sys
@@ -148,7 +147,10 @@ def find_tasks(wanted: Sequence[str | dict[str, Any]], folder: str | Path | None
         if names - manager.task_index.keys():
             manager = TaskManager(include_path=include)
         if unknown := sorted(names - manager.task_index.keys()):
-            raise ConfigError([_unknown(name, manager.all_tasks) for name in unknown])
+            remedy = "set tasks_path=FOLDER for your own task files"
+            raise ConfigError(
+                [f"tasks: {name!r} is neither among lm-eval's nor in tasks_path; {remedy}" for name in unknown]
+            )
         found = TaskSet()
         for task in wanted:
             try:
@@ -235,12 +237,6 @@ def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, Any]], samples: Sequen
         if found["stderr"] is None and error is not None:
             # That of exp(x) is exp(x) times that of x; that of bits is that of nats over ln 2.
             found["stderr"] = error / math.log(2) if metric.startswith("bits") else found["value"] * error
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "tasks_path=FOLDER names a folder of your own task files"
-    return f"tasks: {name!r} is neither among lm-eval's nor in tasks_path; {hint}"
 
 
 @contextlib.contextmanager

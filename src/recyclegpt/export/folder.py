@@ -32,26 +32,18 @@ WEIGHTS = "*.safetensors"
 
 def occupied(folder: Path, overwrite: bool) -> str | None:
     """Why the folder must not be written to; None if it may be."""
-    try:
-        if folder.is_symlink():
-            return f"{folder} is a symbolic link; give the folder itself"
-        if not folder.exists():
-            return None
-        if not folder.is_dir():
-            return f"{folder} is a file; give a folder"
-        paths = sorted(folder.iterdir())
-        names = [path.name for path in paths]
-        names += [f"{path.name}/{below.name}" for path in paths if path.is_dir() for below in sorted(path.iterdir())]
-    except OSError as error:
-        return f"{folder} cannot be read ({error.strerror}); give another folder"
+    if not folder.exists():
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return f"{folder} is a file or a link; give a folder"
+    paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    names = [path.relative_to(folder).as_posix() for path in paths]
     foreign = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in EXPORTED)]
-    if names and not foreign:
-        weights = [path for path in paths if path.match(WEIGHTS)]
-        if not weights:
-            return f"{folder} holds no weights, so no export wrote it; give another folder"
-        foreign = [path.name for path in weights if not is_written_by_export(path)]
-    if foreign:
-        return f"{folder} holds files that no export wrote ({', '.join(foreign[:3])}); give another folder"
+    weights = [path for path in paths if path.match(WEIGHTS)]
+    foreign += [path.name for path in weights if not is_written_by_export(path)]
+    if foreign or (names and not weights):
+        named = ", ".join(foreign[:3] or names[:3])
+        return f"{folder} holds files that no export wrote ({named}); give another folder"
     if names and not overwrite:
         return f"{folder} is not empty; give another folder, or overwrite=true to replace the export in it"
     return None

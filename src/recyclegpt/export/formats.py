@@ -7,15 +7,16 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from recyclegpt.checkpoints.load import LoadedModel
-from recyclegpt.checkpoints.model_folder import CONFIG
+from recyclegpt.checkpoints.load import CONFIG, LoadedModel
+from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.export.draft_model import KINDS as DRAFTS
 from recyclegpt.export.draft_model import draft_config, draft_weights
-from recyclegpt.export.safetensors import write_json, write_weights
-from recyclegpt.export.tokenizer import start_id, write_hf_tokenizer
+from recyclegpt.export.safetensors import write_weights
+from recyclegpt.files import write_json
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 from recyclegpt.models.huggingface.own_layout import own_config, own_weights, write_code
 
@@ -97,3 +98,30 @@ def next_step(export: Export, out: Path) -> str:
         return serve
     checkpoint = shlex.quote(str(path.parent if path.name == CONFIG else path))
     return f"recyclegpt export checkpoint={checkpoint} format=llama output_dir={target}\n{serve}"
+
+
+def start_id(tokenizer: TextTokenizer) -> int | None:
+    """The one token that begins a text; None where there is none, or more than `transformers` has a name for."""
+    return tokenizer.start_ids[0] if len(tokenizer.start_ids) == 1 else None
+
+
+def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: int) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
+
+    The end token also pads: a token of its own would need a row in the embedding that no training has seen.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    tokenizer.save(folder / "tokenizer.json")
+    special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}
+    if start_id(tokenizer) is not None:
+        special["bos_token"] = tokenizer.decode(tokenizer.start_ids)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", special)

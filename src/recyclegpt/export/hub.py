@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from recyclegpt.errors import RunError
@@ -35,17 +35,6 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Export from recyclegpt")
     except Exception as error:  # HTTP, network, token and validation errors have no common type
         raise RunError(
-            f"push: {name}: {_why(error)}. {folder} is written; upload it later with `hf upload {name} {folder}`"
+            f"push: {name}: {error}\n{folder} is written; upload it later with `hf upload {name} {folder}`"
         ) from error
     return str(repository)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it to upload"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return "not logged in; run `hf auth login`, or set HF_TOKEN to a token with write access"
-    if status == 403:
-        return "the token has no write access there; use another token or owner"
-    return f"the hub could not be used ({' '.join(str(error).split()) or type(error).__name__})"

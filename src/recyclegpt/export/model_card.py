@@ -82,7 +82,7 @@ def model_card(facts: CardFacts, result_file: Path, provenance_file: Path) -> st
         _training(facts, result, provenance),
     ]
     if has_module:
-        parts.append(_limits(facts, result))
+        parts.append(_limits(facts))
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,14 +125,11 @@ def _training(facts: CardFacts, result: Mapping[str, Any], provenance: Mapping[s
         source = str(data.get("_target_", "unknown")).rpartition(".")[2]
         named = [f"{key} {data[key]}" for key in ("name", "path", "paths", "split") if key in data]
         lines.append(f"- data: {source}" + (f" ({', '.join(named)})" if named else ""))
-    lines += [f"- seed: {seed}, one run"] if isinstance(seed, int) else []
-    versions = provenance.get("versions", {})
-    known = [f"{name} {versions[name]}" for name in ("recyclegpt", "torch") if versions.get(name)]
-    lines += [f"- versions: {', '.join(known)}"] if known else []
+    lines += [f"- seed: {seed}, one run; differences from other models may be chance"] if isinstance(seed, int) else []
     return "## Training\n\n" + "\n".join(lines)
 
 
-def _limits(facts: CardFacts, result: Mapping[str, Any]) -> str:
+def _limits(facts: CardFacts) -> str:
     lines = [
         "- Alternating decoding is not exact: half or more of its tokens come from the module, unchecked.",
         "- Verified decoding writes what the backbone alone would have written, or a sample of the same distribution. "
@@ -146,8 +143,6 @@ def _limits(facts: CardFacts, result: Mapping[str, Any]) -> str:
             "- The serving engine was not run: its loader's arithmetic, taken from its source, was recomputed from "
             "such a folder and agrees with the module."
         )
-    if isinstance(result.get("seed"), int):
-        lines.append("- One seed: differences from other models may be chance.")
     return "## Limits\n\n" + "\n".join(lines)
 
 

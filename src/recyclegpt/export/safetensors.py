@@ -1,11 +1,9 @@
-"""Weights and small files of an export on disk."""
+"""Weights of an export on disk."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_json
 from recyclegpt.models.huggingface.shards import INDEX
 
 WRITTEN_BY = {"written_by": "recyclegpt export"}
@@ -55,12 +54,3 @@ def is_written_by_export(path: Path) -> bool:
     except (SafetensorError, OSError):
         return False
     return WRITTEN_BY.items() <= metadata.items()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file for people as well as programs.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

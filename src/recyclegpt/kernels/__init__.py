@@ -64,7 +64,9 @@ def pack(weight_OI: Tensor) -> Tensor:
         raise ValueError(f"an input width of {inputs} is odd")
     if weight_OI.dtype == torch.int8:
         bytes_OI = (F.pad(weight_OI, (0, -inputs % 32, 0, -outputs % LANES)).to(torch.int16) + 128).to(torch.uint8)
-        return bytes_OI.view(-1, LANES, bytes_OI.shape[1] // 4, 4).transpose(1, 2).reshape(len(bytes_OI) // LANES, -1, 64)
+        return (
+            bytes_OI.view(-1, LANES, bytes_OI.shape[1] // 4, 4).transpose(1, 2).reshape(len(bytes_OI) // LANES, -1, 64)
+        )
     blocks = F.pad(weight_OI, (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs // 2, 2)
     order = (0, 2, 1, 3) if weight_OI.dtype == torch.bfloat16 else (0, 2, 3, 1)
     return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)

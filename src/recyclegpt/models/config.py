@@ -77,8 +77,11 @@ class ModelConfig:
                     "head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if self.head_dim % 2:
-            problems.append(f"head_dim: {self.head_dim} is odd; rotary position embedding needs an even width")
+        problems += [
+            f"{name}: {getattr(self, name)} is odd; rotary position embedding and the CPU kernels need even widths"
+            for name in ("hidden_size", "head_dim", "intermediate_size")
+            if getattr(self, name) % 2
+        ]
         if problems:
             raise ConfigError(problems)
 

@@ -18,14 +18,6 @@ class KVCache:
 
     Because a slot is its position, rows of a batch may stand at different lengths, and rolling back costs nothing: the
     slots of rejected tokens lie beyond every later query's position until they are overwritten.
-
-    Args:
-        config: the model's shape; the cache stores `num_kv_heads` heads of `head_dim`.
-        num_layers: layers that write into it.
-        batch: rows.
-        num_slots: positions a row can hold.
-        dtype: of keys and values.
-        device: where they are stored.
     """
 
     def __init__(
@@ -47,20 +39,12 @@ class KVCache:
         self.positions_BT = self.rows_B1
         self.num_slots_read = num_slots
 
-    @property
-    def num_slots(self) -> int:
-        """Positions a row can hold."""
-        return self.slots_S.numel()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
     @functools.cached_property
     def addresses(self) -> Tensor:
-        """Of keys and values of each layer `(L, 2)`, for an operator that runs through all layers."""
-        return torch.tensor([[key.data_ptr(), value.data_ptr()] for key, value in zip(self.keys, self.values, strict=True)])
+        """Of each layer's keys and values, `(L, 2)`, for an operator that runs through all layers."""
+        return torch.tensor(
+            [[key.data_ptr(), value.data_ptr()] for key, value in zip(self.keys, self.values, strict=True)]
+        )
 
     def set_positions(self, positions_BT: Tensor, num_slots_read: int | None = None) -> Tensor:
         """Set where the next pass writes. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.
@@ -68,7 +52,7 @@ class KVCache:
         `num_slots_read` bounds the slots that attention reads; it must exceed every position given.
         """
         self.positions_BT = positions_BT.contiguous()
-        self.num_slots_read = self.num_slots if num_slots_read is None else num_slots_read
+        self.num_slots_read = self.slots_S.numel() if num_slots_read is None else num_slots_read
         return self.slots_S[: self.num_slots_read] <= positions_BT[:, None, :, None]
 
     def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:

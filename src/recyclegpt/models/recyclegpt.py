@@ -128,7 +128,7 @@ class RecycleGPT(
         if self.recyclable is None:
             return States(hidden_BTC, recycled)
         T = views_NBT.shape[-1]
-        store = UnrolledKVStore() if num_unrolled > 1 else None
+        stores: list[UnrolledKVStore] = []
         state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
         weight = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
         for step in range(1, num_unrolled + 1):
@@ -136,7 +136,9 @@ class RecycleGPT(
             positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
             cos, sin = self.rotary(positions_T)
             embedded_BTC = F.embedding(views_NBT[step], weight)
-            memory = None if store is None else store.at(step)
+            if num_unrolled > 1:
+                stores.append(UnrolledKVStore(stores))
+            memory = stores[-1] if stores else None
             state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, memory))
             recycled.append(state_BTC)
         return States(hidden_BTC, recycled)

@@ -13,6 +13,7 @@ B batch, T positions, J = k - 1 further keys of a row, H heads, G key/value head
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,37 +24,21 @@ _ops = torch.ops.aten
 
 
 class UnrolledKVStore:
-    """Keys and values of all steps so far, by layer."""
+    """Keys and values of one step, by layer, and the stores of the steps before it.
 
-    def __init__(self) -> None:
-        self.key_by_layer: dict[int, list[Tensor]] = {}
-        self.value_by_layer: dict[int, list[Tensor]] = {}
-
-    def at(self, step: int) -> UnrolledStep:
-        """The store as step `step` sees it, counted from 1."""
-        return UnrolledStep(self, step)
-
-
-class UnrolledStep:
-    """One step's view of the store.
-
-    It may write a layer's rows twice: activation checkpointing runs a layer again, long after the later steps have
-    written theirs.
+    It may be given a layer's rows twice: activation checkpointing runs a layer again, long after the later steps have
+    read the first.
     """
 
-    def __init__(self, store: UnrolledKVStore, step: int) -> None:
-        self.store = store
-        self.step = step
+    def __init__(self, earlier: Sequence[UnrolledKVStore] = ()) -> None:
+        self.earlier = tuple(earlier)
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, key_BTGD: Tensor, value_BTGD: Tensor) -> tuple[Tensor, Tensor]:
         """Keep this step's rows; return those of all steps up to it, `(B, k T, G, D)`."""
-        keys = self.store.key_by_layer.setdefault(layer, [])
-        values = self.store.value_by_layer.setdefault(layer, [])
-        earlier = self.step - 1
-        if len(keys) == earlier:
-            keys.append(key_BTGD)
-            values.append(value_BTGD)
-        return torch.cat([*keys[:earlier], key_BTGD], dim=1), torch.cat([*values[:earlier], value_BTGD], dim=1)
+        self.rows.setdefault(layer, (key_BTGD, value_BTGD))
+        keys, values = zip(*[store.rows[layer] for store in self.earlier], (key_BTGD, value_BTGD), strict=True)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 
 def unrolled_mask(step: int, first_mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
+from typing import Any
 
 from recyclegpt.reporting.figure import Figure
 
@@ -12,8 +13,8 @@ PNG_LINES = {"dashed": "--", "points": "none"}
 HTML_MODES = {"points": "markers", "both": "lines+markers"}
 
 
-def draw_png(figure: Figure, path: Path) -> None:
-    """Draw a figure's panels side by side, each with its legend below.
+def draw_canvas(figure: Figure) -> Any:
+    """A matplotlib figure of the panels, up to three side by side, each with its legend below.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -21,9 +22,13 @@ def draw_png(figure: Figure, path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import EngFormatter
 
+    columns = min(3, len(figure.panels))
+    lines = -(-len(figure.panels) // columns)
     # Not pyplot: it would choose a screen, and keep every figure.
-    canvas = Canvas(figsize=(max(7.2, 5.2 * len(figure.panels)), 5.0), layout="constrained")
-    for axis, panel in zip(canvas.subplots(1, len(figure.panels), squeeze=False)[0], figure.panels, strict=True):
+    width = max(5.2, *(0.75 * len(panel.ticks or ()) for panel in figure.panels))
+    canvas = Canvas(figsize=(max(7.2, width * columns), 5.0 * lines), layout="constrained")
+    for number, panel in enumerate(figure.panels, start=1):
+        axis: Any = canvas.add_subplot(lines, columns, number)
         for series in panel.series:
             axis.errorbar(
                 series.x,
@@ -40,14 +45,21 @@ def draw_png(figure: Figure, path: Path) -> None:
         axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
         axis.set_title(panel.title, fontsize=10)
         if panel.ticks is not None:
-            axis.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+            axis.set_xticks(list(panel.ticks), list(panel.ticks.values()), fontsize=8)
         elif max(x for series in panel.series for x in series.x) >= 10_000:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.margins(0.08)
         axis.grid(alpha=0.25)
+        below = -0.14 - 0.04 * max([name.count("\n") for name in (panel.ticks or {}).values()], default=0)
         if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+            axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, frameon=False)
     canvas.suptitle(figure.title, fontsize=12)
+    return canvas
+
+
+def draw_png(figure: Figure, path: Path) -> None:
+    """Write `draw_canvas(figure)` as a PNG file."""
+    canvas = draw_canvas(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=130)
 
@@ -77,7 +89,8 @@ def draw_html(figure: Figure) -> str:
                 hoverinfo="skip" if series.style == "faint" else None,
             )
             drawn.add_trace(points, row=1, col=column)
-        drawn.update_xaxes(title_text=html.escape(panel.x_label), tickvals=panel.ticks, row=1, col=column)
+        ticks = None if panel.ticks is None else list(panel.ticks)
+        drawn.update_xaxes(title_text=html.escape(panel.x_label), tickvals=ticks, row=1, col=column)
         drawn.update_yaxes(title_text=html.escape(panel.y_label), row=1, col=column)
     legend = {"orientation": "h", "y": -0.2}
     drawn.update_layout(template="plotly_white", height=520, hovermode="closest", legend=legend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,8 +37,8 @@ class Panel:
     x_label: str
     y_label: str
     series: list[Series] = field(default_factory=list)
-    ticks: list[float] | None = None
-    """Places named on the x axis; None: chosen when drawn."""
+    ticks: Mapping[float, str] | None = None
+    """Places on the x axis and their names; None: chosen when drawn."""
 
 
 @dataclass

@@ -95,7 +95,7 @@ def _panel(settings: Sequence[Setting], key: str, title: str, y_label: str, metr
             line.notes = [f"{setting.label}, {len(setting.numbers(metric))} seeds" for setting, _ in known]
             line.colour, line.marker = PALETTE[(j if len(lines) == 1 else i) % len(PALETTE)], MARKERS[j]
             panel.series.append(line)
-    panel.ticks = sorted({x for series in panel.series for x in series.x})
+    panel.ticks = {x: f"{x:g}" for series in panel.series for x in series.x}
     return panel
 
 
@@ -117,7 +117,7 @@ def _recycled_tokens(settings: Sequence[Setting]) -> Figure:
                     Series(setting.label, x, speedups, colour=colour),
                     Series(None, x, ceilings, style="dashed", colour=colour),
                 ]
-        panel.ticks = sorted({x for series in panel.series for x in series.x})
+        panel.ticks = {x: f"{x:g}" for series in panel.series for x in series.x}
         panels.append(panel)
     return Figure("recycled_tokens", "Several recycled tokens (dashed: ceiling by the measured cost of passes)", panels)
 

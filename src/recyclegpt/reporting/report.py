@@ -106,16 +106,16 @@ def _what_was_run(runs: Runs, settings: Sequence[Setting]) -> list[str]:
         "Data fingerprint": {str(run.provenance.get("data_fingerprint"))[:16] for run in complete},
         "Tokens trained on": {f"{run.metrics.get('train.tokens') or 0:,.0f}" for run in complete},
     }
-    items += [f"{name}: {'; '.join(sorted(values))}." for name, values in facts.items() if values]
     # The seed orders the data, and so is part of the fingerprint.
-    facts["Data fingerprint"] = {f"{run.seed} {run.provenance.get('data_fingerprint')}" for run in complete}
     allowed = dict.fromkeys(facts, 1) | {"Data fingerprint": len({run.seed for run in complete})}
-    differing = [name.lower() for name, values in facts.items() if len(values) > allowed[name]]
-    items += [f"Runs differ in {name}: compare them with care." for name in differing]
+    for name, values in facts.items():
+        warning = " These runs differ: compare them with care." if len(values) > allowed[name] else ""
+        items += [f"{name}: {'; '.join(sorted(values))}.{warning}"] if values else []
     counted = {run.folder for setting in settings for run in setting.runs}
     if others := [run.name for run in complete if run.folder not in counted]:
-        reason = "they repeat the setting and seed of another or have no readable config"
-        items.append(f"{len(others)} runs are not counted, because {reason}: {', '.join(others[:MOST_LISTED])}.")
+        items.append(
+            f"Not counted (another has the same setting and seed, or no readable config): {', '.join(others)}."
+        )
     if contended := [run for run in complete if run.contended]:
         items.append(
             f"{len(contended)} runs were contended (other programs used the processors), so speeds measured while they "
@@ -137,11 +137,6 @@ def _commit(run: Run) -> str:
 def _pareto(settings: Sequence[Setting]) -> str:
     points = pareto_points(settings)
     front = set(pareto_front([(speedup, perplexity) for *_, speedup, perplexity in points]))
-    names = [f"{s.label} {decoder}" for s, decoder, _, _ in points]
-    on_front = [f"{names[i]} ({x:.2f}x at {y:.2f})" for i, (_, _, x, y) in enumerate(points) if i in front]
-    beaten = [name for i, name in enumerate(names) if i not in front]
-    fast = {s.label for s, _, speedup, _ in points if speedup >= 1}
-    slower = list(dict.fromkeys(s.label for s, *_ in points if s.label not in fast))
-    text = f"No other choice is both faster and better than: {'; '.join(on_front)}."
-    text += f" Beaten: {'; '.join(beaten)}." if beaten else ""
-    return text + (f" Slower than autoregressive decoding with every decoder: {'; '.join(slower)}." if slower else "")
+    named = [f"{s.label} {decoder} ({x:.2f}x at {y:.2f})" for s, decoder, x, y in points]
+    on_front, beaten = ("; ".join(n for i, n in enumerate(named) if (i in front) == on) for on in (True, False))
+    return f"No other choice is both faster and better than: {on_front}." + (f" Beaten: {beaten}." if beaten else "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,7 @@ def read_runs(*folders: Path | str) -> Runs:
     runs = Runs()
     found: dict[Path, Run] = {}
     jobs: list[tuple[Path, dict[str, Any]]] = []
-
-    def unlisted(error: OSError) -> None:
-        runs.problems[Path(error.filename)] = f"cannot be listed: {error.strerror}"
-
-    for folder, subfolders, files in (found for place in places for found in os.walk(place, onerror=unlisted)):
+    for folder, subfolders, files in (found for place in places for found in os.walk(place)):
         path = Path(folder)
         begun = "train.log" in files and ".hydra" in subfolders
         if begun or "provenance.json" in files or "result.json" in files:
@@ -94,9 +91,8 @@ def read_runs(*folders: Path | str) -> Runs:
             if path.resolve() not in found:
                 found[path.resolve()] = _read_run(path, runs.problems)
         elif "jobs.json" in files:
-            documents: list[dict[str, Any]] = []
-            _read(path / "jobs.json", documents.append, runs.problems)
-            jobs += [(path, job) for document in documents for job in document["jobs"]]
+            with _noting(path / "jobs.json", runs.problems):
+                jobs += [(path, job) for job in read_json_object(path / "jobs.json")["jobs"]]
     runs.extend(sorted(found.values(), key=lambda run: (run.folder.parent, _natural(run.name))))
     missing = [job for sweep, job in jobs if not any(_is_of(run, sweep, job) for run in runs)]
     runs.missing = [" ".join(job["overrides"]) for job in missing]
@@ -121,35 +117,33 @@ def _natural(name: str) -> list[int | str]:
 
 def _read_run(folder: Path, problems: dict[Path, str]) -> Run:
     run = Run(folder)
-
-    def take_overrides(overrides: list[str]) -> None:
-        run.overrides = tuple(overrides)
-
-    def take_config(config: dict[str, Any]) -> None:
+    with _noting(path := folder / ".hydra/overrides.yaml", problems):
+        run.overrides = tuple(read_yaml(path))
+    with _noting(path := folder / ".hydra/config.yaml", problems):
+        config = read_yaml(path)
         run.control, run.seed = config.get("sweep", {}).get("control"), config.get("seed")
         run.settings = dict(flatten({key: value for key, value in config.items() if key not in BOOKKEEPING}))
-
-    def take_provenance(provenance: dict[str, Any]) -> None:
-        run.provenance, run.config_hash = provenance, provenance.get("config_hash")
-
-    def take_result(result: dict[str, Any]) -> None:
-        if result["status"] not in (COMPLETED, FAILED):
-            raise ValueError(f"status is {result['status']!r}")
-        run.hardware = {name: plain(value) for name, value in result["hardware"].items()}
-        run.contended = run.hardware.get("contended") is True
-        sections = {f"{name}.{key}": value for name in ("train", "model") for key, value in result[name].items()}
-        values = result["metrics"] | sections
-        run.metrics = {
-            name: None if run.contended and name.startswith(SPEEDS) else number(value) for name, value in values.items()
-        }
-        run.status, run.error, run.config_hash = result["status"], result.get("error"), result["config_hash"]
-
-    _read(folder / ".hydra/overrides.yaml", take_overrides, problems)
-    _read(folder / ".hydra/config.yaml", take_config, problems)
-    _read(folder / "provenance.json", take_provenance, problems)
-    _read(folder / "result.json", take_result, problems, optional=True)
-    _read(folder / "bench.json", lambda document: _take_bench(run, document), problems, optional=True)
+    with _noting(path := folder / "provenance.json", problems):
+        run.provenance = read_json_object(path)
+        run.config_hash = run.provenance.get("config_hash")
+    with _noting(path := folder / "result.json", problems, optional=True):
+        _take_result(run, read_json_object(path))
+    with _noting(path := folder / "bench.json", problems, optional=True):
+        _take_bench(run, read_json_object(path))
     return run
+
+
+def _take_result(run: Run, result: dict[str, Any]) -> None:
+    if result["status"] not in (COMPLETED, FAILED):
+        raise ValueError(f"status is {result['status']!r}")
+    run.hardware = {name: plain(value) for name, value in result["hardware"].items()}
+    run.contended = run.hardware.get("contended") is True
+    sections = {f"{name}.{key}": value for name in ("train", "model") for key, value in result[name].items()}
+    values = result["metrics"] | sections
+    run.metrics = {
+        name: None if run.contended and name.startswith(SPEEDS) else number(value) for name, value in values.items()
+    }
+    run.status, run.error, run.config_hash = result["status"], result.get("error"), result["config_hash"]
 
 
 def _take_bench(run: Run, document: dict[str, Any]) -> None:
@@ -174,10 +168,11 @@ def _take_bench(run: Run, document: dict[str, Any]) -> None:
         run.metrics |= {metric: value for key, metric in names.items() if (value := number(row.get(key))) is not None}
 
 
-def _read(path: Path, take: Callable[[Any], None], problems: dict[Path, str], optional: bool = False) -> None:
-    """Pass the document in a file to `take`; whatever is wrong with it goes into `problems`."""
+@contextmanager
+def _noting(path: Path, problems: dict[Path, str], optional: bool = False) -> Iterator[None]:
+    """Whatever goes wrong with a file inside the block goes into `problems`."""
     try:
-        take(read_yaml(path) if path.suffix == ".yaml" else read_json_object(path))
+        yield
     except FileNotFoundError:
         if not optional:
             problems[path] = "is missing"

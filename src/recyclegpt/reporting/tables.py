@@ -98,8 +98,8 @@ def cost_rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]] 
 def effect_rows(runs: Sequence[Run], settings: Sequence[Setting]) -> list[list[str]]:
     """For each swept number and metric: how far means lie apart, and whether that exceeds twice the seeds' spread."""
     rows = []
-    lines = [(swept, *line) for swept in swept_keys(runs) for line in lines_along(settings, swept)]
-    for key, fixed, members in lines:
+    lines = {key: lines_along(settings, key) for key in swept_keys(runs)}
+    for key, fixed, members in ((key, *line) for key, found in lines.items() for line in found):
         for metric in EFFECTS:
             means = [(mean, setting.values[key]) for setting in members if (mean := setting.mean(metric)) is not None]
             if len(means) < 2:
@@ -113,9 +113,8 @@ def effect_rows(runs: Sequence[Run], settings: Sequence[Setting]) -> list[list[s
             else:
                 verdict = "within the seed spread" if difference <= spread else "not clearly above the seed spread"
             ends = [f"{mean:.4g} at {value}" for mean, value in (low, high)]
-            spread_cell = "-" if spread is None else f"{spread:.2g}"
-            name = f"{key} ({fixed})" if len(lines_along(settings, key)) > 1 else key
-            rows.append([name, SUMMARY[metric], *ends, f"{difference:.3g}", spread_cell, verdict])
+            name, shown = f"{key} ({fixed})" if len(lines[key]) > 1 else key, "-" if spread is None else f"{spread:.2g}"
+            rows.append([name, SUMMARY[metric], *ends, f"{difference:.3g}", shown, verdict])
     return rows
 
 

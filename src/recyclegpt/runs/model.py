@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from recyclegpt.checkpoints.initial_weights import freeze_backbone, take_backbone
-from recyclegpt.configuration.pretrained import VOCABULARY_MULTIPLE
+from recyclegpt.checkpoints.load import take_backbone
+from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextDataModule, TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -45,7 +45,8 @@ def make_model(
     if cfg.backbone.checkpoint is not None:
         take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
     if cfg.backbone.frozen:
-        freeze_backbone(model)
+        model.backbone.requires_grad_(False)
+        model.lm_head.requires_grad_(False)
         if isinstance(shape, PretrainedBackbone):
             return BuiltModel(model, shape.reference(), tokenizer)
     return BuiltModel(model, None, tokenizer)

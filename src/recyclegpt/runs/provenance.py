@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def write_provenance(folder: Path, config_hash: str, **facts: Any) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,
         "git": git_state(Path(__file__)),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "num_threads": torch.get_num_threads(),
@@ -77,11 +77,4 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
     try:
         return subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +17,23 @@ from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.models import has_native_bf16
+
+
+def reset_globals() -> None:
+    """Put back the global settings that an earlier job of the same process may have left behind."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Tips and device lists of Lightning; what matters here is logged by ourselves.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # A run that resumes from another folder's checkpoint keeps its own from then on.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from .*")
 
 
 def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step: int, resumes: bool) -> Trainer:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import warnings
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 
@@ -26,9 +26,9 @@ from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
 from recyclegpt.hardware.device import device_name
+from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models import named_dtype
 from recyclegpt.models.parameter_count import model_facts
-from recyclegpt.runs.announce import announce
 from recyclegpt.runs.folder import RESULT
 from recyclegpt.runs.model import BuiltModel, make_model
 from recyclegpt.runs.provenance import write_provenance
@@ -36,8 +36,10 @@ from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.memory_plan import StepShape, memory_plan
 
 T = TypeVar("T")
+log = logging.getLogger("recyclegpt")
 
 
 class PreparedRun(NamedTuple):
@@ -51,23 +53,6 @@ class PreparedRun(NamedTuple):
     checkpoint: Path | None
     """The checkpoint it resumes from."""
     unigram_loss: float
-
-
-def reset_globals() -> None:
-    """Put back the global settings that an earlier job of the same process may have left behind."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        os.environ.pop(name, None)
-    torch.use_deterministic_algorithms(False)
-    torch.set_default_dtype(torch.float32)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    # Tips and device lists of Lightning; what matters here is logged by ourselves.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # A run that resumes from another folder's checkpoint keeps its own from then on.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from .*")
 
 
 def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
@@ -135,7 +120,49 @@ def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) ->
     run.built.tokenizer.save(folder / FOLDER / TOKENIZER)
     if len(run.built.tokenizer.stop_ids) > 1:
         write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
-    announce(cfg, folder, run.datamodule, run.built.model, run.trainer, run.optimizer, run.checkpoint)
+    announce(cfg, run, folder)
+
+
+def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
+    """Print sizes, steps and folder to stderr, and warn where the planned memory exceeds what the device has."""
+    model, data, trainer = run.built.model, run.datamodule, run.trainer
+    facts, tokens, device = model_facts(model), data.train_num_tokens, trainer.strategy.root_device
+    batch = data.batch_size * data.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    step = StepShape(
+        batch=data.batch_size,
+        row_length=data.row_length,
+        precision=str(trainer.precision),
+        num_unrolled=cfg.loss.num_unrolled,
+        recompute_every=int(cfg.training.activation_checkpointing),
+        masked=data.mask_documents,
+        chunk_size=cfg.loss.chunk_size,
+        on_cuda=device.type == "cuda",
+        num_shards=trainer.world_size if sharded else 1,
+        bucketed=trainer.world_size > 1 and not sharded,
+    )
+    planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
+    memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
+    lines = [
+        f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
+        f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
+        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, "
+        f"vocabulary {data.vocab_size:,}",
+        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
+        f"{torch.get_num_threads()} threads",
+        f"memory  {memory}",
+        f"folder  {relative(folder)}",
+    ]
+    if run.checkpoint is not None:
+        lines.append(f"resumed {relative(run.checkpoint)}")
+    print("\n".join(lines), file=sys.stderr)
+    if available is not None and planned > available:
+        log.warning(
+            "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "
+            "(trainer.accumulate_grad_batches makes up for it), or train with trainer=fsdp on several GPUs",
+            device,
+            memory,
+        )
 
 
 def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float | None:

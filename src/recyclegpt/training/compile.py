@@ -7,9 +7,8 @@ from torch import nn
 from recyclegpt.models import RecycleGPT
 
 GRAPHS = 4096
-"""Graphs compiled from one layer's code before torch silently falls back to eager execution. One graph serves all
-layers of a shape, but each unrolled step and validation need their own, and so does every job of a sweep in the same
-process. Torch has two such limits, per frame and in total."""
+"""Graphs compiled from one layer's code before torch silently falls back to eager execution, per frame and in total.
+Each unrolled step and validation need their own, and so does every job of a sweep in the same process."""
 
 
 def layers_of(model: RecycleGPT) -> list[nn.Module]:

@@ -17,13 +17,8 @@ def flops_per_token(
     all `seq_len` keys although half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the
     optimizer are not counted.
 
-    Args:
-        model: shape of the backbone and of the module's layers.
-        recycle: shape of the module; depth 0: no module.
-        seq_len: positions T of a row.
-        num_unrolled: steps K the module is unrolled.
-        train_backbone: False where embedding, backbone and LM head are frozen: the backbone then runs forward only, and
-            the backward pass of the LM head computes no gradient of its weight.
+    `train_backbone=False`: embedding, backbone and LM head are frozen, so the backbone runs forward only, and the
+    backward pass of the LM head computes no gradient of its weight.
     """
     width, head_width = model.hidden_size, model.head_dim
     attention_weights = 2 * width * head_width * (model.num_heads + model.num_kv_heads)

@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from recyclegpt.checkpoints.module_only import module_weights
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
@@ -173,7 +172,8 @@ class LitRecycleGPT(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the counts of skipped steps; leave out an external backbone."""
         if self.backbone_external:
-            checkpoint["state_dict"] = module_weights(checkpoint["state_dict"])
+            weights = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {key: value for key, value in weights if key.startswith("model.recyclable.")}
         checkpoint["skipped_steps"] = [self.num_skipped_steps, self.num_skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Learning-rate schedules: linear warm-up, then `wsd`, `cosine` or `constant`.
 
-All of them multiply the rates of every group by the same factor. `num_steps` are the optimizer steps of the whole run,
+All of them multiply the rates of every group by the same factor, and raise a ConfigError that names every value that
+cannot work. `num_steps` are the optimizer steps of the whole run,
 `num_warmup_steps` those of the rise (the last of them has the full rate; the first already learns, since a rate of 0
 would waste its batch), and `floor` is the share of the full rate left at the end and kept from then on.
 
@@ -22,11 +23,7 @@ from recyclegpt.errors import ConfigError
 def wsd(
     optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, decay_fraction: float = 0.4, floor: float = 0.0
 ) -> LambdaLR:
-    """Warm-up, stable, decay (arXiv 2404.06395): linear up, constant, linear down over the last `decay_fraction`.
-
-    Raises:
-        ConfigError: naming every value that cannot work.
-    """
+    """Warm-up, stable, decay (arXiv 2404.06395): linear up, constant, linear down over the last `decay_fraction`."""
     num_decay_steps = round(decay_fraction * num_steps)
 
     def factor(step: int) -> float:
@@ -38,11 +35,7 @@ def wsd(
 
 
 def cosine(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, floor: float = 0.1) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to `floor` at `num_steps` (arXiv 1608.03983, without restarts).
-
-    Raises:
-        ConfigError: naming every value that cannot work.
-    """
+    """Linear warm-up, then half a cosine down to `floor` at `num_steps` (arXiv 1608.03983, without restarts)."""
 
     def factor(step: int) -> float:
         if step >= num_steps:
@@ -54,11 +47,7 @@ def cosine(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0, floo
 
 
 def constant(optimizer: Optimizer, num_steps: int, num_warmup_steps: int = 0) -> LambdaLR:
-    """Linear warm-up, then the full rate to the end.
-
-    Raises:
-        ConfigError: naming every value that cannot work.
-    """
+    """Linear warm-up, then the full rate to the end."""
     return _schedule(optimizer, lambda _: 1.0, num_steps, num_warmup_steps)
 
 

@@ -21,7 +21,8 @@ from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
 from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.reporting.bench_figure import draw_bench
+from recyclegpt.reporting.bench_figure import bench_figure
+from recyclegpt.reporting.draw import draw_png
 
 
 @pytest.fixture
@@ -180,11 +181,10 @@ def test_figure_draws_every_group_but_the_baseline_alone(tmp_path: Path, model: 
     config = BenchConfig(num_recycled=(1, 2), batch=(1, 2), prompt_tokens=(5,), new_tokens=(8,), repetitions=1)
     groups = bench(Decoder.optimised(model), config, lambda n, t: torch.randint(64, (n, t)).tolist())
     document = {"rows": list(itertools.chain(*groups)), "hardware": {"device": "a test"}}
-    draw_bench(document, tmp_path / "bench.png")
+    draw_png(bench_figure(document), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     alone = {**document, "rows": document["rows"][:1]}
-    draw_bench(alone, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists(), "a baseline alone is no comparison"
+    assert not bench_figure(alone).panels, "a baseline alone is no comparison"
 
 
 def test_a_module_costs_autoregressive_decoding_nothing(model: RecycleGPT) -> None:

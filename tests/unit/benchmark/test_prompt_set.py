@@ -31,14 +31,12 @@ def test_both_forms_of_lines_are_read(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt("qa", "Why?"), Prompt("writing", "Write."), Prompt("writing", "One turn.")]
 
 
-def test_bad_lines_are_named_by_file_and_line(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "p.jsonl", {"category": "qa", "prompt": "Why?"}, "{", [1], {"prompt": "x"}, {"category": "qa"},
-        {"category": "qa", "turns": []}, {"category": "qa", "prompt": ""}, {"category": OVERALL, "prompt": "x"},
-    )  # fmt: skip
-    with pytest.raises(ConfigError) as caught:
-        read_prompts(path)
-    assert [problem.split(": ")[1] for problem in caught.value.problems] == [f"{path}:{n}" for n in range(2, 9)]
+def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path) -> None:
+    good = {"category": "qa", "prompt": "Why?"}
+    for bad in ("{", [1], {"prompt": "x"}, {"category": "qa"}, {"category": "qa", "turns": []},
+                {"category": "qa", "prompt": ""}, {"category": OVERALL, "prompt": "x"}):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"p\.jsonl:2: "):
+            read_prompts(write(tmp_path / "p.jsonl", good, bad))
     with pytest.raises(ConfigError, match=r"p\.jsonl is empty"):
         read_prompts(write(tmp_path / "p.jsonl"))
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -86,20 +84,17 @@ def test_rows_count_what_the_decoders_wrote() -> None:
         assert row["spread"][0] <= row["tokens_per_s"] <= row["spread"][1]
         if row["strategy"] != "alternating":
             assert row["equal"] == 1
-            assert row["common_prefix"] == num
         if row["strategy"] == "autoregressive":
             assert row["speedup"] == row["mean_accepted_length"] == 1
             assert row["acceptance"] is None
     for m in (1, 2):
-        common, same = [], []
+        same = []
         for prompt in [*prompts["a"], *prompts["b"]]:
             (mine,) = decoder.generate([prompt], Alternating(m), num).tokens
             (theirs,) = decoder.generate([prompt], Autoregressive(), num).tokens
             same.append(mine == theirs)
-            common.append(next((n for n in range(num) if mine[n] != theirs[n]), num))
         row = by_key[OVERALL, "alternating", m]
         assert row["equal"] == sum(same) / 3
-        assert row["common_prefix"] == pytest.approx(sum(common) / 3)
         assert row["mean_accepted_length"] == m + 1
     verified = by_key[OVERALL, "verified", 1]
     assert verified["mean_accepted_length"] == pytest.approx(1 + verified["acceptance"])

@@ -169,11 +169,6 @@ def test_a_failed_measurement_is_reported_and_does_not_end_training(tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), without.parameters(), strict=True))
 
 
-def test_too_long_prompts_are_reported(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"prompt_tokens \+ new_tokens = 30 exceed the context of 24"):
-        fit(tmp_path, monitor(tmp_path, new_tokens=24))
-
-
 def test_marked_text_shows_who_wrote_what_and_is_escaped() -> None:
     text = marked_text(lambda ids: "".join("<abc>"[i] for i in ids), [1, 2], [0, 1, 2, 3], [False, True, True, False])
     assert text == "<pre><em>...ab</em>&lt;<strong>ab</strong>c</pre>"

@@ -107,18 +107,12 @@ def test_a_stream_that_is_not_done_keeps_its_session(on_graphs: type[RecordedGra
     assert texts == [wanted[0], wanted[0]]
 
 
-def test_idle_sessions_are_let_go_when_many_or_large(
-    on_graphs: type[RecordedGraph],
-) -> None:
+def test_idle_sessions_are_let_go_when_many(on_graphs: type[RecordedGraph]) -> None:
     model = random_model(7)
     ours = graphed(model)
     for batch in range(1, decoder.MAX_IDLE + 3):
         ours.generate([[1]] * batch, Autoregressive(), 4)
     assert len(ours._idle) == decoder.MAX_IDLE
-    newest, _ = list(ours._idle.values())[-1]
-    ours.max_idle_bytes = newest.cache_bytes + 1
-    ours.generate([[1]] * (decoder.MAX_IDLE + 2), Autoregressive(), 4)
-    assert [idle for idle, _ in ours._idle.values()] == [newest]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])

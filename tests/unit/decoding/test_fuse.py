@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +31,6 @@ VARIANTS = {
         ModelConfig(37, 96, 1, 32, 4, qkv_bias=True, o_bias=True, mlp_bias=True, rope_scaling=YARN),
         RecycleConfig(1),
     ),
-    "odd width": (ModelConfig(37, 96, 1, 33, 3, head_dim=8), RecycleConfig(1)),
 }
 
 
@@ -59,7 +60,6 @@ def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prefill", [3, 16, 17])
 def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +77,36 @@ def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.Monk
         assert float((half.double() - exact).norm() / exact.norm()) < 0.03
 
 
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_one_call_for_all_layers_has_the_bits_of_one_call_an_operator(variant: str, dtype: torch.dtype) -> None:
+    model = made(*VARIANTS[variant]).float()
+    tokens = torch.randint(model.config.vocab_size, (3, 40), generator=torch.Generator().manual_seed(1))
+    fused = fuse(model, dtype)
+    assert isinstance(fused, cpu_layers.KernelGPT)
+    found = outputs(fused, tokens, 17)
+    assert "_backbone_stack" in vars(fused)
+    fused.in_one_call = False
+    assert torch.equal(found, outputs(fused, tokens, 17))
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+def test_threads_that_share_a_core_decode_the_same_text() -> None:
+    """A team of more threads than cores, beside another team."""
+    decoder = Decoder.optimised(made(*VARIANTS["plain"]), torch.bfloat16)
+    expected = decoder.generate([[1, 2, 3]], Verified(2), 40).tokens
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(7)
+        with ThreadPoolExecutor(2) as pool:
+            decoders = [Decoder.optimised(made(*VARIANTS["plain"]), torch.bfloat16) for _ in range(2)]
+            found = list(pool.map(lambda one: one.generate([[1, 2, 3]], Verified(2), 40).tokens, decoders))
+    finally:
+        torch.set_num_threads(threads)
+    assert found == [expected, expected]
+
+
 @torch.no_grad()
 def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     """The same of whole rows, causal and with a window of five tokens."""
@@ -90,7 +120,6 @@ def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
-@pytest.mark.filterwarnings("ignore:decoding with torch's own kernels")  # of the odd width
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_a_cache_too(variant: str) -> None:
     model = made(*VARIANTS[variant])
@@ -143,8 +172,6 @@ def test_int8_weights() -> None:
     assert float((found.double() - exact).norm() / exact.norm()) < 0.08
     with pytest.raises(ConfigError, match="int8"):
         fuse(model, torch.int8, use_kernels=False)
-    with pytest.raises(ConfigError, match="int8"):
-        fuse(made(*VARIANTS["odd width"]), torch.int8)
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")

@@ -45,7 +45,7 @@ def test_a_repository_is_made_and_filled_in_one_commit(
 
 def test_without_a_network_the_real_client_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RunError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(RunError, match="HF_HUB_OFFLINE"):
         hub.push_folder(tmp_path, "someone/a-model", private=True)
 
 

@@ -15,7 +15,6 @@ from recyclegpt.decoding import Decoder, Verified, fuse
 from recyclegpt.decoding.cpu_layers import KernelLayer
 from recyclegpt.errors import ConfigError
 from recyclegpt.kernels import build
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.rope import Rotary, rotate
 from tests.unit.decoding.test_exactness import random_model
 
@@ -352,15 +351,6 @@ def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(build.KernelsUnavailableError, match="stop here"):
         build.load.__wrapped__()  # a library cut short would end this process, not raise
     assert built == [library.name]
-
-
-def test_odd_widths_decode_without_kernels_and_say_so() -> None:
-    torch.manual_seed(0)
-    model = RecycleGPT(ModelConfig(16, 32, 1, hidden_size=17, num_heads=2, head_dim=4), RecycleConfig(1))
-    with pytest.warns(UserWarning, match="even widths \\(hidden_size 17\\)"):
-        assert not isinstance(fuse(model).backbone.layers[0], KernelLayer)
-    with pytest.raises(ConfigError, match="even widths \\(hidden_size 17\\)"):
-        fuse(model, torch.int8)
 
 
 def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,6 @@ class Drafter(Protocol):
     distributions_BmV: Tensor | None
     """What each was drawn from; None where the sampler is greedy or nothing is verified."""
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of what it keeps of earlier positions."""
-        ...
-
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
 

@@ -42,11 +42,6 @@ class ModuleDrafter:
             shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
             self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the module's KV cache."""
-        return self.cache.nbytes
-
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)

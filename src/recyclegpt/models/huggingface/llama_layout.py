@@ -19,13 +19,7 @@ from recyclegpt.models.recyclegpt import RecycleGPT
 def backbone_config(
     config: ModelConfig, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
-    """`config.json` of the backbone alone.
-
-    Args:
-        config: its shape.
-        dtype: of the stored weights.
-        end_token: id that ends a text, or several.
-        start_token: id that begins one.
+    """`config.json` of the backbone alone; `dtype` is that of the stored weights, the tokens end and begin a text.
 
     Raises:
         ConfigError: no family has this combination of biases and norms.

@@ -45,11 +45,7 @@ CODE = {"modeling_recyclegpt.py": MODELING, "custom_generate/generate.py": GENER
 
 
 def write_code(folder: Path) -> None:
-    """Write the Python files into an exported folder.
-
-    Raises:
-        OSError: one cannot be written.
-    """
+    """Write the Python files into an exported folder."""
     for place, code in CODE.items():
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).write_text(code, encoding="utf-8")
@@ -58,14 +54,7 @@ def write_code(folder: Path) -> None:
 def own_config(
     model: RecycleGPT, dtype: torch.dtype, end_token: int | list[int] | None = None, start_token: int | None = None
 ) -> dict[str, Any]:
-    """`config.json`: the model is built from `model` and `recycle`; the rest is for `transformers`.
-
-    Args:
-        model: what is written.
-        dtype: of the stored weights.
-        end_token: id that ends a text, or several.
-        start_token: id that begins one.
-    """
+    """`config.json`: the model is built from `model` and `recycle`; the rest is for `transformers`."""
     name = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["RecycleGPTForCausalLM"],

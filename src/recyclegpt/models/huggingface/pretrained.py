@@ -124,14 +124,9 @@ def load_backbone(
     recycle: RecycleConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> RecycleGPT:
-    """A pretrained backbone as a RecycleGPT; `model(input_ids)` gives its logits.
+    """A pretrained backbone, and a fresh module of shape `recycle` if given; `model(input_ids)` gives its logits.
 
-    Args:
-        folder_or_name: a folder in Hugging Face layout, or a name on the hub.
-        dtype: of the weights.
-        context_length: longest text; None: all the checkpoint allows.
-        recycle: shape of a fresh recyclable module; None: no module.
-        device: where the weights go.
+    `context_length` is the longest text, None all that the checkpoint allows.
 
     Raises:
         ConfigError: see `PretrainedBackbone`.

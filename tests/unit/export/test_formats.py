@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from recyclegpt.data import TextTokenizer
-from recyclegpt.export.tokenizer import write_hf_tokenizer
+from recyclegpt.export.formats import write_hf_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
