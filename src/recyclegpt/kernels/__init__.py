@@ -27,6 +27,11 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in DTYPES and _loaded()
 
 
+def are_loaded() -> bool:
+    """Whether something has loaded the operators; asking compiles nothing."""
+    return bool(_loaded.cache_info().currsize) and _loaded()
+
+
 # What a traced graph needs to know: the shapes of the results.
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "linear": lambda x, _weight, out_features, _scale=None, _plus=None: x.new_empty(len(x), out_features),
@@ -101,6 +106,12 @@ def rms_norm(x_nC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up `(n, F)` of rows that hold both, `(n, 2 F)`."""
     result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up.contiguous())
+    return result
+
+
+def most_likely(x_nV: Tensor) -> Tensor:
+    """Index of each row's largest value `(n,)`: the first of equals, NaN counting as the largest."""
+    result: Tensor = torch.ops.recyclegpt.most_likely.default(x_nV.contiguous())
     return result
 
 

@@ -77,11 +77,55 @@ Tensor rotate_store(
   return q;
 }
 
+// Index of a row's largest value, the first of equals; NaN counts as the largest, as torch has it.
+template <typename E>
+int64_t first_largest(const E* x, int64_t V) {
+  const auto key = [](float value) {  // in the order of the numbers, and one for both zeros
+    const float plus = value + 0.0f;
+    const int32_t bits = read<int32_t>(&plus);
+    return std::isnan(plus) ? INT32_MAX : bits < 0 ? bits ^ 0x7fffffff : bits;
+  };
+  Ints best = Ints{} + INT32_MIN, at = {}, now = {};
+  for (int lane = 0; lane < kLanes; ++lane) now[lane] = lane;
+  const int64_t whole = V / kLanes * kLanes;
+  for (int64_t v = 0; v < whole; v += kLanes, now += kLanes) {
+    const Floats values = load(x + v) + 0.0f;
+    const Ints bits = (Ints)values, keys = values != values ? Ints{} + INT32_MAX : bits < 0 ? bits ^ 0x7fffffff : bits;
+    const Ints more = keys > best;
+    best = more ? keys : best, at = more ? now : at;
+  }
+  int32_t found = INT32_MIN;
+  int64_t index = 0;
+  for (int lane = 0; lane < kLanes && whole; ++lane)
+    if (best[lane] > found || (best[lane] == found && at[lane] < index)) found = best[lane], index = at[lane];
+  for (int64_t v = whole; v < V; ++v)
+    if (const int32_t one = key(to_float(x[v])); one > found) found = one, index = v;
+  return index;
+}
+
+template <typename E>
+void first_largest_all(const Tensor& x, Tensor& index, int64_t n, int64_t V) {
+  torch::stable::parallel_for(0, n, grain(V), [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row)
+      mutable_data<int64_t>(index)[row] = first_largest(data<E>(x) + row * V, V);
+  });
+}
+
+// Of each row of x (n, V): (n).
+Tensor most_likely(const Tensor& x) {
+  const int64_t n = x.size(0), V = x.size(1);
+  Tensor index = torch::stable::new_empty(x, {n}, ScalarType::Long);
+  if (x.scalar_type() == ScalarType::BFloat16) first_largest_all<BFloat>(x, index, n, V);
+  else first_largest_all<float>(x, index, n, V);
+  return index;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recyclegpt, library) {
   library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   library.def("swiglu(Tensor gate_up) -> Tensor");
+  library.def("most_likely(Tensor x) -> Tensor");
   library.def(
       "rotate_store(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) key, Tensor(b!) value) -> Tensor");
 }
@@ -89,5 +133,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(recyclegpt, library) {
 STABLE_TORCH_LIBRARY_IMPL(recyclegpt, CPU, library) {
   library.impl("rms_norm", TORCH_BOX(&rms_norm));
   library.impl("swiglu", TORCH_BOX(&swiglu));
+  library.impl("most_likely", TORCH_BOX(&most_likely));
   library.impl("rotate_store", TORCH_BOX(&rotate_store));
 }

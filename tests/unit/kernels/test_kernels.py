@@ -174,6 +174,19 @@ def test_swiglu(dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 16, 50, 4096])
+def test_most_likely_is_the_first_of_the_largest(dtype: torch.dtype, width: int) -> None:
+    x = torch.randn(40, width).mul(3).round().to(dtype)  # ties in most rows
+    x[1], x[2], x[3] = -torch.inf, 0.0, -1.0
+    x[2, ::2] = -0.0
+    x[4, width // 2] = torch.nan
+    x[5, -1] = torch.inf
+    first = (x == x.amax(dim=-1, keepdim=True)).int().argmax(dim=-1)
+    first[4] = width // 2
+    assert torch.equal(kernels.most_likely(x), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(1, 1, 2), (4, 2, 12), (6, 3, 64)])
 def test_rotate_store(dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> None:
     slots = 30
