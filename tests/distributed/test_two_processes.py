@@ -109,5 +109,5 @@ def test_another_number_of_processes_is_refused(folder: Path, capsys: pytest.Cap
     settings = [*COMMON, "data.batch_size=2", "trainer.max_epochs=3", *STRATEGIES["ddp"], "hydra.run.dir=other"]
     assert main(["train", *settings, "resume=one"]) == 2
     told = capsys.readouterr().err
-    assert "data: the checkpoint was written by 1 process(es), this run has 2; resume with 1" in told
+    assert "the number of processes: the checkpoint was trained with 1, this run has 2" in told
     assert "Traceback" not in told

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from recyclegpt import __version__
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for
@@ -30,7 +29,6 @@ from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.decoding import Decoder
 from recyclegpt.decoding.corpus_writer import ENDS, BulkWriter, batches, text_problems
 from recyclegpt.errors import ConfigError, Problems
-from recyclegpt.hardware.device import device_name
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger(__name__)
@@ -83,11 +81,7 @@ def run(argv: Sequence[str]) -> int:
         "decoding.dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
     }
-    made_with = {
-        "checkpoint": str(trained.path), "recyclegpt": __version__, "torch": torch.__version__,
-        "processor": device_name(device), "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    corpus = GeneratedCorpus(Path(str(cfg.output_dir)).expanduser(), identity, made_with)
+    corpus = GeneratedCorpus(Path(str(cfg.output_dir)).expanduser(), identity)
     meta, speed = corpus.finished(), None
     if meta is None:
         # Prompts of both splits come from the corpus's own: no text crosses over.

@@ -10,7 +10,6 @@ from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
-from recyclegpt.data.text_stream import TextStream
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "TextDataModule",
     "TextFiles",
     "TextFilesData",
-    "TextStream",
     "TextTokenizer",
     "Tokenized",
     "TokenizedData",

@@ -27,8 +27,7 @@ from recyclegpt.data.shards import (
     token_dtype,
     write_shards,
 )
-from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import Record, Source, Split, documents, is_readable
+from recyclegpt.data.source import Record, Skipped, Source, Split, documents
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
@@ -87,7 +86,6 @@ def tokenize_corpus(
     source: Source,
     tokenizer: TokenizerConfig,
     folder: str | Path,
-    *,
     max_skipped: int = 100,
     tokens_per_shard: int = TOKENS_PER_SHARD,
 ) -> dict[str, Any]:
@@ -153,12 +151,7 @@ def build_shards(source: Source, fingerprint: str, tokenizer: TextTokenizer, cac
 
 
 def _write(
-    source: Source,
-    fingerprint: str,
-    tokenizer: TextTokenizer,
-    folder: Path,
-    max_skipped: int,
-    tokens_per_shard: int,
+    source: Source, fingerprint: str, tokenizer: TextTokenizer, folder: Path, max_skipped: int, tokens_per_shard: int
 ) -> dict[str, Any]:
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
@@ -178,31 +171,30 @@ def token_pieces(split: Split, records: Iterable[Record], tokenizer: TextTokeniz
     dtype = token_dtype(tokenizer.vocab_size)
     begins = True
     with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for pieces, ends in _batches(records):
-            for piece, end, ids in zip(pieces, ends, tokenizer.encode_batch(pieces), strict=True):
-                ids = [*(tokenizer.start_ids if begins else []), *ids, *([tokenizer.eos_id] if end else [])]
-                begins = end
+        for batch in _batches(records):
+            encoded = tokenizer.encode_batch([piece for piece, _ in batch])
+            for (piece, ends), ids in zip(batch, encoded, strict=True):
+                ids = [*(tokenizer.start_ids if begins else []), *ids, *([tokenizer.eos_id] if ends else [])]
+                begins = ends
                 num_bytes = len(piece.encode())
                 bar.update(num_bytes)
-                yield TokenPiece(np.asarray(ids, dtype), int(end), num_bytes)
+                yield TokenPiece(np.asarray(ids, dtype), int(ends), num_bytes)
 
 
-def _batches(records: Iterable[Record]) -> Iterator[tuple[list[str], list[bool]]]:
-    """Pieces of documents, about `_BATCH_CHARS` characters together, and whether each ends its document."""
-    pieces: list[str] = []
-    ends: list[bool] = []
+def _batches(records: Iterable[Record]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents, about `_BATCH_CHARS` characters together, each with whether it ends its document."""
+    batch: list[tuple[str, bool]] = []
     num_chars = 0
     for record in records:
         parts = list(_cut(record.text))
         for number, part in enumerate(parts, start=1):
-            pieces.append(part)
-            ends.append(record.ends and number == len(parts))
+            batch.append((part, record.ends and number == len(parts)))
             num_chars += len(part)
             if num_chars >= _BATCH_CHARS:
-                yield pieces, ends
-                pieces, ends, num_chars = [], [], 0
-    if pieces:
-        yield pieces, ends
+                yield batch
+                batch, num_chars = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -222,7 +214,7 @@ def _read_stream(
     pieces: list[NDArray[np.int64]] = []
     length = 0
     for record in source.records(split):
-        if is_readable(record, skipped):
+        if skipped.is_readable(record):
             pieces.append(np.array(tokenizer.encode_document(record.text), np.int64))
             length += len(pieces[-1])
         if limit is not None and length >= limit:
@@ -241,13 +233,8 @@ def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
         if num_chars >= MAX_TRAINING_CHARS:
             return
     if num_chars == 0:
-        raise ConfigError(
-            [
-                f"data: {source.kind} has no readable training document",
-                *skipped.problems,
-                *(f"{where}: is empty" for where in skipped.empty),
-            ]
-        )
+        empty = [f"{where}: is empty" for where in skipped.empty]
+        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.problems, *empty])
 
 
 def _key(*parts: str) -> str:

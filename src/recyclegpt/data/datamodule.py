@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from torch import Tensor
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import Corpus, open_corpus
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.loaders import TrainLoader, ValBatches
-from recyclegpt.data.packed_rows import PackedRows, State, TrainStream
+from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches
+from recyclegpt.data.packed_rows import PackedRows, State
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.prompts import choose_prompts
-from recyclegpt.data.resume_state import fingerprint_of, make_state, position_of, state_problems
+from recyclegpt.data.resume_state import make_state, position_of, state_problems
 from recyclegpt.data.shards import Tokenized, TokenShards
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import Source
@@ -35,14 +38,11 @@ class TextDataModule(LightningDataModule):
     `trainer.limit_train_batches` takes of it. The state saved in a checkpoint is that of the batch last trained on.
 
     Args:
-        source: where the text comes from.
         tokenizer: how it becomes tokens; None for a tokenized corpus, which brings its own.
         batch_size: B, rows of a batch on each rank.
-        num_val_batches: validation batches on each rank.
         val_batch_size: rows of a validation batch; None: `batch_size`.
         mask_documents: number the documents inside rows, so that attention can stay inside them.
         num_workers: processes that read ahead; 0: none; None: 2 where there is a GPU, 0 else and of a stream.
-        cache_dir: where tokenizers and tokens are kept.
         max_skipped: unreadable documents allowed.
 
     Raises:
@@ -64,8 +64,8 @@ class TextDataModule(LightningDataModule):
         super().__init__()
         if num_workers is None:  # the order of a stream depends on it, and should not depend on the machine
             num_workers = 2 if torch.cuda.is_available() and not isinstance(source, HFStream) else 0
-        positive = {"batch_size": batch_size, "num_val_batches": num_val_batches}
-        positive |= {} if val_batch_size is None else {"val_batch_size": val_batch_size}
+        of_val = 1 if val_batch_size is None else val_batch_size
+        positive = {"batch_size": batch_size, "num_val_batches": num_val_batches, "val_batch_size": of_val}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         natural = {"num_workers": num_workers, "max_skipped": max_skipped}
         problems += [f"data.{name}: {value} is negative" for name, value in natural.items() if value < 0]
@@ -79,14 +79,12 @@ class TextDataModule(LightningDataModule):
         self.tokenizer_config = tokenizer
         self.batch_size = batch_size
         self.num_val_batches = num_val_batches
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        self.val_batch_size = val_batch_size or batch_size
         self.mask_documents = mask_documents
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_skipped = max_skipped
         self.row_length = self.num_views = self.seed = 0  # by `connect`
-        self._corpus: Corpus | None = None
-        self._counts: Tensor | None = None
         self._loader: TrainLoader | None = None
         self._state: State | None = None
 
@@ -106,36 +104,29 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(f"seed: {seed} is negative")
         self.row_length, self.num_views, self.seed = row_length, num_views, seed
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Tokenizer and tokens, built or found; several processes may do so at once."""
+        return open_corpus(self.source, self.tokenizer_config, self.cache_dir, self.max_skipped)
+
     def prepare(self) -> None:
-        """Build or find tokenizer and tokens. Can be called again, and by several processes at once."""
-        if self._corpus is None:
-            self._corpus = open_corpus(self.source, self.tokenizer_config, self.cache_dir, self.max_skipped)
+        """Open the corpus now."""
+        _ = self.corpus
 
     def setup(self, stage: str) -> None:
         """Lightning's hook, on every rank."""
         self.prepare()
 
-    def teardown(self, stage: str) -> None:
-        """Stop the workers; a later `fit` resumes after the batch last trained on."""
-        if stage == "fit":
-            self._close()
-
     def on_exception(self, exception: BaseException) -> None:
         """Stop the workers now: left to the garbage collector, each takes five seconds to end."""
-        self._close()
+        self.teardown("fit")
 
-    def _close(self) -> None:
-        if self._loader is not None:
+    def teardown(self, stage: str) -> None:
+        """Stop the workers; a later `fit` resumes after the batch last trained on."""
+        if stage == "fit" and self._loader is not None:
             self._state = self._loader.state
             self._loader.close()
             self._loader = None
-
-    @property
-    def corpus(self) -> Corpus:
-        """The corpus; opened when first asked for."""
-        self.prepare()
-        assert self._corpus is not None
-        return self._corpus
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -173,7 +164,7 @@ class TextDataModule(LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """sha256 of `settings`."""
-        return fingerprint_of(self.settings)
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     def train_dataloader(self) -> TrainLoader:
         """Endless batches of this rank."""
@@ -192,11 +183,7 @@ class TextDataModule(LightningDataModule):
         return batch
 
     def check_lengths(self, world_size: int) -> None:
-        """Make sure that both splits are long enough, before anything is written.
-
-        Raises:
-            ConfigError: naming every split that is too short.
-        """
+        """Raises ConfigError naming every split that is too short, before anything is written."""
         problems = Problems()
         with problems.under():
             self._val_batches(0, world_size)
@@ -244,8 +231,7 @@ class TextDataModule(LightningDataModule):
     def state_in(cls, checkpoint: Mapping[str, Any]) -> Any:
         """The state of a data module in a checkpoint, where Lightning files it under its class's name; or None."""
         kinds: list[type] = [TextDataModule, *TextDataModule.__subclasses__()]
-        names = [kind.__name__ for kind in kinds]
-        return next((checkpoint[name] for name in names if name in checkpoint), None)
+        return next((checkpoint[kind.__name__] for kind in kinds if kind.__name__ in checkpoint), None)
 
     def problems_with(self, state_dict: Any, world_size: int) -> list[str]:
         """Why a run of `world_size` processes cannot resume exactly from a saved state; empty if it can."""
@@ -262,18 +248,17 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(problems)
         self._state = position_of(state_dict, rank)
         if self._loader is not None:
-            self._loader.restart(self._state)
+            self._loader.close()
+            self._loader.state = self._state
 
     def unigram_counts(self) -> Tensor:
         """How often each id occurs in the training split (its first 50M tokens; of a stream 1M), int64 (V,)."""
-        if self._counts is None:
-            tokens = self.corpus.sample()
-            counts = np.zeros(self.vocab_size, np.int64)
-            stop = min(tokens.num_tokens, _MAX_COUNTED_TOKENS)
-            for start in range(0, stop, 1 << 22):
-                counts += np.bincount(tokens.read(start, min(stop, start + (1 << 22))), minlength=self.vocab_size)
-            self._counts = torch.from_numpy(counts)
-        return self._counts
+        tokens = self.corpus.sample()
+        counts = np.zeros(self.vocab_size, np.int64)
+        stop = min(tokens.num_tokens, _MAX_COUNTED_TOKENS)
+        for start in range(0, stop, 1 << 22):
+            counts += np.bincount(tokens.read(start, min(stop, start + (1 << 22))), minlength=self.vocab_size)
+        return torch.from_numpy(counts)
 
     def val_tokens(self, limit: int | None = None) -> Tensor:
         """The first tokens of the validation split, int64, at most `limit`."""

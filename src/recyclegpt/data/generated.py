@@ -1,14 +1,12 @@
 """A corpus that a model writes: kept piece by piece next to its folder, then turned into token shards.
 
-The pieces are in `FOLDER.unfinished`, each written whole or not at all, with the corpus's identity: everything that
-decides its tokens. The finished folder holds that identity in its `meta.json`, so that the same corpus is not written
-twice and another one is never mistaken for it.
+The pieces are in `FOLDER.unfinished` with the corpus's identity: everything that decides its tokens. The finished
+folder holds it in its `meta.json`, so that the same corpus is not written twice and another is not mistaken for it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +25,6 @@ from recyclegpt.files import atomic_write, write_json
 
 FACTS = "generated"
 """Entry of `meta.json` that says how the corpus was made."""
-_log = logging.getLogger(__name__)
 
 
 class GeneratedPiece(NamedTuple):
@@ -41,18 +38,11 @@ class GeneratedPiece(NamedTuple):
 
 
 class GeneratedCorpus:
-    """One corpus, finished or unfinished.
+    """One corpus, finished or unfinished: its folder, and what decides every token, in values that JSON can hold."""
 
-    Args:
-        folder: where the token shards will be.
-        identity: what decides every token, in values that JSON gives back unchanged.
-        made_with: what may change a rounding: versions, device. That of the process that started the corpus is kept.
-    """
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self.identity = dict(identity)
-        self.made_with = dict(made_with)
         self.unfinished = folder.with_name(f"{folder.name}.unfinished")
 
     def finished(self) -> dict[str, Any] | None:
@@ -65,9 +55,8 @@ class GeneratedCorpus:
             return None
         meta = read_meta(self.folder) if (self.folder / "meta.json").is_file() else {}
         if FACTS not in meta:
-            raise ConfigError(
-                f"output_dir: {self.folder} exists and holds no generated corpus; choose another folder, or remove it"
-            )
+            found = f"{self.folder} exists and holds no generated corpus"
+            raise ConfigError(f"output_dir: {found}; choose another folder, or remove it")
         self._compare(meta[FACTS]["identity"], self.folder)
         Tokenized(self.folder).open(0)  # compares every checksum
         return meta
@@ -84,15 +73,17 @@ class GeneratedCorpus:
             self.unfinished.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise ConfigError(
-                f"output_dir: another process is writing {self.folder}; wait for it, or choose another folder"
-            ) from None
+            found = f"another process is writing {self.folder}"
+            raise ConfigError(f"output_dir: {found}; wait for it, or choose another folder") from None
         except OSError as error:
-            raise ConfigError(
-                f"output_dir: {self.folder} cannot be written ({error.strerror}); choose another"
-            ) from error
+            why = f"{self.folder} cannot be written ({error.strerror})"
+            raise ConfigError(f"output_dir: {why}; choose another") from error
         try:
-            self._resume()
+            file = self.unfinished / "identity.json"
+            if file.exists():
+                self._compare(json.loads(file.read_text(encoding="utf-8")), self.unfinished)
+            else:
+                write_json(file, self.identity)
             yield
         finally:
             lock.release()
@@ -117,13 +108,9 @@ class GeneratedCorpus:
         ends: Sequence[str],
         tokens_per_shard: int = TOKENS_PER_SHARD,
     ) -> dict[str, Any]:
-        """Turn the pieces into token shards, remove them, and return the meta.
+        """Turn the pieces, `num_pieces` of each split, into token shards, remove them, and return the meta.
 
-        Args:
-            num_pieces: of each split; all of them have to be there.
-            tokenizer: whose ids they hold.
-            ends: names of the ways in which documents ended.
-            tokens_per_shard: as for `write_shards`.
+        `ends` names the ways in which documents ended.
         """
         num_bytes_V = tokenizer.token_num_bytes()
         totals: dict[Split, dict[str, int]] = {}
@@ -138,7 +125,7 @@ class GeneratedCorpus:
                     of_split[f"num_{ends[end]}"] += 1
                 yield TokenPiece(piece.tokens, len(piece.ends), int(num_bytes_V[piece.tokens].sum()))
 
-        facts = {"identity": self.identity, "made_with": self.made_with, "totals": totals}
+        facts = {"identity": self.identity, "totals": totals}
         meta = write_shards(pieces, tokenizer, self.folder, {FACTS: facts}, tokens_per_shard)
         self.clear()
         return meta
@@ -149,20 +136,6 @@ class GeneratedCorpus:
 
     def _file(self, split: Split, number: int) -> Path:
         return self.unfinished / f"{split}-{number:06d}.npz"
-
-    def _resume(self) -> None:
-        file = self.unfinished / "identity.json"
-        if not file.exists():
-            write_json(file, {"identity": self.identity, "made_with": self.made_with})
-            return
-        content = json.loads(file.read_text(encoding="utf-8"))
-        self._compare(content["identity"], self.unfinished)
-        if content["made_with"] != self.made_with:
-            _log.warning(
-                "%s was started with %s and resumes with %s: roundings may differ, and so may the text",
-                *(self.folder, content["made_with"], self.made_with),
-            )
-        self.made_with = content["made_with"]
 
     def _compare(self, found: Mapping[str, Any], where: Path) -> None:
         problems = [

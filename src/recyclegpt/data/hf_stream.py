@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import pickle
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recyclegpt.data.source import EMPTY, Record, Split
+from recyclegpt.data.readers import text_record
+from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
-
-_TRANSIENT_PACKAGES = ("aiohttp", "fsspec", "httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
-MAX_RETRIES = 8
-"""Of a failing connection, in a row."""
-RETRY_WAIT_S = 1.0
-"""Seconds before the first retry; they double with each, up to a minute."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -31,12 +23,9 @@ class HFStream:
 
     Args:
         name: of the dataset, or a local folder, or a builder such as `json` together with `data_files`.
-        config: configuration of the dataset.
-        train_split: what is trained on.
-        val_split: what is validated on; None: the first `num_val_documents` of `train_split`.
+        val_split: None: the first `num_val_documents` of `train_split`.
         num_val_documents: validation documents read at most.
         field: the column that holds the text.
-        data_files: as in `load_dataset`.
         revision: commit or tag on the hub; without one, the hub's files can change between runs.
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """
@@ -87,19 +76,14 @@ class HFStream:
             files = {"data_files": self.data_files, "revision": self.revision}
             try:
                 dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
-            except Exception as error:  # the hub's client has retried already
-                self.wait_or_raise(error, 0, 0, f" (config {self.config}, split {wanted})")
-            if dataset.column_names is not None:
-                self.check_field(dataset.column_names)
+            except Exception as error:
+                raise self.unreadable(error, f" (config {self.config}, split {wanted})") from error
+            if dataset.column_names is not None and self.field not in dataset.column_names:
+                known = ", ".join(sorted(dataset.column_names))
+                raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
             self._datasets[wanted] = pickle.dumps(dataset)
         # A dataset holds its position, so two readers must not share one.
         return pickle.loads(self._datasets[wanted])
-
-    def check_field(self, columns: Iterable[str]) -> None:
-        """Raises ConfigError if there is no column of this name."""
-        if self.field not in columns:
-            known = ", ".join(sorted(columns))
-            raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
 
     def val_digests(self) -> frozenset[bytes]:
         """Digests of the validation documents, which training leaves out."""
@@ -108,31 +92,13 @@ class HFStream:
             self._val_digests = frozenset(digest(text) for text in texts)
         return self._val_digests
 
-    def wait_or_raise(self, error: Exception, attempt: int, max_retries: int, part: str = "") -> None:
-        """Wait before the next try.
-
-        Raises:
-            ConfigError: the connection failed once too often, or what was read is damaged.
-            Exception: `error` itself, if it is about neither.
-        """
-        if not is_transient(error):
-            package = type(error).__module__.split(".")[0]
-            if isinstance(error, OSError | ValueError) or package in ("datasets", "pyarrow"):
-                raise ConfigError(f"data.name: {self.name}{part} cannot be read: {error or repr(error)}") from error
-            raise error
-        if attempt >= max_retries:
-            raise ConfigError(
-                f"data.name: {self.name}{part} cannot be reached after {attempt + 1} tries ({error!r}); "
-                "check the name and the network"
-            ) from error
-        wait_s = min(60.0, RETRY_WAIT_S * 2**attempt)
-        number = f"{attempt + 1} of {max_retries}"
-        _log.warning("%s: %r; trying again in %.1f s (%s)", self.name, error, wait_s, number)
-        time.sleep(wait_s)
+    def unreadable(self, error: Exception, part: str = "") -> ConfigError:
+        """What to raise; `datasets` has retried a failing connection for minutes."""
+        return ConfigError(f"data.name: {self.name}{part} cannot be read: {error!r}; check the name and the network")
 
 
 class DocumentReader:
-    """Documents of one part of a stream, each with the state after it; retries a failing connection.
+    """Documents of one part of a stream, each with the state after it.
 
     Args:
         source: the stream.
@@ -162,63 +128,31 @@ class DocumentReader:
                 yield record, state
 
     def _read(self) -> Iterator[tuple[Record, Any]]:
-        state, attempt, number = self._state, 0, 0
-        while True:
-            try:
-                dataset = self._open(state)
-                # `iter` and not `__iter__`: inside a worker the latter would divide the documents a second time.
-                for batch in dataset.iter(batch_size=1):
-                    state, attempt = dataset.state_dict(), 0
-                    number += 1
-                    yield self._record(batch, number), state
-                return
-            except ConfigError:
-                raise
-            except Exception as error:
-                self._source.wait_or_raise(error, attempt, MAX_RETRIES)
-                attempt += 1
-
-    def _open(self, state: Any) -> Any:
         from datasets.distributed import split_dataset_by_node
 
         dataset = self._source.load(self._split)
         if self._num_parts > 1:
             dataset = split_dataset_by_node(dataset, rank=self._part, world_size=self._num_parts)
-        if state is not None:
-            dataset.load_state_dict(state)
-        return dataset
+        if self._state is not None:
+            dataset.load_state_dict(self._state)
+        # `iter` and not `__iter__`: inside a worker the latter would divide the documents a second time.
+        batches = enumerate(dataset.iter(batch_size=1), start=1)
+        while True:
+            try:
+                number, batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._source.unreadable(error) from error
+            yield self._record(batch, number), dataset.state_dict()
 
     def _record(self, batch: dict[str, list[Any]], number: int) -> Record:
         source = self._source
-        source.check_field(batch)
-        value = batch[source.field][0]
-        if isinstance(value, str) and value:
-            return Record(value)
         since = "" if self._state is None else " since the run was resumed"
         where = f"{source.name}, {self._split}, part {self._part + 1} of {self._num_parts}: document {number}{since}"
-        if value == "":
-            return Record("", f"{EMPTY}{where}")
-        return Record("", f"{where}: {source.field!r} is {type(value).__name__}, not text")
+        return text_record(batch.get(source.field, [None])[0], source.field, where)
 
 
 def digest(text: str) -> bytes:
     """Equal for equal documents."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether an error is about the connection, and the next try may succeed."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
-        return False
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return False
-    if isinstance(error, ConnectionError | TimeoutError | EOFError):
-        return True
-    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
-    if isinstance(status, int):
-        return status in (408, 425, 429) or status >= 500
-    if type(error).__module__.split(".")[0] in _TRANSIENT_PACKAGES:
-        return True
-    if isinstance(error, OSError):
-        return error.errno is None
-    return error.__cause__ is not None and is_transient(error.__cause__)

@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from recyclegpt.data.batch import Batch
-from recyclegpt.data.packed_rows import State, Tokens, TrainStream, read_windows
+from recyclegpt.data.packed_rows import PackedRows, State, Tokens, read_windows
 from recyclegpt.data.packing import Packing
+from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -20,12 +21,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAVING_S = 300
 """Seconds that the process that trains may take to finish its step and save after such a signal."""
 
+TrainStream = PackedRows | StreamRows
+"""Endless batches of one rank, in the same order whenever they start from the same state."""
+
 
 class TrainLoader:
     """One running iterator over an endless stream; each epoch continues where the last one stopped.
 
-    Workers therefore start once, and keep reading ahead during validation. The position is saved by the data module,
-    which knows the batch last trained on, not by the loader, which knows the batches read ahead.
+    Workers start once and read ahead during validation. The data module saves the position after the batch last trained
+    on; the loader knows only the batches read ahead.
     """
 
     def __init__(self, stream: TrainStream, num_workers: int, seed: int, state: State | None) -> None:
@@ -42,11 +46,6 @@ class TrainLoader:
         """Record that the batch with this state has been trained on."""
         self.state = self._stream.merge(self.state, batch_state)
         self._trained_batch = batch_state
-
-    def restart(self, state: State | None) -> None:
-        """Resume from `state` at the next iteration."""
-        self.close()
-        self.state = state
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: without one, Lightning warns at every resume that the loader cannot be resumed."""
@@ -106,10 +105,7 @@ class _ErrorsAsItems(IterableDataset[Batch | ConfigError]):
 class ValBatches:
     """A fixed number of validation batches: the same rows each time, spread over the split, never shuffled.
 
-    Every rank gets the same number of batches, and all ranks together the rows that one process would read.
-
-    Args:
-        num_batches: of each rank; fewer if the split is small.
+    Every rank gets the same number of batches, at most `num_batches`, and all together the rows of one process.
 
     Raises:
         ConfigError: the split does not fill one batch on every rank.

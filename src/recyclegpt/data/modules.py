@@ -1,7 +1,4 @@
-"""The data modules that `conf/data` names: each takes the settings of its source and those of `TextDataModule`, flat.
-
-So `data.paths` and `data.batch_size` stand side by side on the command line.
-"""
+"""The data modules that `conf/data` names: each takes the settings of its source and of `TextDataModule`, flat."""
 
 from __future__ import annotations
 

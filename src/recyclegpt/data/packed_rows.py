@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +11,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.packing import Packing
+from recyclegpt.data.shards import TokenShards
 from recyclegpt.errors import ConfigError
 
 State = dict[str, Any]
-
-
-class Tokens(Protocol):
-    """Anything that can be read like one long array of token ids."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Its length."""
-
-    def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens start up to stop."""
 
 
 class TokenArray:
@@ -43,16 +33,7 @@ class TokenArray:
         return self._tokens[start:stop]
 
 
-class TrainStream(Protocol):
-    """Endless batches of one rank, in the same order whenever they start from the same state."""
-
-    def resume(self, state: State | None) -> None:
-        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
-
-    def merge(self, state: State | None, batch_state: State) -> State:
-        """The whole state of the rank once a batch with `batch_state` has been trained on."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
+Tokens = TokenShards | TokenArray
 
 
 class PackedRows(IterableDataset[Batch]):
@@ -86,11 +67,11 @@ class PackedRows(IterableDataset[Batch]):
             )
 
     def resume(self, state: State | None) -> None:
-        """See `TrainStream`."""
+        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
         self._first_batch = 0 if state is None else int(state["batch"])
 
     def merge(self, state: State | None, batch_state: State) -> State:
-        """See `TrainStream`: a batch's own state is the whole one."""
+        """The whole state of the rank once a batch has been trained on: here the batch's own."""
         return batch_state
 
     def __iter__(self) -> Iterator[Batch]:

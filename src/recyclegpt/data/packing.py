@@ -22,7 +22,7 @@ class Packing:
     So each token is the backbone's target once. The last tokens, which do not fill a row, are dropped.
 
     Raises:
-        ConfigError: naming every field that cannot work.
+        ConfigError: rows have no positions.
     """
 
     row_length: int
@@ -35,13 +35,8 @@ class Packing:
     """The token that ends a document."""
 
     def __post_init__(self) -> None:
-        problems = []
         if self.row_length < 1:
-            problems.append(f"row_length: {self.row_length} is not a positive number")
-        if self.num_views < 2:
-            problems.append(f"num_views: {self.num_views} is below 2, input and target")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError(f"row_length: {self.row_length} is not a positive number")
 
     @property
     def window(self) -> int:

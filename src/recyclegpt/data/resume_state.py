@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,13 +18,9 @@ _SETTING_KEYS = {
     "row_length": "model.context_length",
     "num_unrolled": "loss.num_unrolled",
     "seed": "seed",
+    "world_size": "trainer.devices and trainer.num_nodes, the number of processes",
 }
 """How a problem with a setting begins; default: `data.NAME`."""
-
-
-def fingerprint_of(settings: Mapping[str, Any]) -> str:
-    """sha256 of the settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def make_state(state: State | None, settings: Mapping[str, Any], world_size: int) -> dict[str, Any]:
@@ -54,19 +48,13 @@ def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int
             f"data: the checkpoint's data state has format {found}, this version reads {STATE_FORMAT}; resume with "
             f"the version that wrote it, {remedy}"
         ]
-    saved, saved_size = state_dict["settings"], state_dict["world_size"]
-    problems = [
+    saved = {**state_dict["settings"], "world_size": state_dict["world_size"]}
+    return [
         f"{_SETTING_KEYS.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
         f"this run has {value}; resume with the checkpoint's, {remedy}"
-        for name, value in settings.items()
+        for name, value in {**settings, "world_size": world_size}.items()
         if saved.get(name) != value
     ]
-    if saved_size != world_size:
-        problems.append(
-            f"data: the checkpoint was written by {saved_size} process(es), this run has {world_size}; resume with "
-            f"{saved_size}, so that no row is repeated or left out"
-        )
-    return problems
 
 
 def _map_arrays(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:

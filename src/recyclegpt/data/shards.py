@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import SPLITS, Split, sha256_of
+from recyclegpt.data.source import SPLITS, Skipped, Split, sha256_of
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -106,14 +105,29 @@ class Tokenized:
                 "put the original back or run `recyclegpt tokenize` again"
             )
         skipped = Skipped(max_skipped, str(self.folder))
-        train, train_digest = open_shards(self.folder, "train", skipped, self.verify)
-        val, val_digest = open_shards(self.folder, "val", skipped, self.verify)
+        train, train_digest = self._open_split("train", meta, skipped)
+        val, val_digest = self._open_split("val", meta, skipped)
         skipped.report()
         return tokenizer, train, val, f"{train_digest[:32]}{val_digest[:32]}"
 
+    def _open_split(self, split: Split, meta: dict[str, Any], skipped: Skipped) -> tuple[TokenShards, str]:
+        """The readable shards of a split, and a fingerprint of their content."""
+        good, digest = [], hashlib.sha256()
+        for shard in meta["splits"][split]["shards"]:
+            file = self.folder / shard["file"]
+            if problem := _fault(file, shard, self.verify):
+                skipped.add(f"{file}: {problem}")
+            else:
+                good.append((file, shard["num_tokens"]))
+                digest.update(shard["sha256"].encode())
+        if not good:
+            missing = f"data.path: {self.folder} has no readable shard of the {split} split"
+            raise ConfigError([missing, *skipped.problems])
+        return TokenShards(good, meta["vocab_size"]), digest.hexdigest()
+
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The checked content of `meta.json`.
+    """The content of `meta.json`.
 
     Raises:
         ConfigError: the folder holds no token shards, or shards of another format.
@@ -123,48 +137,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"data.path: {folder} holds no meta.json; {_REMEDY}")
     try:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _check(meta)
+        found = meta["format"]
+        shards = [shard for split in SPLITS for shard in meta["splits"][split]["shards"]]
+        _ = meta["tokenizer"], meta["eos_token"], meta["vocab_size"]
+        _ = [(folder / shard["file"], shard["num_tokens"], shard["sha256"]) for shard in shards]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"data.path: {file} cannot be read ({error!r}); {_REMEDY} again") from error
+    if found != FORMAT:
+        raise ConfigError(f"data.path: {file} has format {found}, this version reads {FORMAT}; {_REMEDY} again")
     return meta
 
 
-def _check(meta: dict[str, Any]) -> None:
-    """Any error: the entries that reading needs are not there, or lead elsewhere."""
-    if meta["format"] != FORMAT:
-        raise ValueError(f"it has format {meta['format']}, this version reads {FORMAT}")
-    _ = meta["tokenizer"], meta["eos_token"], meta["vocab_size"]
-    for shard in (shard for facts in meta["splits"].values() for shard in facts["shards"]):
-        _ = shard["num_tokens"], shard["sha256"]
-        if Path(shard["file"]).name != shard["file"]:
-            raise ValueError(f"{shard['file']} is outside of the folder")
-
-
-def open_shards(folder: Path, split: Split, skipped: Skipped, verify: bool = True) -> tuple[TokenShards, str]:
-    """The readable shards of a split, and a fingerprint of their content.
-
-    A missing, short or altered shard is counted in `skipped` and left out. `verify=False` trusts the checksums.
-
-    Raises:
-        ConfigError: too many shards are bad, or none is left.
-    """
-    good, digest = [], hashlib.sha256()
-    meta = read_meta(folder)
-    for shard in meta["splits"].get(split, {"shards": []})["shards"]:
-        file = folder / shard["file"]
-        if problem := _fault(file, shard, verify):
-            skipped.add(f"{file}: {problem}")
-        else:
-            good.append((file, shard["num_tokens"]))
-            digest.update(shard["sha256"].encode())
-    if not good:
-        raise ConfigError([f"data.path: {folder} has no readable shard of the {split} split", *skipped.problems])
-    return TokenShards(good, meta["vocab_size"]), digest.hexdigest()
-
-
 def _fault(file: Path, shard: dict[str, Any], verify: bool) -> str | None:
-    if file.exists() and not file.is_file():  # opening a pipe would block for ever
-        return "is no regular file"
     try:
         tokens = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -194,13 +178,8 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write the tokens of both splits into `folder`, which is complete or not there, and return its meta.
 
-    Args:
-        pieces: gives the tokens of a split, end tokens included.
-        tokenizer: whose ids they are; they are stored as uint16 where they fit, else uint32.
-        folder: may exist if it is empty.
-        facts: more entries for the meta.
-        tokens_per_shard: a file ends with the piece that reaches it.
-        skipped: what was left out while `pieces` was read; recorded in the meta.
+    `pieces` gives the tokens of a split, end tokens included; `facts` are more entries for the meta, which also records
+    what was left out while `pieces` was read (`skipped`). A file ends with the piece that reaches `tokens_per_shard`.
 
     Raises:
         ConfigError: a split holds no document.
@@ -242,8 +221,9 @@ def _write_split(
     split: Split, pieces: Iterable[TokenPiece], folder: Path, dtype: np.dtype[Any], tokens_per_shard: int
 ) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
-    num_documents = num_bytes = num_buffered = 0
+    totals = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
     buffered: list[NDArray[Any]] = []
+    num_buffered = 0
 
     def flush() -> None:
         file = folder / f"{split}-{len(shards):05d}.npy"
@@ -253,16 +233,16 @@ def _write_split(
 
     for piece in pieces:
         buffered.append(piece.tokens.astype(dtype, copy=False))
-        num_documents += piece.num_documents
-        num_bytes += piece.num_bytes
         num_buffered += len(piece.tokens)
+        totals["num_tokens"] += len(piece.tokens)
+        totals["num_documents"] += piece.num_documents
+        totals["num_bytes"] += piece.num_bytes
         if num_buffered >= tokens_per_shard:
             flush()
             num_buffered = 0
     if num_buffered:
         flush()
-    if not num_documents:
+    if not totals["num_documents"]:
         remedy = "give more text, or for validation data.val_paths or a larger data.val_fraction"
         raise ConfigError(f"data: the {split} split holds no document; {remedy}")
-    num_tokens = sum(shard["num_tokens"] for shard in shards)
-    return {"shards": shards, "num_tokens": num_tokens, "num_documents": num_documents, "num_bytes": num_bytes}
+    return {"shards": shards, **totals}

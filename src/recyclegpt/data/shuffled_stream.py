@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader, HFStream
 from recyclegpt.data.packed_rows import State
 from recyclegpt.data.packing import Packing
-from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import is_readable
+from recyclegpt.data.source import Skipped
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -40,11 +38,11 @@ class StreamRows(IterableDataset[Batch]):
     _resumed: State | None = None
 
     def resume(self, state: State | None) -> None:
-        """See `TrainStream`."""
+        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
         self._resumed = state
 
     def merge(self, state: State | None, batch_state: State) -> State:
-        """See `TrainStream`: the newest state of each worker, and which one comes next."""
+        """The whole state of the rank once a batch has been trained on: the newest of each worker, and who is next."""
         workers = {**(state["workers"] if state else {}), batch_state["worker"]: batch_state}
         return {"workers": workers, "next_worker": (batch_state["worker"] + 1) % batch_state["num_workers"]}
 
@@ -59,15 +57,16 @@ class StreamRows(IterableDataset[Batch]):
     def _batches(self, worker: int, num_workers: int, state: State | None) -> Iterator[Batch]:
         part, num_parts = self.rank * num_workers + worker, self.world_size * num_workers
         rng = np.random.default_rng((self.seed, part))
-        rows = _Rows(self, part, num_parts)
+        place: State = {"num_rows": 0, "position": None, "tokens": np.empty(0, np.int32)}
         buffer = np.empty((0, self.packing.window), np.int32)
         names = np.empty(0, np.int64)
         number = 0
         if state is not None:
-            rows.load(state["rows"])
+            place = dict(state["rows"])
             rng.bit_generator.state = state["rng"]
             buffer, names = np.array(state["buffer"]), np.array(state["names"])
             number = state["batch"]
+        rows = self._windows(place, part, num_parts)
         while len(buffer) < self.source.shuffle_buffer:
             missing = self.source.shuffle_buffer - len(buffer)
             read = [next(rows) for _ in range(min(missing, 256))]
@@ -86,75 +85,42 @@ class StreamRows(IterableDataset[Batch]):
                 "batch": number,
                 "worker": worker,
                 "num_workers": num_workers,
-                "rows": rows.state(),
+                "rows": {**place, "tokens": place["tokens"].copy()},
                 "rng": rng.bit_generator.state,
                 "buffer": buffer.copy(),
                 "names": names.copy(),
             }
             yield Batch(views, documents, after, given)
 
+    def _windows(self, state: State, part: int, num_parts: int) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """Windows of one share of the documents, pass after pass, each with a number that no other share uses.
 
-class _Rows:
-    """Windows of one share of the documents, pass after pass, each with a number that no other share uses."""
-
-    def __init__(self, stream: StreamRows, part: int, num_parts: int) -> None:
-        self._stream = stream
-        self._part = part
-        self._num_parts = num_parts
-        self._num_passes = 0
-        self._num_rows = 0
-        self._position: Any = None
-        self._tokens: NDArray[np.int32] = np.empty(0, np.int32)
-        self._documents = self._read()
-
-    def state(self) -> State:
-        return {
-            "num_passes": self._num_passes,
-            "num_rows": self._num_rows,
-            "position": self._position,
-            "tokens": self._tokens.copy(),
-        }
-
-    def load(self, state: State) -> None:
-        self._num_passes = state["num_passes"]
-        self._num_rows = state["num_rows"]
-        self._position = state["position"]
-        self._tokens = np.array(state["tokens"])
-        self._documents = self._read()
-
-    def __next__(self) -> tuple[int, NDArray[np.int32]]:
-        packing = self._stream.packing
-        if len(self._tokens) < packing.window:
-            pieces, length = [self._tokens], len(self._tokens)
-            while length < packing.window:
-                pieces.append(next(self._documents))
-                length += len(pieces[-1])
-            self._tokens = np.concatenate(pieces)
-        window = self._tokens[: packing.window]
-        self._tokens = self._tokens[packing.row_length :]
-        name = self._part + self._num_parts * self._num_rows
-        self._num_rows += 1
-        return name, window
-
-    def _read(self) -> Iterator[NDArray[np.int32]]:
-        stream = self._stream
-        tokenizer = stream.tokenizer
+        `state` is kept up to date: how many windows there were, the position, and the tokens that fill none yet.
+        """
+        documents = self._documents(state, part, num_parts)
         while True:
-            found = self._position is not None
-            skipped = Skipped(stream.max_skipped, stream.source.name)
-            reader = DocumentReader(stream.source, "train", self._part, self._num_parts, self._position)
-            for record, position in reader:
-                self._position = position
-                if not is_readable(record, skipped):
-                    continue
-                found = True
-                yield np.array(tokenizer.encode_document(record.text), np.int32)
+            pieces, length = [state["tokens"]], len(state["tokens"])
+            while length < self.packing.window:
+                pieces.append(next(documents))
+                length += len(pieces[-1])
+            tokens = np.concatenate(pieces)
+            state["tokens"] = tokens[self.packing.row_length :]
+            state["num_rows"] += 1
+            yield part + num_parts * (state["num_rows"] - 1), tokens[: self.packing.window]
+
+    def _documents(self, state: State, part: int, num_parts: int) -> Iterator[NDArray[np.int32]]:
+        while True:
+            found = state["position"] is not None
+            skipped = Skipped(self.max_skipped, self.source.name)
+            for record, position in DocumentReader(self.source, "train", part, num_parts, state["position"]):
+                state["position"] = position
+                if skipped.is_readable(record):
+                    found = True
+                    yield np.array(self.tokenizer.encode_document(record.text), np.int32)
             skipped.report()
             if not found:
-                share = f"part {self._part + 1} of {self._num_parts}"
                 raise ConfigError(
-                    f"data.name: {share} of {stream.source.name} has no training document; "
+                    f"data.name: part {part + 1} of {num_parts} of {self.source.name} has no training document; "
                     "use fewer workers or ranks, or fewer data.num_val_documents"
                 )
-            self._num_passes += 1
-            self._position = None
+            state["position"] = None

@@ -41,8 +41,9 @@ class PythonStdlib:
         """
         found = []
         for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and is_portable(name)]
-            paths = (Path(folder, name) for name in names if name.endswith(".py") and is_portable(name))
+            skipped = {name for name in (*folders, *names) if name.startswith(_SKIPPED_PREFIXES)} | _SKIPPED_FOLDERS
+            folders[:] = [name for name in folders if name not in skipped]
+            paths = (Path(folder, name) for name in names if name.endswith(".py") and name not in skipped)
             found += [path for path in paths if path.stat().st_size > 0]
         if not found:
             raise ConfigError(f"data: {self.root} holds no Python source; use data=text_files data.paths=[...] instead")
@@ -68,11 +69,6 @@ class PythonStdlib:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def is_portable(name: str) -> bool:
-    """Whether a file or folder of this name is the same on every machine."""
-    return not name.startswith(_SKIPPED_PREFIXES)
 
 
 def _split_of(relative: str) -> Split:

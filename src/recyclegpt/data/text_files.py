@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recyclegpt.data.readers import read_jsonl, read_parquet, read_text, tail_start
+from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
 from recyclegpt.data.source import Record, Split, sha256_of
 from recyclegpt.errors import ConfigError
 
@@ -65,10 +65,7 @@ class TextFiles:
         self.field = field
 
     def fingerprint(self) -> str:
-        """sha256 of names, contents and the rule that divides them.
-
-        Reads every file each time; for large corpora run `recyclegpt tokenize` once.
-        """
+        """sha256 of names, contents and the rule that divides them. Reads every file each time."""
         digest = hashlib.sha256(json.dumps([self.kind, 1, self.val_fraction, self.field]).encode())
         for role, files in (("train", self.files), ("val", self.val_files or [])):
             for file in files:
@@ -98,23 +95,14 @@ class TextFiles:
                 if (next(text_number) % period == 1) == (split == "val"):
                     yield from self._read(file)
             else:
-                yield from self._read_part(file, split)
+                yield from self._read(file, split)
 
-    def _read(self, file: Path) -> Iterator[Record]:
+    def _read(self, file: Path, split: Split | None = None) -> Iterator[Record]:
         if file.suffix.lower() in _JSONL:
             return read_jsonl(file, self.field)
         if file.suffix.lower() in _PARQUET:
             return read_parquet(file, self.field)
-        return read_text(file)
-
-    def _read_part(self, file: Path, split: Split) -> Iterator[Record]:
-        try:
-            cut = tail_start(file, self.val_fraction)
-        except OSError:
-            cut = None
-        if cut is None:  # unreadable, or without a line end in its tail: all of it is for training
-            return self._read(file) if split == "train" else iter(())
-        return read_text(file, stop=cut) if split == "train" else read_text(file, start=cut)
+        return read_text(file, split, self.val_fraction)
 
 
 def _holds_rows(file: Path) -> bool:

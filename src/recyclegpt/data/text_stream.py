@@ -1,8 +1,44 @@
-"""Token ids to text, one id at a time."""
+"""What tokens stand for: their text, one id at a time, and how many bytes of it each is."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""A token that stands for one byte of a character without a token of its own (`<0xE4>`)."""
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that byte-level tokenizers write for each of the 256 bytes (GPT-2's table)."""
+    symbols = sorted(ByteLevel.alphabet())
+    printable = {ord(symbol): symbol for symbol in symbols if ord(symbol) < 256}
+    others = iter(symbols[len(printable) :])
+    return [printable.get(byte) or next(others) for byte in range(256)]
+
+
+def count_bytes(tokenizer: Tokenizer, content: dict[str, Any], vocab_size: int) -> NDArray[np.int64]:
+    """Bytes of UTF-8 text of each id, `(V,)`; special tokens and unused ids stand for none."""
+    is_byte_level = '"type": "ByteLevel"' in json.dumps(content.get("decoder"))
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    num_bytes = np.zeros(vocab_size, np.int64)
+    symbols = set(ByteLevel.alphabet())
+    for piece, token_id in vocab.items():
+        if is_byte_level and symbols.issuperset(piece):
+            num_bytes[token_id] = len(piece)
+        else:
+            num_bytes[token_id] = 1 if BYTE_PIECE.fullmatch(piece) else len(piece.replace("▁", " ").encode())
+    num_bytes[vocab.get(content["model"].get("unk_token"), [])] = 0
+    for added in content["added_tokens"]:
+        num_bytes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return num_bytes
 
 
 class TextStream:

@@ -133,7 +133,7 @@ def test_state_of_another_run_is_refused_with_every_difference(text: Path) -> No
     assert "model.context_length: the checkpoint was trained with 16, this run has 8" in caught.value.problems[0]
     with pytest.raises(ConfigError, match="format 99"):
         make(text).load_state_dict({"format": 99})
-    with pytest.raises(ConfigError, match=r"written by 2 process\(es\), this run has 1"):
+    with pytest.raises(ConfigError, match="number of processes: the checkpoint was trained with 2, this run has 1"):
         make(text).load_state_dict({**state, "world_size": 2, "ranks": state["ranks"] * 2})
     text.write_text(text.read_text() + "one more line\n")
     with pytest.raises(ConfigError, match="data: its files have changed"):
@@ -207,8 +207,8 @@ def test_bad_settings_are_all_named(text: Path) -> None:
         "data.num_workers",
         "data.tokenizer",
     ]
-    with pytest.raises(ConfigError, match=r"row_length: 0.*num_views: 1"):
-        make(text, row_length=0, num_views=1)
+    with pytest.raises(ConfigError, match="row_length: 0"):
+        make(text, row_length=0)
     data = TextDataModule(TextFiles([str(text)]), TokenizerConfig("byte"), 4, cache_dir=text.parent)
     with pytest.raises(RuntimeError, match="connect"):
         data.train_dataloader()

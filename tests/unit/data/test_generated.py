@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,8 @@ def piece(split: Split, number: int) -> GeneratedPiece:
     return GeneratedPiece(tokens, np.array([len(text), 2]), np.array([0, 1]))
 
 
-def corpus(folder: Path, **changes: object) -> GeneratedCorpus:
-    made_with = {"torch": changes.pop("torch", "1")}
-    return GeneratedCorpus(folder, {**IDENTITY, **changes}, made_with)
+def corpus(folder: Path) -> GeneratedCorpus:
+    return GeneratedCorpus(folder, IDENTITY)
 
 
 def write(folder: Path, upto: int = 4, tokens_per_shard: int = 1 << 20) -> int:
@@ -98,7 +96,7 @@ def test_a_piece_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
 def test_another_corpus_is_refused_with_every_difference(tmp_path: Path, state: str) -> None:
     write(tmp_path / "out", upto=4 if state == "finished" else 1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    other = GeneratedCorpus(tmp_path / "out", {**IDENTITY, "decoding.temperature": 0.5, "checkpoint": "b" * 64}, {})
+    other = GeneratedCorpus(tmp_path / "out", {**IDENTITY, "decoding.temperature": 0.5, "checkpoint": "b" * 64})
     with pytest.raises(ConfigError) as caught:
         other.finished() if state == "finished" else other.writing().__enter__()
     problems = caught.value.problems
@@ -136,11 +134,3 @@ def test_two_processes_do_not_write_the_same(tmp_path: Path) -> None:
         corpus(tmp_path / "out").writing(),
     ):
         pass
-
-
-def test_other_versions_resume_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(tmp_path / "out", upto=1)
-    later = corpus(tmp_path / "out", torch="2")
-    with caplog.at_level(logging.WARNING), later.writing():
-        assert later.made_with == {"torch": "1"}
-    assert "started with {'torch': '1'} and resumes with {'torch': '2'}" in caplog.text

@@ -3,14 +3,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from recyclegpt.data import HFStream, Packing, TextTokenizer, hf_stream
+from recyclegpt.data import HFStream, Packing, TextTokenizer
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.hf_stream import DocumentReader
 from recyclegpt.data.loaders import TrainLoader
@@ -20,11 +19,6 @@ from recyclegpt.errors import ConfigError
 
 TOKENIZER = TextTokenizer.bytes()
 NUM_DOCUMENTS = 60
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_stream, "RETRY_WAIT_S", 0.0)
 
 
 @pytest.fixture
@@ -103,51 +97,6 @@ def test_a_damaged_file_stops_with_its_dataset_named(folder: Path) -> None:
     (folder / "train-0.jsonl").write_text('{"text": "good"}\n{"text": "cut o')
     with pytest.raises(ConfigError, match=r"data\.name: json cannot be read"):
         list(source(folder).records("train"))
-
-
-class Failing:
-    """A dataset whose connection fails every third document."""
-
-    def __init__(self, dataset: Any, error: Exception) -> None:
-        self.dataset = dataset
-        self.error = error
-        self.num_slots_read = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.dataset, name)
-
-    def iter(self, batch_size: int) -> Iterator[Any]:
-        for batch in self.dataset.iter(batch_size):
-            self.num_slots_read += 1
-            if self.num_slots_read % 3 == 0:
-                raise self.error
-            yield batch
-
-
-def test_a_failing_connection_loses_and_repeats_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [record.text for record in source(folder).records("train")]
-    stream = source(folder)
-    load = stream.load
-    monkeypatch.setattr(stream, "load", lambda split: Failing(load(split), ConnectionResetError("gone")))
-    assert read(DocumentReader(stream, "train")) == expected
-    monkeypatch.setattr(stream, "load", lambda split: Failing(load(split), KeyError("bug")))
-    with pytest.raises(KeyError):
-        read(DocumentReader(stream, "train"))
-
-
-def test_retries_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_stream, "MAX_RETRIES", 2)
-    stream = source(folder)
-    calls = []
-
-    def fail(split: str) -> Any:
-        calls.append(split)
-        raise TimeoutError("slow")
-
-    monkeypatch.setattr(stream, "load", fail)
-    with pytest.raises(ConfigError, match="after 3 tries"):
-        list(DocumentReader(stream, "val"))
-    assert len(calls) == 3
 
 
 def rows(folder: Path, rank: int = 0, world_size: int = 1, **settings: Any) -> StreamRows:

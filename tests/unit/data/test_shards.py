@@ -15,8 +15,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
 from recyclegpt.data import corpus as tokenizing
 from recyclegpt.data.corpus import build_shards, build_tokenizer, token_pieces
-from recyclegpt.data.shards import TokenShards, open_shards, write_shards
-from recyclegpt.data.skipped import Skipped
+from recyclegpt.data.shards import TokenShards, write_shards
 from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
 
@@ -182,4 +181,3 @@ def test_large_vocabularies_get_four_bytes(tmp_path: Path) -> None:
 
     folder = build_shards(CORPUS, "x", Large(TextTokenizer.bytes()._tokenizer), tmp_path, 0)
     assert np.load(folder / "train-00000.npy").dtype == np.uint32
-    assert open_shards(folder, "train", Skipped(0))[0].num_tokens

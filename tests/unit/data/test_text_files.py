@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recyclegpt.data import TextFiles, readers
-from recyclegpt.data.skipped import Skipped
-from recyclegpt.data.source import EMPTY, documents
+from recyclegpt.data.source import EMPTY, Skipped, Split, documents
 from recyclegpt.errors import ConfigError
 
 
@@ -150,7 +149,7 @@ def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert problems(records) == [f"{file}:2: byte 0xe9 is not UTF-8"]
     file.write_bytes(b"ok\nPK\0\1")
     assert problems(readers.read_text(file)) == [
-        f"{file}:2: a NUL byte, so this is not a text file; left out from this line on"
+        f"{file}:2: a NUL byte, so not a text file; left out from this line on"
     ]
     file.write_bytes(b"")
     assert problems(readers.read_text(file)) == [f"{EMPTY}{file}"]
@@ -168,9 +167,7 @@ def test_large_files_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     raw = file.read_bytes().replace(b"line 20 \xc3", b"line 20 \xff")
     file.write_bytes(raw)
     assert problems(readers.read_text(file)) == [f"{file}:21: byte 0xff is not UTF-8"]
-    cut = readers.tail_start(file, 0.4)
-    assert cut is not None
-    assert problems(readers.read_text(file, start=cut)) == [f"{file}:21: byte 0xff is not UTF-8"]
+    assert problems(readers.read_text(file, "val", 0.4)) == [f"{file}:21: byte 0xff is not UTF-8"]
 
 
 @given(st.lists(st.text("ab\u00e9\n", min_size=1), min_size=1, max_size=8), st.floats(0.01, 0.9))
@@ -179,15 +176,11 @@ def test_head_and_tail_are_the_whole(
 ) -> None:
     file = tmp_path_factory.mktemp("text") / "a.txt"
     file.write_bytes("".join(parts).encode())
-    cut = readers.tail_start(file, fraction)
-    if cut is None:
-        return
 
-    def together(records: object) -> str:
-        return "".join(record.text for record in records)  # type: ignore[attr-defined]
+    def together(split: Split) -> str:
+        return "".join(record.text for record in readers.read_text(file, split, fraction))
 
-    head, tail = readers.read_text(file, stop=cut), readers.read_text(file, start=cut)
-    assert together(head) + together(tail) == "".join(parts)
+    assert together("train") + together("val") == "".join(parts)
 
 
 def test_skipping_stops_at_the_limit_and_names_everything(tmp_path: Path) -> None:
