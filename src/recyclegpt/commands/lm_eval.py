@@ -79,7 +79,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     )  # fmt: skip
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
-        if trained.model.recyclable is None and strategy.num_recycled:
+        if trained.model.recyclable is None and strategy.needs_module:
             log.warning("the model has no recyclable module, so texts are written autoregressively")
             strategy = Autoregressive()
         decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)

@@ -23,7 +23,9 @@ class DecodingConfig:
     num_recycled: int = 1
     """Tokens drafted per backbone pass, 1 to 8; vLLM calls it `num_speculative_tokens`."""
     confidence_threshold: float = 0.0
-    """Draft only while the drafter's largest probability is above this: 0 always, 1 never."""
+    """Draft only while the module's largest probability is above this: 0 always, 1 never."""
+    drafter: str = "module"
+    """`module`, `ngram` (lookup in prompt and text; needs no module) or `ngram+module` (lookup first)."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int | None = None
@@ -59,7 +61,7 @@ class DecodingConfig:
 
     def make_strategy(self) -> Strategy:
         """The strategy of this name and these numbers."""
-        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
+        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold, self.drafter)
 
     def sampling(self) -> SamplingConfig:
         """How a token is chosen from logits."""

@@ -203,10 +203,10 @@ class Decoder:
                 )
         if max_new_tokens < 0:
             problems.append(f"max_new_tokens: {max_new_tokens} is negative")
-        if strategy.num_recycled and self.model.recyclable is None:
+        if strategy.needs_module and self.model.recyclable is None:
             problems.append(
                 f"strategy: {strategy.name} needs a recyclable module and this model has none (recycle.num_layers=0); "
-                "use autoregressive"
+                "use autoregressive, or drafter=ngram"
             )
         if problems:
             raise ConfigError(problems)

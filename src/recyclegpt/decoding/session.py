@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recyclegpt.decoding.drafters import make_drafter
-from recyclegpt.decoding.drafters.module import ModelPass
+from recyclegpt.decoding.drafters.module import EARLY_EXIT_DEVICES, ModelPass
 from recyclegpt.decoding.sampling import Sampler, most_likely, penalised
 from recyclegpt.decoding.strategies import DraftTokens, Strategy, VerifyLogits
 from recyclegpt.decoding.text_buffer import TextBuffer, row_at
@@ -102,14 +102,17 @@ class Session:
     def step(self, num_slots_read: int) -> None:
         """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result."""
         text, drafter = self.text, self.drafter
-        positions_BT = text.position_B[:, None] + self.block_T
+        # Cloned, since the drafter counts its next tokens in place before this step is recorded.
+        count_B = torch.zeros_like(text.position_B) if drafter is None else drafter.num_drafted_B.clone()
+        block_T = self.block_T
+        if drafter is not None and self.device.type in EARLY_EXIT_DEVICES:
+            block_T = block_T[: int(count_B.max()) + 1]  # rows that nobody drafted are not read
+        positions_BT = text.position_B[:, None] + block_T
         block_BT = text.tokens_BS.gather(1, positions_BT)
         hidden_BTC = self.backbone_states(block_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
         logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
-        # Cloned, since the drafter counts its next tokens in place before this step is recorded.
-        count_B = torch.zeros_like(text.position_B) if drafter is None else drafter.num_drafted_B.clone()
         drafts = DraftTokens(block_BT[:, 1:], count_B, None if drafter is None else drafter.distributions_BmV)
         accepted_B, token_B = self.strategy.verify(VerifyLogits(logits_BTV, best_BT, seen_BTV), drafts, self.sampler)
         # A row that has ended stays where it is; what it writes there was handed out already.
@@ -118,7 +121,7 @@ class Session:
         if drafter is None:
             self.record.position.copy_(text.position_B)
             return
-        matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (self.block_T[:-1] < count_B[:, None])
+        matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
         drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read)
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)

@@ -63,6 +63,12 @@ def test_verified_sampling_has_the_backbones_distribution(num_recycled: int, sam
     assert p_value(model, Verified(num_recycled), sampling) > 1e-3
 
 
+@pytest.mark.parametrize("drafter", ["ngram", "ngram+module"])
+def test_whoever_drafts_sampled_text_has_the_backbones_distribution(drafter: str) -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+    assert p_value(model, Verified(2, drafter=drafter), SamplingConfig(temperature=1.0)) > 1e-3
+
+
 def test_the_chi_square_test_can_fail() -> None:
     model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
     sampling = SamplingConfig(temperature=1.0)

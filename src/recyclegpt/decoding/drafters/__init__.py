@@ -1,6 +1,6 @@
-"""What proposes tokens for the backbone to verify. Today that is the recyclable module.
+"""What proposes tokens for the backbone to verify: the recyclable module, n-gram lookup, or both.
 
-To add another one (n-gram lookup, further heads), implement `Drafter` in a file of its own and choose it in
+To add another one, implement `Drafter` in a file of its own, name it in `strategies.DRAFTERS` and choose it in
 `make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
 """
 
@@ -11,12 +11,13 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
+from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import RecycleGPT
 
-__all__ = ["Drafter", "ModuleDrafter", "make_drafter"]
+__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
 
 
 class Drafter(Protocol):
@@ -43,4 +44,7 @@ def make_drafter(
     model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
-    return ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.num_recycled else None
+    if not strategy.num_recycled:
+        return None
+    module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
