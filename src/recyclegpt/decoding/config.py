@@ -32,7 +32,8 @@ class DecodingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """These four as in `SamplingConfig`."""
+    coupled: bool = True
+    """These five as in `SamplingConfig`."""
     max_new_tokens: int = 200
     stop: list[str] = field(default_factory=list)
     """Strings that end the text."""
@@ -65,4 +66,6 @@ class DecodingConfig:
 
     def sampling(self) -> SamplingConfig:
         """How a token is chosen from logits."""
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        return SamplingConfig(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.coupled
+        )

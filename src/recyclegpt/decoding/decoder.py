@@ -165,7 +165,7 @@ class Decoder:
         key = (strategy, sampler.config, batch, num_slots)
         if key in self._idle:
             session, graphed = self._idle.pop(key)
-            session.sampler.generators = sampler.generators
+            session.sampler.take(sampler.generators)
             return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.backbone_states, self.recycle)
         return key, session, GraphedStep(session.step, session.state) if self.use_graphs else session.step

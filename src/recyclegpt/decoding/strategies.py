@@ -26,7 +26,7 @@ class DraftTokens(NamedTuple):
     tokens_Bm: Tensor
     count_B: Tensor
     distributions_BmV: Tensor | None
-    """What each was drawn from; None when greedy."""
+    """What each was drawn from under rejection sampling, else None."""
 
 
 class VerifyLogits(NamedTuple):
@@ -34,7 +34,9 @@ class VerifyLogits(NamedTuple):
 
     logits_BTV: Tensor
     best_BT: Tensor
-    """The most likely token after each, repetition penalty applied: what greedy decoding writes."""
+    """The most likely token after each, repetition penalty applied."""
+    chosen_BT: Tensor | None
+    """What autoregressive decoding writes after each; None under rejection sampling, which draws later."""
     seen_BTV: Tensor | None
     """Which tokens the text holds up to each row, for the repetition penalty; None without one."""
 
@@ -118,7 +120,8 @@ class Alternating(Strategy):
 class Verified(Strategy):
     """The backbone pass that reads the drafted tokens also verifies them. 1 + accepted tokens per pass, lossless.
 
-    Greedy decoding accepts a token that is the argmax. Sampling accepts it with probability min(1, p / q) and draws the
+    A drafted token is accepted if autoregressive decoding would write it: the argmax, or in coupled sampling the token
+    that the noise of its position picks. Rejection sampling accepts it with probability min(1, p / q) and draws the
     next from what is left of p, so the text has exactly the backbone's distribution (Leviathan et al., arXiv
     2211.17192; Chen et al., arXiv 2302.01318).
 
@@ -133,9 +136,10 @@ class Verified(Strategy):
         tokens_Bm, count_B, q_BmV = drafts
         m = tokens_Bm.shape[1]  # fewer than `num_recycled` where no row has more
         drafted_Bm = torch.arange(m, device=count_B.device) < count_B[:, None]
-        if q_BmV is None:
-            accepted_B = _leading(drafted_Bm & (backbone.best_BT[:, :-1] == tokens_Bm))
+        if backbone.chosen_BT is not None:
+            accepted_B = _leading(drafted_Bm & (backbone.chosen_BT[:, :-1] == tokens_Bm))
             return accepted_B, _choose(backbone, accepted_B, sampler)
+        assert q_BmV is not None
         q_BmV = q_BmV[:, :m]
         p_BTV = processed_probabilities(backbone.logits_BTV, sampler.config, backbone.seen_BTV)
         p_Bm = p_BTV[:, :-1].gather(2, tokens_Bm[..., None]).squeeze(2)
@@ -168,10 +172,10 @@ def make_strategy(
 
 def _choose(backbone: VerifyLogits, accepted_B: Tensor, sampler: Sampler) -> Tensor:
     """The backbone's own token after the first `accepted_B` drafted ones, `(B,)`."""
-    if sampler.config.greedy:
-        return backbone.best_BT.gather(1, accepted_B[:, None]).squeeze(1)
+    if backbone.chosen_BT is not None:
+        return backbone.chosen_BT.gather(1, accepted_B[:, None]).squeeze(1)
     seen_BV = None if backbone.seen_BTV is None else row_at(backbone.seen_BTV, accepted_B)
-    return sampler.choose(row_at(backbone.logits_BTV, accepted_B), 0, seen_BV)[0]
+    return sampler.pick(processed_probabilities(row_at(backbone.logits_BTV, accepted_B), sampler.config, seen_BV), 0)
 
 
 def _leading(accepted_Bm: Tensor) -> Tensor:

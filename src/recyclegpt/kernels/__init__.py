@@ -115,6 +115,12 @@ def most_likely(x_nV: Tensor) -> Tensor:
     return result
 
 
+def exponential_noise(keys_n2: Tensor, vocab_size: int) -> Tensor:
+    """Exponential noise `(n, V)` in fp32, each number a hash of a row's two 32-bit keys and a token id."""
+    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), vocab_size)
+    return result
+
+
 def rotate_store(
     qkv_BTND: Tensor, cos_SD: Tensor, sin_SD: Tensor, positions_BT: Tensor, key_BGSD: Tensor, value_BGSD: Tensor
 ) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recyclegpt.decoding import Autoregressive, Decoder, Verified
+from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Verified
 from recyclegpt.decoding.drafters.ngram import look_up
 from recyclegpt.decoding.strategies import DRAFTERS
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -42,21 +42,26 @@ def test_lookup_equals_a_search_by_hand(texts: list[list[int]], num: int) -> Non
         assert not expected or tokens[row].tolist() == expected
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1000),
     num_recycled=st.integers(1, 5),
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     drafter=st.sampled_from(DRAFTERS),
+    sampling=st.sampled_from(
+        [SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, top_p=0.9, repetition_penalty=1.3)]
+    ),
+    confidence=st.sampled_from([0.0, 0.3]),
 )
 def test_every_drafter_writes_the_autoregressive_text(
-    seed: int, num_recycled: int, lengths: list[int], drafter: str
+    seed: int, num_recycled: int, lengths: list[int], drafter: str, sampling: SamplingConfig, confidence: float
 ) -> None:
+    """Greedy text and, with coupled sampling, sampled text too."""
     decoder = Decoder(random_model(seed, vocab_size=7))
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(7, (length,), generator=generator).tolist() for length in lengths]
-    exact = decoder.generate(prompts, Verified(num_recycled, drafter=drafter), 40, stop_tokens=[3])
-    plain = decoder.generate(prompts, Autoregressive(), 40, stop_tokens=[3])
+    exact = decoder.generate(prompts, Verified(num_recycled, confidence, drafter), 40, sampling, [3], seed)
+    plain = decoder.generate(prompts, Autoregressive(), 40, sampling, [3], seed)
     assert exact.tokens == plain.tokens
     assert exact.finish == plain.finish
 

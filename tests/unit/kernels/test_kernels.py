@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from recyclegpt import kernels
 from recyclegpt.decoding import Decoder, Verified, fuse
 from recyclegpt.decoding.cpu_layers import KernelLayer
+from recyclegpt.decoding.sampling import exponential_noise
 from recyclegpt.errors import ConfigError
 from recyclegpt.kernels import build
 from recyclegpt.models.rope import Rotary, rotate
@@ -184,6 +185,17 @@ def test_most_likely_is_the_first_of_the_largest(dtype: torch.dtype, width: int)
     first = (x == x.amax(dim=-1, keepdim=True)).int().argmax(dim=-1)
     first[4] = width // 2
     assert torch.equal(kernels.most_likely(x), first)
+
+
+def test_exponential_noise_is_that_of_torchs_operators() -> None:
+    keys = torch.randint(2**32, (7, 3, 2))
+    found = exponential_noise(keys, 1003)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "are_loaded", lambda: False)
+        expected = exponential_noise(keys, 1003)
+    decides = expected < 1  # torch takes the large ones from a difference in fp32
+    torch.testing.assert_close(found[decides], expected[decides], rtol=3e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -26,7 +26,10 @@ class Drafter(Protocol):
     num_drafted_B: Tensor
     """How many of the m tokens of each row the drafter proposes."""
     distributions_BmV: Tensor | None
-    """What each was drawn from; None where the sampler is greedy or nothing is verified."""
+    """What each was drawn from, for rejection sampling; else None."""
+
+    exits_early: bool
+    """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.

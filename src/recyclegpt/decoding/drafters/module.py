@@ -38,7 +38,7 @@ class ModuleDrafter:
         self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.distributions_BmV: Tensor | None = None
-        if strategy.lossless and not sampler.config.greedy:
+        if strategy.lossless and sampler.rejects:
             shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
             self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
 
@@ -64,7 +64,7 @@ class ModuleDrafter:
             seen_BV: Tensor | None = None
             if self.sampler.config.penalises:
                 seen_BV = self.text.seen((position_B - 1)[:, None])[:, 0]
-            token_B, distribution_BV = self.sampler.choose(logits_BV, number, seen_BV)
+            token_B, distribution_BV = self.sampler.choose(logits_BV, number, position_B, seen_BV)
             self.text.write(position_B, token_B)
             if self.distributions_BmV is not None and distribution_BV is not None:
                 self.distributions_BmV[:, number - 1] = distribution_BV

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.module import ModuleDrafter
+from recyclegpt.decoding.drafters.module import EARLY_EXIT_DEVICES, ModuleDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -43,8 +43,8 @@ def look_up(text: TextBuffer, num: int, num_slots_read: int) -> tuple[Tensor, Te
 class NgramDrafter:
     """Implements `Drafter`. Rows without a match draft nothing, or what the recyclable module drafts if there is one.
 
-    A drafted token is certain, so its distribution is 1 at that token: verified sampling accepts it with the backbone's
-    probability.
+    A drafted token is certain, so its distribution is 1 at that token: rejection sampling accepts it with the
+    backbone's probability.
     """
 
     def __init__(self, strategy: Strategy, sampler: Sampler, text: TextBuffer, module: ModuleDrafter | None) -> None:
@@ -52,10 +52,11 @@ class NgramDrafter:
         self.text, self.m, self.module = text, strategy.num_recycled, module
         batch, device = len(text.tokens_BS), text.device
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=device)
+        self.exits_early = device.type in EARLY_EXIT_DEVICES
         self.distributions_BmV: Tensor | None = None
         if module is not None:
             self.num_drafted_B, self.distributions_BmV = module.num_drafted_B, module.distributions_BmV
-        elif strategy.lossless and not sampler.config.greedy:
+        elif strategy.lossless and sampler.rejects:
             self.distributions_BmV = torch.zeros(batch, self.m, text.vocab_size, device=device)
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
@@ -66,7 +67,7 @@ class NgramDrafter:
             self.num_drafted_B.copy_(found_B * self.m)
         else:
             state_BC = self.module.read(hidden_BTC, positions_BT, newest_B, num_slots_read)
-            if not (self.module.exits_early and bool(found_B.all())):
+            if not (self.exits_early and bool(found_B.all())):
                 self.module.propose(state_BC, num_slots_read)
             tokens_Bm = torch.where(found_B[:, None], tokens_Bm, self.text.tokens_BS.gather(1, places_Bm))
             self.num_drafted_B.masked_fill_(found_B, self.m)
