@@ -33,6 +33,7 @@ class BenchConfig:
 
     strategies: tuple[str, ...] = ("autoregressive", "alternating", "verified")
     num_recycled: tuple[int, ...] = (1,)
+    drafters: tuple[str, ...] = ("module",)
     batch: tuple[int, ...] = (1,)
     prompt_tokens: tuple[int, ...] = (64,)
     new_tokens: tuple[int, ...] = (128,)
@@ -43,6 +44,17 @@ class BenchConfig:
     seed: int = 1
     dtype_name: str = "bfloat16"
     """Name for the rows: with int8 weights the model's states have another dtype."""
+
+    def decoders(self, has_module: bool) -> list[Strategy]:
+        """All that draft, by this model: alternating decoding with the module, verified decoding with each drafter."""
+        made = [
+            make_strategy(name, m, drafter=drafter)
+            for m in self.num_recycled
+            for name in self.strategies
+            if name != "autoregressive"
+            for drafter in (self.drafters if name == "verified" else ("module",))
+        ]
+        return [strategy for strategy in made if has_module or not strategy.needs_module]
 
 
 def bench(
@@ -121,16 +133,17 @@ class _Group:
         return memory
 
     def _strategies(self) -> dict[str, Strategy]:
-        """By unique names, the baseline first; only a model with a module gets the others."""
+        """By unique names, the baseline first; without a module only what needs none."""
         made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
-        if self.decoder.model.recyclable is None:
-            return made
-        for m, name in itertools.product(self.config.num_recycled, self.config.strategies):
-            if name == "verified" and self.config.acceptance is not None:
+        for strategy in self.config.decoders(self.decoder.model.recyclable is not None):
+            name = f"{strategy.name} {strategy.num_recycled} {strategy.drafter}"
+            if strategy.name == "verified" and strategy.needs_module and self.config.acceptance is not None:
                 for share in self.config.acceptance:
-                    made[f"verified {m} at {share}"] = SimulatedAcceptance(m, probability=share)
-            elif name != "autoregressive":
-                made[f"{name} {m}"] = make_strategy(name, m)
+                    made[f"{name} at {share}"] = SimulatedAcceptance(
+                        strategy.num_recycled, drafter=strategy.drafter, probability=share
+                    )
+            else:
+                made[name] = strategy
         return made
 
     def _timers(self) -> dict[int, PassTimer]:
@@ -145,11 +158,12 @@ class _Group:
         model, m, counts = self.decoder.model, strategy.num_recycled, speed.counts
         share = counts.acceptance or 0.0
         row = self._common(strategy.name, m, self.decoder.compiled, speed, baseline)
-        if costs is not None:
+        row["drafter"] = strategy.drafter if m else None
+        if costs is not None and strategy.drafter == "module":
             row |= {name: getattr(costs, name) for name in COSTS}
             row |= {"ceiling_measured": costs.ceiling(share), "ceiling_bytes": byte_ceiling(model, m, share)}
         # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
-        step_bytes = backbone_bytes(model) + m * module_bytes(model)
+        step_bytes = backbone_bytes(model) + (m * module_bytes(model) if strategy.needs_module else 0)
         return row | {
             "acceptance": counts.acceptance,
             "mean_accepted_length": counts.mean_accepted_length,

@@ -35,7 +35,7 @@ from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
 COLUMNS = {
-    "strategy": "strategy", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
+    "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
     "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "tokens_per_s": "tokens/s",
     "speedup": "speedup", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "acceptance": "acceptance",
     "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
@@ -67,10 +67,11 @@ class GridSettings(BenchConfig):
             for name, value in vars(self).items()
             if value in ((), []) and name != "baselines"
         ]
-        for name, num_recycled in itertools.product(self.strategies, self.num_recycled):
+        for name, num_recycled, drafter in itertools.product(self.strategies, self.num_recycled, self.drafters):
             with problems.under():
-                make_strategy(name, num_recycled)
-        problems.found = [re.sub("^strategy:", "strategies:", problem) for problem in problems.found]
+                make_strategy(name, num_recycled, drafter=drafter)
+        for one, many in (("strategy:", "strategies:"), ("drafter:", "drafters:")):
+            problems.found = [re.sub(f"^{one}", many, problem) for problem in dict.fromkeys(problems.found)]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
         problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
         problems.found += [

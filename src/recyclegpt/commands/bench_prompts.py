@@ -15,7 +15,7 @@ from recyclegpt.commands.bench_grid import Grid
 from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
-from recyclegpt.decoding import Decoder, make_strategy
+from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
@@ -23,7 +23,7 @@ from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models.parameter_count import model_facts
 
 COLUMNS = {
-    "category": "category", "strategy": "strategy", "num_recycled": "m", "num_prompts": "prompts",
+    "category": "category", "strategy": "strategy", "drafter": "drafter", "num_recycled": "m", "num_prompts": "prompts",
     "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
     "mean_accepted_length": "mean accepted length", "acceptance": "acceptance", "agreement": "agreement",
     "equal": "equal",
@@ -54,10 +54,11 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     reading, found = read_settings(PromptSettings, cfg), read_prompts(cfg.prompts)
     trained = load_trained(cfg.checkpoint, grid.device)
     model, tokenizer = trained.model, trained.tokenizer
-    if model.recyclable is None:
+    strategies = settings.decoders(model.recyclable is not None)
+    if not strategies:
         raise ConfigError(
-            "checkpoint: the model has no recyclable module, so there is no decoder to compare; train a module with "
-            "`recyclegpt adapt` or `recyclegpt train`"
+            "checkpoint: the model has no recyclable module, so there is no decoder to compare; give "
+            "bench.drafters=[ngram], or train a module with `recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
     rows = encode_prompts(tokenizer, found, reading)
@@ -67,8 +68,6 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
         by_category[prompt.category].append(row)
     facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=True)
-    names = [name for name in settings.strategies if name != "autoregressive"]
-    strategies = [make_strategy(name, m) for m in settings.num_recycled for name in names]
     document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
