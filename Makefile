@@ -17,12 +17,12 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reord
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check soak format bench gpu-report tensorboard lock clean FORCE
+.PHONY: help install train test check soak format bench gpu-report notebook tensorboard lock clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  ARGS="..."        more arguments for train, test, bench, gpu-report, tensorboard or lock'
+	@echo '  ARGS="..."        more arguments for train, test, bench, gpu-report, notebook, tensorboard or lock'
 	@echo '  JOBS=...          test files that run side by side (2)'
 	@echo '  PYTHON=...        Python 3.11, 3.12 or 3.13 for a new .venv'
 
@@ -50,6 +50,10 @@ bench: $(STAMP)  ## measure the decoders' speed on this machine, with random wei
 
 gpu-report: $(STAMP)  ## measure decoding and training on this machine's GPU into outputs/gpu-report (docs/gpu.md)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/gpu_report.sh $(ARGS)
+
+notebook: $(STAMP)  ## open the notebooks in the browser (installs JupyterLab into .venv the first time)
+	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(PIP) install 'jupyterlab>=4,<5'
+	@$(BIN)/jupyter lab --notebook-dir . notebooks/01_quickstart.ipynb $(ARGS)
 
 tensorboard: $(STAMP)  ## show the curves of all runs in the browser
 	@$(BIN)/tensorboard --logdir outputs $(ARGS)

@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 
+from recyclegpt.benchmark import prompt_set
+from recyclegpt.benchmark.speed import decode
 from recyclegpt.commands.main import main
 
 Run = Callable[..., int]
@@ -102,7 +105,8 @@ def test_mistakes_are_reported_together(run: Run, trained: Path, capsys: pytest.
     assert run("evaluate", "tasks=[blimp_local,wikitext_local]", "task_files.wikitext_local=nowhere.txt") == 2
     err = capsys.readouterr().err
     assert "set task_files.blimp_local=..." in err
-    assert "nowhere.txt cannot be read" in err
+    assert run("evaluate", "tasks=[wikitext_local]", "task_files.wikitext_local=nowhere.txt") == 2
+    assert "nowhere.txt cannot be read" in capsys.readouterr().err
 
 
 def test_a_set_of_prompts_is_decoded_by_category(
@@ -130,5 +134,25 @@ def test_mistakes_with_prompts(run: Run, trained: Path, tmp_path: Path, capsys: 
     assert "prompts: text means nothing" in err
     assert "bench.new_tokens: [20, 40]" in err
     assert run("bench", "prompts=p.jsonl", f"checkpoint={trained}") == 2
-    assert "p.jsonl:1: lacks a category, or a prompt" in capsys.readouterr().err
+    assert "p.jsonl:1: lacks a prompt, messages, or turns" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_what_was_measured_survives_an_interruption(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "def a"}\n{"prompt": "def b"}\n', encoding="utf-8")
+    decoded: list[object] = []
+
+    def decode_or_stop(*given: Any, **more: Any) -> Any:
+        decoded.append(given)
+        if len(decoded) == 8:  # three warm-ups, the three decoders on the first prompt, one on the second
+            raise KeyboardInterrupt
+        return decode(*given, **more)
+
+    monkeypatch.setattr(prompt_set, "decode", decode_or_stop)
+    argv = ["prompts=p.jsonl", "bench.new_tokens=[8]", "output_dir=speeds"]
+    assert run("bench", f"checkpoint={trained}", *argv) == 130
+    document = json.loads((tmp_path / "speeds" / "prompts.json").read_text())
+    assert not document["complete"]
+    assert [row["num_prompts"] for row in document["rows"]] == [1] * 6

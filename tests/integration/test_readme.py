@@ -15,10 +15,12 @@ from recyclegpt import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.train_checks import build_parts
 from recyclegpt.errors import ConfigError
+from tests.chat_tokenizer import write_chat_tokenizer
 from tests.small_run import ONE_JOB_STEP, SMALLER
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHAT_MODEL = "SmolLM2-135M-Instruct"
 MAKE_TRAIN = "recyclegpt train experiment=tiny_cpu"
 COMPOSED_ONLY = ("trainer=gpu", "trainer=ddp", "trainer=fsdp", "data=hf_stream", "experiment=gpt_125m_python")
 """What needs a GPU or a network is checked as far as the configuration goes."""
@@ -68,7 +70,9 @@ def shrink(command: str, arguments: list[str], stdlib: Path) -> list[str]:
     if command == "adapt":  # the model that is adapted here is a small one
         arguments = [part for part in arguments if not part.startswith("model.context_length")]
     arguments = [*arguments, *SMALLER.get(command, ())]
-    reads_default_corpus = command in ("train", "adapt") and not any(part.startswith("data=") for part in arguments)
+    reads_default_corpus = command in ("train", "adapt") and not any(
+        part.startswith("data=") and part != "data=python_stdlib" for part in arguments
+    )
     if reads_default_corpus:
         arguments += [f"data.root={stdlib}"]
     if reads_default_corpus and command == "train":
@@ -82,9 +86,16 @@ def shrink(command: str, arguments: list[str], stdlib: Path) -> list[str]:
     "line", [MAKE_TRAIN, *[command for command in readme_commands() if command.startswith("recyclegpt ")]]
 )
 def test_readme_command(
-    line: str, user_folder: Path, stdlib: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    line: str,
+    user_folder: Path,
+    stdlib: Path,
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Callable[..., Path],
 ) -> None:
     monkeypatch.chdir(user_folder)
+    if CHAT_MODEL in line:
+        monkeypatch.chdir(write_chat_tokenizer(tiny_checkpoint(name=CHAT_MODEL)).parent)
     command, *arguments = shlex.split(line)[1:]
     if any(word in arguments for word in COMPOSED_ONLY):
         cfg = compose_or_explain(command, [*arguments, "paths.output_dir=outputs"], check_values=False)

@@ -53,13 +53,13 @@ class Speed:
 
     @property
     def texts(self) -> list[list[int]]:
-        """Of the last repetition."""
-        return self.runs[-1].texts
+        """Of the first repetition."""
+        return self.runs[0].texts
 
     @property
     def drafted(self) -> list[list[bool]]:
-        """Of the last repetition."""
-        return self.runs[-1].drafted
+        """Of the first repetition."""
+        return self.runs[0].drafted
 
     @property
     def tokens_per_s(self) -> float:

@@ -34,8 +34,8 @@ class CheckpointEverySteps(Checkpoint):
     gradients. One due at the last batch of an epoch is written after that epoch's validation, so that a resumed run
     has it too. A file is removed only when a newer one is on disk.
 
-    When any process receives SIGINT, SIGTERM or SIGUSR1, all finish their step, save and stop (`Stopped`, with exit
-    code 128 + the signal's number). After SIGUSR1 inside a SLURM job, the job is requeued.
+    When any process receives SIGINT, SIGTERM, SIGUSR1 or SIGHUP, all finish their step, save and stop (`Stopped`, with
+    exit code 128 + the signal's number). After SIGUSR1 inside a SLURM job, the job is requeued.
 
     The callback needs `VerifiedCheckpointIO` as the trainer's plugin, and is a collective call on several processes.
 

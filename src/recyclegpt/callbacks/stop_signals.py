@@ -7,14 +7,17 @@ communicates with other processes inside it, and its handler for SLURM saves ins
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C; what `kill`, preemption and the end of a time limit send; what SLURM can send before a time limit."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C; what `kill`, preemption and the end of a time limit send; what SLURM can send before a time limit; what a
+terminal sends that is closed."""
 
 
 class StopSignals:
@@ -31,10 +34,14 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Handle the signals from now on. Only the main thread can; elsewhere nothing is changed."""
+        """Handle the signals from now on. Only the main thread can; elsewhere nothing is changed.
+
+        A SIGHUP that is ignored, as under nohup, stays ignored.
+        """
         self.received = None
         if threading.current_thread() is threading.main_thread() and not self._before:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in handled}
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
@@ -48,5 +55,14 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number)
+        if self.received.name == "SIGHUP":
+            _leave_terminal()
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         print(f"\n{self.received.name}: saving after this step, then stopping{again}", file=sys.stderr, flush=True)
+
+
+def _leave_terminal() -> None:
+    """A terminal that is gone refuses every line, which would end the run before it has saved."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -100,6 +101,8 @@ def find_checkpoint(path: str | Path) -> Path:
         runs = [folder.parent for folder in path.rglob(FOLDER) if list_checkpoints(folder)]
         runs.sort(key=lambda run: list_checkpoints(run / FOLDER)[0].stat().st_mtime)
         found = newest_sound_checkpoint(runs[-1]) if runs else None
+        if found is not None:
+            print(f"checkpoint: the newest run of {path}: {found}", file=sys.stderr)
     if found is None:
         raise ConfigError(f"checkpoint: {path} holds no step_*.ckpt; train first, or give another run folder")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class GridSettings(BenchConfig):
         for name, num_recycled in itertools.product(self.strategies, self.num_recycled):
             with problems.under():
                 make_strategy(name, num_recycled)
+        problems.found = [re.sub("^strategy:", "strategies:", problem) for problem in problems.found]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
         problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
         problems.found += [

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from tqdm.auto import tqdm
 
-from recyclegpt.benchmark.prompt_set import bench_prompts, fit_prompts, read_prompts
+from recyclegpt.benchmark.prompt_set import Row, bench_prompts, fit_prompts
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_grid import Grid
+from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import print_table
+from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
 from recyclegpt.decoding import Decoder, make_strategy
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.device import measured_on, warn_contended
 from recyclegpt.models.parameter_count import model_facts
@@ -25,11 +30,13 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
+def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]:
     """Decode prompts one at a time, in one number format, and print the table.
 
+    `prompts.json` in the folder is written anew after each prompt, so that nothing measured is lost with the process.
+
     Returns:
-        The document that `prompts.json` holds.
+        The document that it holds at the end.
 
     Raises:
         ConfigError: naming all that cannot be measured.
@@ -44,7 +51,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
         problems.append("prompts: text means nothing to random weights; set checkpoint=...")
     if problems:
         raise ConfigError(problems)
-    found = read_prompts(cfg.prompts)
+    reading, found = read_settings(PromptSettings, cfg), read_prompts(cfg.prompts)
     trained = load_trained(cfg.checkpoint, grid.device)
     model, tokenizer = trained.model, trained.tokenizer
     if model.recyclable is None:
@@ -53,7 +60,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
             "`recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
-    rows = [tokenizer.encode_prompt(prompt.text) for prompt in found]
+    rows = encode_prompts(tokenizer, found, reading)
     rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
     for prompt, row in zip(found, rows, strict=True):
@@ -62,19 +69,27 @@ def measure_prompts(cfg: DictConfig, grid: Grid) -> dict[str, Any]:
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=True)
     names = [name for name in settings.strategies if name != "autoregressive"]
     strategies = [make_strategy(name, m) for m in settings.num_recycled for name in names]
-    with ExternalCpuLoad() as load:
-        measured = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, cfg.seed)
-    document = {
+    document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
-        "hardware": measured_on(grid.device, load.share),
+        "hardware": None,
         "model": facts,
         "dtype": str(dtype).removeprefix("torch."),
         "compile": decoder.compiled,
         "new_tokens": new_tokens,
         "repetitions": settings.repetitions,
-        "rows": measured,
+        "complete": False,
     }
+    total = len(found) * settings.repetitions
+    with ExternalCpuLoad() as load, tqdm(desc="decoding", unit=" prompts", total=total, mininterval=1) as bar:
+
+        def keep(measured: list[Row]) -> None:
+            write_json(folder / "prompts.json", {**document, "rows": measured})
+            bar.update()
+
+        document["rows"] = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
+    document |= {"hardware": measured_on(grid.device, load.share), "complete": True}
+    write_json(folder / "prompts.json", document)
     _print(document)
     return document
 

@@ -57,11 +57,12 @@ def _read(file: Path) -> tuple[str, dict[str, str], str]:
             _, inherited, more = _read(file.parent / f"{entry}.yaml")
             groups = inherited | groups
             settings.insert(0, more)
-        for group, choice in entry.items() if isinstance(entry, dict) else ():
+        for key, choice in entry.items() if isinstance(entry, dict) else ():
+            group = key.removeprefix("override ")
             names = sorted(path.stem for path in (file.parent / group).glob("*.yaml"))
             if len(names) > 1 and not re.match(UNEXPLAINED, group):
                 shown = [name for name in names if name == choice or name not in PARTS]
-                groups[group] = ", ".join(shown) + (f" (default: {choice})" if choice else "")
+                groups[group] = ", ".join(shown) + (f" (default: {choice})" if choice not in (None, "???") else "")
             if group in EXPLAINED:
                 own = _settings((file.parent / group / f"{choice}.yaml").read_text(encoding="utf-8"))
                 settings.append(f"{group}:\n{textwrap.indent(own, '  ')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype, read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Autoregressive, Decoder
+from recyclegpt.data.chat import encode_marked
+from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
@@ -37,6 +39,7 @@ class TaskSettings:
     scorings: list[str]
     limit: int | float | None
     num_fewshot: int | None
+    apply_chat_template: bool
     batch_size: int
     bootstrap_iters: int
     seed: int
@@ -70,6 +73,11 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
 
     tasks = find_tasks(wanted, settings.tasks_path)
     trained = load_trained(cfg.checkpoint, device)
+    chat = settings.apply_chat_template
+    if chat and trained.tokenizer.chat is None:
+        raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")
+    if not chat and trained.tokenizer.chat is not None:
+        log.warning("the tokenizer has a chat template, which apply_chat_template=true applies")
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
     if dtype == torch.float64:
         trained.model.double()
@@ -79,17 +87,16 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     )  # fmt: skip
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
-        if trained.model.recyclable is None and strategy.num_recycled:
-            log.warning("the model has no recyclable module, so texts are written autoregressively")
-            strategy = Autoregressive()
+        strategy = decoding.strategy_for(trained.model)
         decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)
-        generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed)
+        encode = partial(encode_marked, trained.tokenizer) if chat else None
+        generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed, encode)
     results: Results = {}
     for scoring in scorer.scorings:
-        adapter = RecycleLM(scorer, trained.tokenizer, scoring, generator)
+        adapter = RecycleLM(scorer, trained.tokenizer, scoring, generator, chat)
         scored = run_tasks(
             tasks, adapter, settings.bootstrap_iters, settings.seed,
-            limit=settings.limit, num_fewshot=settings.num_fewshot,
+            limit=settings.limit, num_fewshot=settings.num_fewshot, apply_chat_template=chat,
         )  # fmt: skip
         for name, result in scored.items():
             column = WRITTEN if name in tasks.generative else scoring
@@ -112,7 +119,10 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
         "scorings": list(scorer.scorings),
         "num_recycled": scorer.num_recycled,
         "strategy": strategy.name,
-        **{name: getattr(settings, name) for name in ("limit", "num_fewshot", "bootstrap_iters", "seed")},
+        **{
+            name: getattr(settings, name)
+            for name in ("limit", "num_fewshot", "apply_chat_template", "bootstrap_iters", "seed")
+        },
         "num_cut": scorer.num_cut,
         "tasks": results,
     }

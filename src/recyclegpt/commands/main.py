@@ -10,7 +10,9 @@ import errno
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from recyclegpt import __version__
 from recyclegpt.console import format_table
@@ -34,6 +36,8 @@ COMMANDS: Mapping[str, str] = {
 MISTAKE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and its arguments; default: `sys.argv`.
 
     Returns:
-        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143 and 138 stopped
-        by Ctrl-C, SIGTERM and SIGUSR1. All but 0 are explained on stderr.
+        The exit code: 0 done; 1 a run or jobs of a sweep failed; 2 a mistake of the user's; 130, 143, 138 and 129
+        stopped by Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP. All but 0 are explained on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
@@ -63,9 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"recyclegpt: unknown command {name!r}: {hint}", file=sys.stderr)
         return MISTAKE
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # provenance, and children of DDP, are made from it
+    config_name = name.replace("-", "_")
+    asks_for_help = bool({"-h", "--help"} & {*rest})
+    from recyclegpt.configuration.compose import check_typing, find_conf  # `recyclegpt --help` needs no Hydra
+
     try:
-        module = importlib.import_module(f"recyclegpt.commands.{name.replace('-', '_')}")
-        if {"-h", "--help"} & {*rest}:
+        if not asks_for_help and (find_conf() / f"{config_name}.yaml").is_file():
+            check_typing(config_name, rest)
+        if name != "doctor":
+            provide_cache()
+        module = importlib.import_module(f"recyclegpt.commands.{config_name}")
+        if asks_for_help:
             from recyclegpt.commands.help import help_text
 
             print(help_text(name, module, COMMANDS[name]))
@@ -88,14 +100,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (*DISK_FULL, *NOT_WRITABLE):
             raise
-        print(f"recyclegpt {name}: the disk is full; free some space, then run the same command again", file=sys.stderr)
-        return 1
+        remedy = (
+            "free some space, then run the same command again" if error.errno in DISK_FULL else
+            "start in a folder that you may write to, or name one (output_dir=FOLDER; train: hydra.run.dir=FOLDER)"
+        )  # fmt: skip
+        print(f"recyclegpt {name}: {error.filename or 'a file'}: {error.strerror}; {remedy}", file=sys.stderr)
+        return 1 if error.errno in DISK_FULL else MISTAKE
     except SystemExit as leaving:  # argparse has said why
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     finally:
         sys.argv = before
+
+
+def provide_cache() -> None:
+    """Where the cache cannot be written, as in a read-only home folder, use one in the folder for temporary files."""
+    cache = Path(os.environ.get("RECYCLEGPT_CACHE") or "~/.cache/recyclegpt")
+    try:
+        cache = cache.expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except (OSError, RuntimeError) as error:  # a RuntimeError: there is no home folder
+        instead = Path(tempfile.gettempdir(), f"recyclegpt-{os.getuid()}")
+        os.environ["RECYCLEGPT_CACHE"] = str(instead)
+        why = getattr(error, "strerror", None) or error
+        print(f"{cache} cannot be written ({why}): using {instead}; RECYCLEGPT_CACHE names another", file=sys.stderr)
 
 
 def usage() -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+_ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"(?=\s*(?:,|$))|'(?:[^'\\]|\\.)*'(?=\s*(?:,|$))|[^,]+)\s*(?:,|$)""")
+"""A member of a list, quoted or not."""
+_NEEDED = re.compile(r"You must specify '(\w+)'.*Available options:(.*)", re.DOTALL)
 
 
 def explain_composition(error: BaseException) -> str:
@@ -20,9 +26,15 @@ def explain_composition(error: BaseException) -> str:
         hint = f"did you mean {group}={near[0]}? " if near else ""
         return f"{group}={choice}: no such choice; {hint}choose from: {', '.join(sorted(error.options))}"
     if isinstance(error, OverrideParseException):
-        key, _, value = str(error.override).partition("=")
-        reason = str(error.message).splitlines()[0]
-        return f"{error.override}: cannot be read ({reason}); a text is quoted twice: \"{key}='{value}'\""
+        override = str(error.override)
+        if "=" not in override:
+            return f"{override}: is not KEY=VALUE"
+        remedy = requoted(override)
+        hint = 'put each text in it in quotes, "TEXT"' if remedy is None else f"type {shlex.quote(remedy)}"
+        return f"{override}: cannot be read, since text with characters like ~ ( ) # = needs quotes; {hint}"
+    if needed := _NEEDED.match(str(error)):
+        names = sorted({*needed[2].split()} - {"default"})
+        return f"{needed[1]}: has to be chosen: {needed[1]}=NAME, one of {', '.join(names)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         return _unknown_key(str(cause.full_key), cause.parent_node)
@@ -30,6 +42,43 @@ def explain_composition(error: BaseException) -> str:
         return f"{cause.full_key}: {_first_line(cause)}"
     text = re.split(r"\n?Config search path:|\nSee https?:", str(error))[0]
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def is_typing_mistake(error: BaseException) -> bool:
+    """Whether an exception of Hydra's means an unknown or missing choice, an unknown key, or a broken override."""
+    cause = error.__cause__ or error.__context__
+    return (
+        isinstance(error, MissingConfigException | OverrideParseException)
+        or isinstance(cause, ConfigAttributeError | ConfigKeyError)
+        or _NEEDED.match(str(error)) is not None
+    )
+
+
+def requoted(override: str) -> str | None:
+    """An override with quotes around the texts that Hydra's grammar does not read bare; None if that does not help."""
+    key, _, value = override.partition("=")
+    value = value.strip()
+    if value.startswith("[") and value.endswith("]"):
+        value = f"[{', '.join(_quoted(item) for item in _ITEM.findall(value[1:-1]))}]"
+    elif not value.startswith("{"):
+        value = _quoted(value)
+    return f"{key}={value}" if _is_readable(f"{key}={value}") else None
+
+
+def _quoted(text: str) -> str:
+    text = text.strip()
+    if _is_readable(f"key={text}"):
+        return text
+    text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), text)
+    return f'"{text}"'
+
+
+def _is_readable(override: str) -> bool:
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return False
+    return not parsed.is_sweep_override()
 
 
 def value_problems(cfg: DictConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> t
     return torch.float32 if name == "auto" and trained_in_fp32 else chosen
 
 
+def unescape(text: str) -> str:
+    r"""`\n`, `\t`, `\r`, `\\` and `\uXXXX` as the characters they stand for; other backslashes stay.
+
+    A shell and Hydra hand them over as they were typed.
+    """
+    named = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    escape = re.compile(r"\\(?:([ntr\\])|u([0-9a-fA-F]{4}))")
+    return escape.sub(lambda found: named[found[1]] if found[1] else chr(int(found[2], 16)), text)
+
+
 def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.dtype]:
     """How, where and in which number format a command decodes.
 
@@ -63,6 +74,7 @@ def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.
     problems = Problems()
     with problems.under():
         decoding = to_dataclass(DecodingConfig, cfg.decoding, "decoding")
+        decoding.stop = [unescape(text) for text in decoding.stop]
     with problems.under():
         device, dtype = device_and_dtype(cfg.device, str(cfg.decoding.dtype), "decoding.", decoding=True)
     problems.raise_any()

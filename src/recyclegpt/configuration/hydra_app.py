@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recyclegpt.configuration.compose import VERSION_BASE, find_conf, register
+from recyclegpt.configuration.compose import VERSION_BASE, expand_home, find_conf, register
 from recyclegpt.configuration.composition_errors import explain_composition
 from recyclegpt.errors import ConfigError
 
@@ -61,7 +61,7 @@ def hydra_run(
         return value
 
     # Hydra's parser takes overrides in one row.
-    arguments = sorted(argv, key=lambda argument: argument not in ("-m", "--multirun"))
+    arguments = sorted(expand_home(argv), key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come through; Hydra would print them, shortened, and exit
     with _argv([sys.argv[0], *arguments]), _logging_kept():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,30 @@ from recyclegpt.data.chat_template import Messages
 from recyclegpt.data.source import Record, Skipped, Source, Split
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
+
+_MARK = "\ufdd0"
+"""Stands inside the special tokens that a message spells; Unicode assigns it no character."""
+
+
+def read_messages(value: Any) -> list[dict[str, Any]]:
+    """The messages in a value of a file, checked; content in text parts is joined.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError("messages are not a list with at least one message")
+    return [_message(number, message) for number, message in enumerate(value, start=1)]
+
+
+def _message(number: int, message: Any) -> dict[str, Any]:
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+        content = "".join(str(part["text"]) for part in content)
+    if isinstance(content, str) and isinstance(message.get("role"), str):
+        content.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+        return {**message, "content": content}
+    raise ValueError(f"message {number} is not an object with a role and a content of text")
 
 
 def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
@@ -23,16 +46,29 @@ def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_pro
     Raises:
         ConfigError: the tokenizer has no template, or the template refuses the messages.
     """
+    return encode_marked(tokenizer, render_marked(tokenizer, messages, add_generation_prompt))
+
+
+def render_marked(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> str:
+    """The conversation as a text for `encode_marked`; the special tokens that messages spell are marked.
+
+    Raises:
+        ConfigError: as `render_chat`.
+    """
     if tokenizer.chat is None:
         raise ConfigError("tokenizer: it has no chat template (chat_template.jinja, or in tokenizer_config.json)")
-    taken = json.dumps(messages, ensure_ascii=False, default=str) + tokenizer.chat.source
-    mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in taken)
-
-    def defuse(text: str) -> str:
-        return tokenizer.special_pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
-
     # Marked rather than cut out: the template may trim, split or leave out what a message says.
-    text = tokenizer.chat.render(_map_texts(messages, defuse), add_generation_prompt)
+    marked = _map_texts(messages, lambda text: mark(tokenizer, text))
+    return tokenizer.chat.render(marked, add_generation_prompt)
+
+
+def mark(tokenizer: TextTokenizer, text: str) -> str:
+    """The text with a mark in each special token that it spells."""
+    return tokenizer.special_pattern.sub(lambda match: match[0][0] + _MARK + match[0][1:], text.replace(_MARK, ""))
+
+
+def encode_marked(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """Ids of a text: special tokens are tokens, and characters where they are marked."""
     ids: list[int] = []
     since: list[int] = []  # the last special token
     start = 0
@@ -41,7 +77,7 @@ def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_pro
             since.append(token_id)
             continue
         piece = text[start:begin]
-        ids += tokenizer.encode(piece.replace(mark, "")) if mark in piece else since
+        ids += tokenizer.encode(piece.replace(_MARK, "")) if _MARK in piece else since
         ids.append(token_id)
         since, start = [], end
     return ids[:-1]

@@ -17,6 +17,8 @@ from recyclegpt.errors import ConfigError
 
 Messages = Sequence[Mapping[str, Any]]
 """`{"role": ..., "content": ...}` each."""
+_ANSWER = "\ufdd0"
+"""Stands for an answer; Unicode assigns it no character."""
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "tokenizer_config.json"
 
 
@@ -39,6 +41,15 @@ class ChatTemplate(NamedTuple):
             return _compiled(self.source).render(**self.special_tokens, **given)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"the chat template refuses the messages: {error}") from error
+
+    def end_of_answer(self, special: re.Pattern[str]) -> str | None:
+        """The special token, of those that the pattern finds, that ends an answer; None if there is none."""
+        try:
+            talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+            found = special.search(self.render(talk, False).partition(_ANSWER)[2])
+        except ConfigError:
+            return None
+        return found.group() if found else None
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:

@@ -16,7 +16,7 @@ from recyclegpt.data.packing import Packing
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Sent to all processes of a run at once to end it."""
 SAVING_S = 300
 """Seconds that the process that trains may take to finish its step and save after such a signal."""

@@ -70,7 +70,7 @@ class TextTokenizer:
         tokenizer: any tokenizer; truncation, padding and special tokens around the text are switched off.
         end_token: the token that ends a document; None looks for the usual names.
         stop_tokens: more tokens that end a text the model writes.
-        chat: how conversations are written.
+        chat: how conversations are written; what ends an answer there is a stop token.
 
     Raises:
         ConfigError: the end token is not in the vocabulary.
@@ -91,7 +91,8 @@ class TextTokenizer:
         """Ids that the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often none."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
-        others = (tokenizer.token_to_id(token) for token in stop_tokens)
+        turn_end = None if chat is None else chat.end_of_answer(self.special_pattern)
+        others = (tokenizer.token_to_id(token) for token in [*stop_tokens, *([turn_end] if turn_end else [])])
         self.stop_ids = list(dict.fromkeys([self.eos_id, *(token for token in others if token is not None)]))
         """The end token first, then the other tokens that end a text the model writes."""
         self.chat = chat

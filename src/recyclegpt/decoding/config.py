@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from recyclegpt.decoding.sampling import SamplingConfig
-from recyclegpt.decoding.strategies import Strategy, make_strategy
+from recyclegpt.decoding.strategies import Autoregressive, Strategy, make_strategy
 from recyclegpt.errors import Problems
 from recyclegpt.hardware.dtypes import DECODING_DTYPES
+from recyclegpt.models import RecycleGPT
+
+_log = logging.getLogger("recyclegpt")
 
 
 @dataclass
@@ -60,6 +64,14 @@ class DecodingConfig:
     def make_strategy(self) -> Strategy:
         """The strategy of this name and these numbers."""
         return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
+
+    def strategy_for(self, model: RecycleGPT) -> Strategy:
+        """The strategy for this model: autoregressive, with a warning, where it has no module to draft with."""
+        strategy = self.make_strategy()
+        if strategy.num_recycled and model.recyclable is None:
+            _log.warning("the model has no recyclable module, so text is generated autoregressively")
+            return Autoregressive()
+        return strategy
 
     def sampling(self) -> SamplingConfig:
         """How a token is chosen from logits."""

@@ -205,8 +205,8 @@ class Decoder:
             problems.append(f"max_new_tokens: {max_new_tokens} is negative")
         if strategy.num_recycled and self.model.recyclable is None:
             problems.append(
-                f"strategy: {strategy.name} needs a recyclable module and this model has none (recycle.num_layers=0); "
-                "use autoregressive"
+                f"decoding.strategy: {strategy.name} needs a recyclable module and this model has none "
+                "(recycle.num_layers=0); use autoregressive"
             )
         if problems:
             raise ConfigError(problems)

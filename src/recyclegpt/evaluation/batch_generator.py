@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ class BatchGenerator:
     tokenizer: TextTokenizer
     batch_size: int = 16
     seed: int = 0
+    encode: Callable[[str], list[int]] | None = None
+    """From a prompt to its ids; None: as a plain text."""
     num_cut: int = 0
     """Prompts that lost their oldest tokens."""
     _known: dict[tuple[tuple[str, Asked], ...], list[str]] = field(default_factory=dict, repr=False)
@@ -79,7 +81,10 @@ class BatchGenerator:
         return [stop.cut(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generation.tokens]
 
     def _fitting(self, prompt: str, max_new_tokens: int) -> list[int]:
-        tokens, context = self.tokenizer.encode_prompt(prompt), self.decoder.model.config.context_length
+        tokens, context = (
+            (self.encode or self.tokenizer.encode_prompt)(prompt),
+            self.decoder.model.config.context_length,
+        )
         room = max(context - max_new_tokens, context // 2, 1)
         self.num_cut += len(tokens) > room
         return tokens[-room:]

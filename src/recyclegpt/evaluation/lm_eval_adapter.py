@@ -17,6 +17,7 @@ from unittest import mock
 
 import datasets
 
+from recyclegpt.data.chat import encode_marked, mark, render_marked
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
@@ -36,6 +37,8 @@ except ImportError as error:
 
 MAX_NEW_TOKENS = 256
 """Of a task that names no `max_gen_toks`."""
+_CUT = "\ufdd2"
+"""Where a message ends that is to be continued; no text may hold this code point."""
 _SUPPORTED = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -47,15 +50,48 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         tokenizer: the model's own.
         scoring: which of the scorer's answers to give.
         generator: writes the texts that `generate_until` asks for.
+        chat: whether contexts are chats, rendered by the tokenizer's template (`apply_chat_template`).
     """
 
     def __init__(
-        self, scorer: Scorer, tokenizer: TextTokenizer, scoring: str, generator: BatchGenerator | None = None
+        self,
+        scorer: Scorer,
+        tokenizer: TextTokenizer,
+        scoring: str,
+        generator: BatchGenerator | None = None,
+        chat: bool = False,
     ) -> None:
         super().__init__()
         self.scorer, self.scoring, self.generator = scorer, scoring, generator
         # Not named `tokenizer`, where the harness looks for chat templates.
-        self.text_tokenizer = tokenizer
+        self.text_tokenizer, self.chat = tokenizer, chat
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells the harness's caches apart."""
+        return self.text_tokenizer.fingerprint
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Its source, which the harness notes."""
+        return self.text_tokenizer.chat.source if chat_template and self.text_tokenizer.chat is not None else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as `encode_marked` reads it; without a generation prompt the last message is continued.
+
+        Raises:
+            ConfigError: the template refuses it, even without a system message.
+        """
+        *earlier, last = chat_history
+        if not add_generation_prompt:
+            last = {**last, "content": last["content"] + _CUT}
+        try:
+            text = render_marked(self.text_tokenizer, [*earlier, last], add_generation_prompt)
+        except ValueError as error:
+            without = [message for message in chat_history if message["role"] != "system"]
+            if len(without) == len(chat_history):
+                raise ConfigError(f"apply_chat_template: {error}") from error
+            return self.apply_chat_template(without, add_generation_prompt)
+        return text.partition(_CUT)[0]
 
     @property
     def eot_token_id(self) -> int:
@@ -67,9 +103,16 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
         return self.text_tokenizer.encode_prompt("")[-1]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text with its start token, or of a part of one (`add_special_tokens=False`)."""
+        """Ids of a text with its start token, or of a part of one (`add_special_tokens=False`), or of a chat."""
+        if self.chat:
+            return encode_marked(self.text_tokenizer, string)
         is_part = add_special_tokens is False or not string
         return self.text_tokenizer.encode(string) if is_part else self.text_tokenizer.encode_prompt(string)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        answer = mark(self.text_tokenizer, continuation) if self.chat else continuation
+        ids: tuple[list[int], list[int]] = super()._encode_pair(context, answer)
+        return ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

@@ -117,11 +117,16 @@ def write_hf_tokenizer(tokenizer: TextTokenizer, folder: Path, context_length: i
     special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}
     if start_id(tokenizer) is not None:
         special["bos_token"] = tokenizer.decode(tokenizer.start_ids)
+    chat = {}
+    if tokenizer.chat is not None:
+        special |= tokenizer.chat.special_tokens
+        chat = {"chat_template": tokenizer.chat.source}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
+        **chat,
     }
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "special_tokens_map.json", special)

@@ -9,6 +9,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def _compile(compiler: str, library: Path) -> None:
     sources = [str(path) for path in SOURCES if path.suffix == ".cpp"]
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
+        print("compiling the C++ kernels for this processor, once: about ten seconds", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
             # Several processes may build at once: each into its own file, and the last one renames it into place.
             built = Path(temporary) / library.name

@@ -40,7 +40,8 @@ def result_table(result: dict[str, Any], num_recycled: int) -> str:
         ("alternating", (backbone + module) / 2, metrics["val/ppl_alternating"], nan, nan),
         ("unigram model", unigram, math.exp(unigram), nan, nan),
     ]
-    tables = [format_table(quality, header=("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement"))]
+    header = ("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement")
+    tables = [format_table(quality, header)] if math.isfinite(backbone) else []  # else without validation
     hardware, train, model = result["hardware"], result["train"], result["model"]
     notes = []
     if math.isfinite(metrics["decode/tokens_per_s_autoregressive"]):  # else without the monitor

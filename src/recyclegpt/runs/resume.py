@@ -17,7 +17,7 @@ from recyclegpt.checkpoints.load import (
     weight_problems,
 )
 from recyclegpt.configuration.compose import folder_name
-from recyclegpt.configuration.hash import config_hash
+from recyclegpt.configuration.hash import UNHASHED, config_hash
 from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
 from recyclegpt.runs.folder import is_complete, read_provenance
@@ -75,6 +75,34 @@ def _started_from(folder: Path) -> str | None:
     return cast("str | None", first.get("resumed_from"))
 
 
+def _why_none(cfg: DictConfig, folder: Path) -> str | None:
+    """Why no earlier run of this name is resumed: the newest is complete, or of another config."""
+    runs = [run for run in Path("outputs/train", folder_name(cfg.name)).glob("*/") if (run / ".hydra").exists()]
+    newest = max((run for run in runs if run.resolve() != folder.resolve()), default=None)
+    if newest is None or folder.resolve().parent != newest.resolve().parent:
+        return None
+    theirs, own = (_flat(OmegaConf.to_container(of)) for of in (OmegaConf.load(newest / ".hydra/config.yaml"), cfg))
+    changed = [
+        f"{key} was {theirs.get(key)} and is {own.get(key)}"
+        for key in dict.fromkeys([*own, *theirs])
+        if own.get(key) != theirs.get(key) and key.split(".")[0] not in UNHASHED
+    ]
+    if not changed:
+        return f"the newest run, {newest}, is complete; this is a new one"
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return (
+        f"the newest run, {newest}, has another config ({'; '.join(changed[:3])}{more}), so this is a new one; "
+        f"to go on from the other's last checkpoint, stop and type resume={newest} in place of resume=auto"
+    )
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Every value below a node by its dotted key."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
+
+
 class ResumePoint(NamedTuple):
     """A checkpoint that a run resumes from."""
 
@@ -91,6 +119,8 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
     """
     path = None if cfg.resume == "never" else _choose(cfg.resume, folder)
     if path is None:
+        if cfg.resume == "auto" and (why := _why_none(cfg, folder)):
+            log.warning("resume=auto: %s", why)
         return None
     checkpoint = read_own_checkpoint(path)
     if missing := [key for key in NEEDED if key not in checkpoint]:

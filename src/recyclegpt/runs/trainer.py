@@ -8,6 +8,8 @@ import warnings
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -16,7 +18,10 @@ from omegaconf import DictConfig
 from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.configuration.instantiate import build
+from recyclegpt.errors import ConfigError
 from recyclegpt.models import has_native_bf16
+
+log = logging.getLogger("recyclegpt")
 
 
 def reset_globals() -> None:
@@ -51,12 +56,29 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     if precision == "auto":
         precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # CheckpointEverySteps requeues the job
+    plugins += _cluster()
     trainer: Trainer = build(
         cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision, plugins=plugins
     )
     return trainer
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """SLURM's tasks where `srun` has started this process; not what an allocation has left in the environment.
+
+    Raises:
+        ConfigError: `srun` was asked for tasks in a way that Lightning does not read.
+    """
+    if not SLURMEnvironment.detect():
+        return []
+    if "SLURM_STEP_ID" not in os.environ:
+        if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+            log.warning("SLURM_NTASKS=%s is ignored, since srun has not started this process", tasks)
+        return [LightningEnvironment()]
+    try:
+        return [SLURMEnvironment(auto_requeue=False)]  # CheckpointEverySteps requeues the job
+    except RuntimeError as error:
+        raise ConfigError(f"trainer: the variables of SLURM do not fit: {error}") from error
 
 
 def trains_on(cfg: DictConfig) -> torch.device:

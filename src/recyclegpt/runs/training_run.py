@@ -143,11 +143,12 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     )
     planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
     memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
+    places = [cfg.data[key] for key in ("paths", "name", "path", "root") if cfg.data.get(key)]
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, "
-        f"vocabulary {data.vocab_size:,}",
+        f"data    {' '.join([data.source.kind, *map(str, places)])}: "
+        f"{'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {data.vocab_size:,}",
         f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
         f"memory  {memory}",
@@ -169,12 +170,12 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     """Train, validate, write `result.json` and print it.
 
     Returns:
-        Held-out perplexity of the backbone; None in all processes but the first.
+        Held-out perplexity of the backbone; None without validation, and in all processes but the first.
     """
     trainer = run.trainer
     with ExternalCpuLoad() as load:
         trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-    if "val/loss_backbone" not in trainer.callback_metrics:
+    if "val/loss_backbone" not in trainer.callback_metrics and trainer.limit_val_batches:
         # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
         trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
     if not trainer.is_global_zero:
@@ -198,7 +199,7 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
     print(f"\nrun folder: {relative(folder)}")
-    return metrics["val/ppl_backbone"]
+    return metrics.get("val/ppl_backbone")
 
 
 def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) -> dict[str, Any]:

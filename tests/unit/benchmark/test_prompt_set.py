@@ -1,56 +1,17 @@
-"""Reading sets of prompts, and what is counted of the texts."""
+"""What is counted of the texts that decoders write after a set of prompts."""
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from recyclegpt.benchmark.prompt_set import OVERALL, Prompt, bench_prompts, fit_prompts, read_prompts
+from recyclegpt.benchmark.prompt_set import OVERALL, bench_prompts, fit_prompts
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, Verified
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-
-
-def write(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
-
-
-def test_both_forms_of_lines_are_read(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "p.jsonl",
-        {"category": "qa", "prompt": "Why?", "more": 1},
-        "",
-        {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."], "reference": []},
-        {"question_id": 82, "category": "writing", "turns": ["One turn."]},
-    )
-    assert read_prompts(path) == [Prompt("qa", "Why?"), Prompt("writing", "Write."), Prompt("writing", "One turn.")]
-
-
-def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path) -> None:
-    good = {"category": "qa", "prompt": "Why?"}
-    for bad in ("{", [1], {"prompt": "x"}, {"category": "qa"}, {"category": "qa", "turns": []},
-                {"category": "qa", "prompt": ""}, {"category": OVERALL, "prompt": "x"}):  # fmt: skip
-        with pytest.raises(ConfigError, match=r"p\.jsonl:2: "):
-            read_prompts(write(tmp_path / "p.jsonl", good, bad))
-    with pytest.raises(ConfigError, match=r"p\.jsonl is empty"):
-        read_prompts(write(tmp_path / "p.jsonl"))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_prompts(tmp_path / "nowhere.jsonl")
-
-
-def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
-    text = "a\u2028b\u2029c\x85d"
-    lines = [json.dumps({"category": "qa", "prompt": text}, ensure_ascii=False)] * 2
-    (tmp_path / "p.jsonl").write_bytes("\r\n".join(lines).encode() + b"\n")
-    assert read_prompts(tmp_path / "p.jsonl") == [Prompt("qa", text)] * 2
-    path = write(tmp_path / "p.jsonl", *lines, "{")
-    with pytest.raises(ConfigError, match=r"p\.jsonl:3: is not JSON"):
-        read_prompts(path)
 
 
 def test_long_prompts_keep_their_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +33,11 @@ def test_rows_count_what_the_decoders_wrote() -> None:
     decoder, num = Decoder(model), 16
     prompts = {"a": [[1, 2, 3], [4]], "b": [[5, 6, 7, 8, 9]]}
     strategies = [Alternating(1), Verified(1), Alternating(2)]
-    rows = bench_prompts(decoder, prompts, strategies, num, repetitions=2)
+    kept: list[list[dict[str, Any]]] = []
+    rows = bench_prompts(decoder, prompts, strategies, num, repetitions=2, after_prompt=kept.append)
+    assert len(kept) == 3 * 2
+    assert [row["num_prompts"] for row in kept[0]] == [1] * 8, "after the first prompt: its category, and overall"
+    assert kept[-1] == rows
     assert [(row["category"], row["strategy"], row["num_recycled"]) for row in rows] == [
         (category, name, m)
         for category in ("a", "b", OVERALL)

@@ -127,6 +127,7 @@ def raising(number: int, place: str, batch: int) -> Callable[[str, int], None]:
         (signal.SIGTERM, 143, "train", 1, 1, 2),
         (signal.SIGINT, 130, "train", 1, 1, 2),
         (signal.SIGUSR1, 138, "train", 1, 1, 2),
+        (signal.SIGHUP, 129, "train", 1, 1, 2),
         (signal.SIGTERM, 143, "train", 2, 2, 2),  # the window is finished first
         (signal.SIGTERM, 143, "train", 5, 1, 6),  # the epoch's last batch: validation comes first
         (signal.SIGTERM, 143, "validate", 0, 1, 6),

@@ -1,5 +1,6 @@
 """One message for what Hydra refuses: the key or choice, and the nearest name that exists."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 
 from recyclegpt.configuration.compose import compose_or_explain, find_conf, folder_name
 from recyclegpt.configuration.composition_errors import value_problems
+from recyclegpt.configuration.device import unescape
 from recyclegpt.errors import ConfigError
 
 
@@ -55,3 +57,21 @@ def test_the_package_may_bring_its_configs(tmp_path: Path) -> None:
     (tmp_path / "package" / "conf").mkdir(parents=True)
     assert find_conf(tmp_path / "package") == tmp_path / "package" / "conf"
     assert find_conf(tmp_path / "a" / "b") == tmp_path / "conf"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["~/notes", "x (1)"], ["notes", "x (1)"], ["ümlaut", "a#b"], ["a=b"], ["it's"], ['say "x"'], ["a{b", "c"]],
+)
+def test_the_quoting_that_a_message_suggests_works(texts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_or_explain("train", ["data=text_files", f"data.paths=[{','.join(texts)}]"])
+    (remedy,) = shlex.split(caught.value.problems[0].partition("; type ")[2])
+    cfg = compose_or_explain("train", ["data=text_files", remedy], check_values=False)
+    assert list(cfg.data.paths) == texts
+
+
+def test_escapes_in_stop_strings_are_what_everyone_means_by_them() -> None:
+    assert unescape(r"\n\n") == "\n\n"
+    assert unescape(r"\tx\\n\u00e4") == "\tx\\nä"
+    assert unescape(r"\d \ ") == r"\d \ "

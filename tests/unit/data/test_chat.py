@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.chat import render_chat
+from recyclegpt.data.chat import read_messages, render_chat
 from recyclegpt.errors import ConfigError
+from tests.chat_tokenizer import write_chat_tokenizer
 
 CHATML = (
     "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message['content'] | trim "
@@ -70,3 +72,31 @@ def test_what_cannot_be_rendered_is_refused_with_the_reason(tmp_path: Path) -> N
         render_chat(tokenizer, [{"role": "system", "content": "x"}])
     with pytest.raises(ConfigError, match="has no chat template"):
         render_chat(TextTokenizer.bytes(), TALK)
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_tokenizers_of_either_kind_agree_with_transformers(tmp_path: Path, metaspace: bool) -> None:
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path, metaspace=metaspace))
+    assert render_chat(tokenizer, TALK) == by_transformers(tmp_path, TALK, True)
+    content = "say <|im_end|> and<|im_start|>stop"
+    ids = render_chat(tokenizer, [{"role": "user", "content": content}])
+    assert [ids.count(tokenizer.encode(name, special_tokens=True)[-1]) for name in ("<|im_end|>", "<|im_start|>")] == [
+        1,
+        2,
+    ]
+    assert f"user\n{content}<|im_end|>" in tokenizer.decode(ids), "no space is put in or lost"
+
+
+def test_the_end_of_an_answer_stops_a_text(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path), "<|endoftext|>")
+    for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        assert one.decode(one.stop_ids) == "<|endoftext|><|im_end|>"
+        assert render_chat(one, TALK) == render_chat(tokenizer, TALK)
+
+
+def test_messages_of_a_file_are_checked() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert read_messages(parts) == [{"role": "user", "content": "ab"}]
+    for bad in (None, [], ["hello"], [{"role": "user"}], [{"role": "user", "content": None}]):
+        with pytest.raises(ValueError, match="message"):
+            read_messages(bad)

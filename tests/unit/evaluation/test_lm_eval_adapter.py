@@ -13,6 +13,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, processors
 
+from recyclegpt.data.chat import render_chat
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
@@ -22,6 +23,7 @@ from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, 
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from tests.chat_tokenizer import write_chat_tokenizer
 
 TEXTS = ["The cat sat on the mat, and it stayed.\n", "é" * 90, "x"]
 
@@ -162,6 +164,22 @@ def test_a_task_file_of_ones_own_has_text_written_for_it(
     assert tasks.generative == {"own_capitals"}
     found = run_tasks(tasks, RecycleLM(Scorer(model), tokenizer, "module", BatchGenerator(decoder, chosen, tokenizer)))
     assert found["own_capitals"]["metrics"]["exact_match"]["value"] == pytest.approx(2 / 3)
+
+
+def test_chats_are_rendered_by_the_template_and_answers_stay_text(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path))
+    adapter = RecycleLM(Scorer(make_model()), tokenizer, "backbone", chat=True)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What ends <|im_end|>?"}]
+    context = adapter.apply_chat_template(chat)
+    assert adapter.tok_encode(context) == render_chat(tokenizer, chat, add_generation_prompt=True)
+    ids, answer = adapter._encode_pair(context, "<|im_end|> does")
+    assert tokenizer.decode([*ids, *answer]).endswith("assistant\n<|im_end|> does")
+    assert not {*answer} & {*tokenizer.stop_ids}
+    begun = adapter.apply_chat_template([*chat, {"role": "assistant", "content": "It is"}], add_generation_prompt=False)
+    assert begun == context + "It is"
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ 1 }}"
+    adapter.text_tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path / "other", refusing))
+    assert adapter.apply_chat_template(chat) == "1", "rendered without the system message"
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Prompts that people bring, plain texts and chats, from a file of JSON lines or one at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recyclegpt.data.chat import read_messages, render_chat
+from recyclegpt.data.chat_template import Messages
+from recyclegpt.data.tokenizer import TextTokenizer
+from recyclegpt.errors import ConfigError
+
+log = logging.getLogger("recyclegpt")
+OVERALL = "overall"
+"""Name of a benchmark's last row, and of no category."""
+UNNAMED = "all"
+"""Category of lines that name none."""
+
+
+class Prompt(NamedTuple):
+    """A plain text, a chat whose answer comes next, or a question that is either, as the tokenizer allows."""
+
+    text: str | None
+    messages: Messages | None = None
+    category: str = UNNAMED
+
+
+@dataclass
+class PromptSettings:
+    """How special tokens that a plain prompt spells are read.
+
+    Raises:
+        ConfigError: there is no such way.
+    """
+
+    prompt_special_tokens: str
+    """`tokens`, `characters`, or `auto`: as tokens where the tokenizer has a chat template."""
+
+    def __post_init__(self) -> None:
+        if (found := self.prompt_special_tokens) not in ("auto", "tokens", "characters"):
+            raise ConfigError(f"prompt_special_tokens: {found!r} is unknown; choose auto, tokens or characters")
+
+
+def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings: PromptSettings) -> list[list[int]]:
+    """Token ids of each prompt. Where plain ones spell special tokens, one warning says how those were read.
+
+    Raises:
+        ConfigError: a chat cannot be rendered; naming the first.
+    """
+    wanted, has_template = settings.prompt_special_tokens, tokenizer.chat is not None
+    as_tokens = wanted == "tokens" or (wanted == "auto" and has_template)
+    rows, spelt, num_spelling = [], set(), 0
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt.messages is not None and (has_template or prompt.text is None):
+            answered = prompt.messages[-1].get("role") == "assistant"
+            try:
+                rows.append(render_chat(tokenizer, prompt.messages[: -1 if answered else None], True))
+            except ConfigError as error:
+                raise ConfigError([f"prompt {number}: {problem}" for problem in error.problems]) from error
+        else:
+            text = prompt.text or ""
+            found = set(tokenizer.special_pattern.findall(text))
+            num_spelling += bool(found)
+            spelt |= found
+            rows.append(tokenizer.encode_prompt(text, special_tokens=as_tokens))
+    if spelt:
+        read, other = ("tokens", "characters") if as_tokens else ("characters", "tokens")
+        log.warning(
+            "%d of %d prompts spell special tokens (%s), which are read as %s; prompt_special_tokens=%s reads them as "
+            "%s", num_spelling, len(prompts), ", ".join(sorted(spelt)), read, other, other,
+        )  # fmt: skip
+    return rows
+
+
+def chat_in(text: str) -> list[dict[str, Any]] | None:
+    """The messages of a text that is one JSON object `{"messages": [...]}`; None if it is any other text.
+
+    Raises:
+        ValueError: the messages are faulty, or lines with more of them follow.
+    """
+    try:
+        first, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(first, dict) or "messages" not in first:
+        return None
+    if text.lstrip()[end:].strip():
+        raise ValueError("more follows the first chat; give one, or many to `recyclegpt bench prompts=FILE`")
+    return read_messages(first["messages"])
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a file of JSON lines, each with a category if it likes.
+
+    A line holds `prompt`, a plain text; or `messages`, a chat; or `turns`, Spec-Bench's questions, of which the first
+    is asked, since those after it follow an answer of another model's.
+
+    Raises:
+        ConfigError: the file cannot be read or holds nothing, or a line is something else; naming the first.
+    """
+    path = Path(path).expanduser()
+    try:
+        # Not `splitlines`: U+2028 and its like may stand in a JSON string as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
+    prompts: list[Prompt] = []
+    num_longer = 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                values = json.loads(line)
+                prompts.append(_prompt(values))
+            except (ValueError, RecursionError) as error:
+                reason = f"is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
+                raise ConfigError(f"prompts: {path}:{number}: {reason}") from error
+            num_longer += "messages" not in values and len(values.get("turns") or ()) > 1
+    if not prompts:
+        raise ConfigError(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each')
+    if num_longer:
+        log.warning("%d of %d prompts have several turns; the first of each is decoded", num_longer, len(prompts))
+    return prompts
+
+
+def _prompt(values: Any) -> Prompt:
+    """The prompt of a line. ValueError says what is wrong with the line."""
+    values = values if isinstance(values, dict) else {}
+    category, turns = values.get("category") or UNNAMED, values.get("turns") or [values.get("prompt")]
+    if not isinstance(category, str) or category == OVERALL:
+        raise ValueError(
+            f"its category is {category!r}; choose a text other than {OVERALL!r}, the name of the last row"
+        )
+    if "messages" in values:
+        return Prompt(None, read_messages(values["messages"]), category)
+    text = turns[0] if isinstance(turns, list) else None
+    if not isinstance(text, str) or not text:
+        raise ValueError("lacks a prompt, messages, or turns that begin with a text that is not empty")
+    text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    return Prompt(text, [{"role": "user", "content": text}] if values.get("turns") else None, category)
