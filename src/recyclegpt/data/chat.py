@@ -103,8 +103,9 @@ def written(record: Record, tokenizer: TextTokenizer) -> Record:
         return record
     where = (record.problem or "").partition(": ")[0]
     try:
-        return Record("", ids=render_chat(tokenizer, record.messages, add_generation_prompt=False))
-    except ConfigError as error:
+        messages = read_messages(record.messages)
+        return Record("", ids=render_chat(tokenizer, messages, add_generation_prompt=False))
+    except ValueError as error:
         return Record("", f"{where}: {error}")
 
 

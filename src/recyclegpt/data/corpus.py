@@ -226,7 +226,9 @@ def _read_stream(
     """The tokens of a split of a stream in memory, documents joined by the end token; at most `limit` of them."""
     pieces: list[NDArray[np.int64]] = []
     length = 0
+    num_read = 0
     for record in source.records(split):
+        num_read += 1
         record = written(record, tokenizer)
         if skipped.is_readable(record):
             skipped.spells(record.text, tokenizer.special_pattern)
@@ -234,6 +236,11 @@ def _read_stream(
             length += len(pieces[-1])
         if limit is not None and length >= limit:
             break
+    if split == "val" and num_read < source.num_val_documents:
+        found = f"data.num_val_documents: {source.name} has {num_read} documents, fewer than {source.num_val_documents}"
+        if source.val_split is None:
+            raise skipped.error(f"{found}, so that none is left to train on; lower it")
+        _log.warning("%s; all of them are used", found)
     if not pieces:
         raise skipped.error(f"data.name: {source.name} has no readable {split} document")
     return TokenArray(np.concatenate(pieces)[:limit])
