@@ -91,21 +91,24 @@ def test_evaluate_finds_what_training_found(run: Run, trained: Path, capsys: pyt
     assert any("ppl_alternating" in line for line in lines)
 
 
-def test_evaluate_on_another_corpus(
+def test_evaluate_measures_the_whole_of_given_files_whatever_their_length(
     run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other.txt"
-    other.write_text("Something else entirely, said in English.\n" * 400, encoding="utf-8")
-    argv = [
-        "data=text_files",
-        f"data.paths=[{other}]",
-        "data.val_fraction=0.5",
-        "data.num_val_batches=1",
-        "data.batch_size=2",
-    ]
-    assert run("evaluate", f"checkpoint={trained}", *argv) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["metrics"]["val/loss_backbone"] > 4
+    short, long = "Ähm.", "Something else entirely, said in English.\n" * 40
+    (tmp_path / "short.txt").write_text(short, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long}) + "\n", encoding="utf-8")
+    for paths, num_bytes in (("short.txt", 5), ("short.txt,rows.jsonl", 5 + len(long))):
+        assert run("evaluate", f"checkpoint={trained}", "data=text_files", f"data.paths=[{paths}]") == 0
+        document = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert document["metrics"]["bytes"] == num_bytes
+    for name in ("backbone", "recycle", "alternating"):
+        assert document["metrics"][f"val/loss_{name}"] > 4
+        assert document["stderr"][f"val/ppl_{name}"] > 0
+    (tmp_path / "short.txt").write_text("", encoding="utf-8")
+    assert run("evaluate", f"checkpoint={trained}", "data=text_files", "data.paths=[short.txt]") == 2
+    message = capsys.readouterr().err
+    assert "no document can be read" in message
+    assert "short.txt: is empty" in message
 
 
 def test_tokenized_corpus_trains_like_its_text(

@@ -48,9 +48,8 @@ def test_in_adapted_evaluated_out_and_in_again(
         found: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
         return found
 
-    before = evaluated("run")
-    elsewhere = ["data=text_files", f"data.paths=[{corpus}]", "data.batch_size=2"]
-    elsewhere += ["data.num_val_batches=2"]
+    whole_text = ["data=text_files", f"data.paths=[{corpus / 'part00.txt'}]"]
+    before = evaluated("run", *whole_text)
 
     # All of it, through both doors of one folder.
     assert run("export", "checkpoint=run", "output_dir=whole") == 0
@@ -63,7 +62,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     assert torch.equal(read.recycled_KBTC[0], states.recycled_KBTC[0])
     assert torch.equal(logits, model.logits(states.hidden_BTC))
     capsys.readouterr()
-    assert evaluated("whole", *elsewhere) == pytest.approx(before)
+    assert evaluated("whole", *whole_text) == pytest.approx(before)
 
     # The backbone alone, byte for byte what came in, and read by every command as it is.
     assert run("export", "checkpoint=run", "format=llama", "output_dir=backbone") == 0
@@ -76,7 +75,7 @@ def test_in_adapted_evaluated_out_and_in_again(
         prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40, pad_token_id=0
     )
     capsys.readouterr()
-    assert evaluated("backbone", *elsewhere)["val/loss_backbone"] == pytest.approx(before["val/loss_backbone"])
+    assert evaluated("backbone", *whole_text)["val/loss_backbone"] == pytest.approx(before["val/loss_backbone"])
     decoder = Decoder(model.double())
     for strategy in (Autoregressive(), Verified(1)):
         written = decoder.generate([prompt[0].tolist()], strategy, 40, stop_tokens=[0]).tokens[0]

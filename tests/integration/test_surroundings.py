@@ -40,14 +40,20 @@ def test_a_home_that_cannot_be_written_and_a_run_folder_in_it(
     assert (tmp_path / "home/x/result.json").is_file()
 
 
-def test_a_working_folder_that_cannot_be_written(
-    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_working_folder_that_cannot_be_written_or_is_gone(
+    run: Run, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("outputs").touch()
     assert run("train", *small, *QUICK) == 2
     told = capsys.readouterr().err
     assert "outputs" in told
     assert "hydra.run.dir=FOLDER" in told
+    gone = Path("gone").absolute()
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("train", *small, *QUICK) == 2
+    assert "the working folder: No such file or directory" in capsys.readouterr().err
 
 
 def test_a_larger_run_says_why_it_is_new_and_how_to_go_on(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -125,6 +128,35 @@ def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str], tr
         assert torch.equal(mine, other), name
 
 
+def test_a_run_ended_by_max_steps_is_saved_and_resumes_into_a_longer_one(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["train", *small, "scheduler=constant", "callbacks=no_monitor"]
+    assert run(*settings, "hydra.run.dir=whole") == 0
+    assert run(*settings, "+trainer.max_steps=4", "hydra.run.dir=short") == 0
+    shown = capsys.readouterr()
+    assert "run     4 steps" in shown.err
+    assert run("train", *small, "callbacks=no_monitor", "scheduler.num_warmup_steps=20", "+trainer.max_steps=1") == 0
+    assert "scheduler.num_warmup_steps: 20 does not fit into max_steps=1; using 1" in capsys.readouterr().out
+    assert [path.name for path in Path("short/checkpoints").glob("*.ckpt")] == ["step_0000004.ckpt"]
+    assert result("short")["train"]["steps"] == 4
+    assert result("short")["metrics"]["val/ppl_backbone"] != result("whole")["metrics"]["val/ppl_backbone"]
+    assert run(*settings, "+trainer.max_steps=99", "resume=short", "hydra.run.dir=longer") == 0
+    assert "trainer.max_steps=99 is not reached" in capsys.readouterr().out
+    whole, longer = load_trained("whole"), load_trained("longer")
+    assert whole.step == longer.step == 6
+    for (name, mine), other in zip(longer.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_a_run_without_validation_ends_with_a_result(run: Run, small: list[str]) -> None:
+    settings = ["trainer.limit_val_batches=0", "+trainer.max_time={milliseconds:1}", "hydra.run.dir=bare"]
+    assert run("train", *small, *settings) == 0
+    assert result("bare")["metrics"]["val/ppl_backbone"] is None
+    assert load_trained("bare").step == result("bare")["train"]["steps"] == 1
+    assert run("train", *small, *settings[:2], "resume=bare", "hydra.run.dir=later") == 1
+
+
 def test_resume_auto_continues_the_newest_unfinished_folder(
     run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +216,20 @@ def test_a_failed_run_says_so(run: Run, small: list[str], capsys: pytest.Capture
     found = result("bad")
     assert found["status"] == "failed"
     assert "not finite" in found["error"]
+
+
+def test_a_run_folder_that_can_no_longer_be_written_ends_in_one_message(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("recyclegpt.checkpoints.file.atomic_write", read_only)
+    monkeypatch.setattr("recyclegpt.commands.train.write_json", lambda path, _: read_only(path))
+    assert run("train", *small, "callbacks=no_monitor", "hydra.run.dir=full") == 1
+    message = capsys.readouterr().err
+    assert "step_0000006.ckpt could not be written (Read-only file system)" in message
+    assert "Traceback" not in message
 
 
 def test_multirun_runs_every_job_in_a_folder_named_by_its_overrides(run: Run, small: list[str]) -> None:

@@ -57,9 +57,10 @@ def step_breakdown(
                 session.drafter.recycle(*given, cache=session.drafter.cache, num_slots_read=num_slots)
 
     def choose() -> None:
-        strategy.verify(VerifyLogits(logits_BTV, most_likely(logits_BTV), None), drafts, sampler)
+        best_BT = most_likely(logits_BTV)
+        strategy.verify(VerifyLogits(logits_BTV, best_BT, best_BT, None), drafts, sampler)
         for number in range(1, m + 1):
-            sampler.choose(logits_BTV[:, 0], number)
+            sampler.choose(logits_BTV[:, 0], number, session.text.position_B)
 
     def step() -> None:
         session.text.position_B.fill_(middle)

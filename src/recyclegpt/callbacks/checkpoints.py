@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from recyclegpt.callbacks.stop_signals import StopSignals
 from recyclegpt.checkpoints.file import (
@@ -28,11 +29,13 @@ _log = logging.getLogger("recyclegpt")
 
 
 class CheckpointEverySteps(Checkpoint):
-    """Saves every n optimizer steps and at the end of training, and keeps the newest few.
+    """Saves every n optimizer steps and once at the end of training, whichever rule ends it, and keeps the newest few.
 
     A checkpoint is written only between two optimizer steps: inside an accumulation window it would lose the window's
-    gradients. One due at the last batch of an epoch is written after that epoch's validation, so that a resumed run
-    has it too. A file is removed only when a newer one is on disk.
+    gradients, so a stop asked for there (`max_time`, early stopping) waits for the window's end. One due at the last
+    batch of an epoch is written after that epoch's validation, so that a resumed run has it too; a run that ends
+    within an epoch is saved before its last validation, which the uninterrupted run would not have. A file is removed
+    only when a newer one is on disk.
 
     When any process receives SIGINT, SIGTERM, SIGUSR1 or SIGHUP, all finish their step, save and stop (`Stopped`, with
     exit code 128 + the signal's number). After SIGUSR1 inside a SLURM job, the job is requeued.
@@ -53,7 +56,7 @@ class CheckpointEverySteps(Checkpoint):
         self.signals = StopSignals()
         self._last_step = self._num_failed = 0
         self._saved_step: int | None = None
-        self._due = False
+        self._due = self._stop_postponed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from the loaded checkpoint, and take over signal handling from Lightning."""
@@ -66,26 +69,46 @@ class CheckpointEverySteps(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after an optimizer step if a checkpoint is due."""
+        """Save after an optimizer step if a checkpoint is due, or if the run ends within its epoch."""
         step, before = trainer.global_step, self._last_step
         self._last_step = step
         if step == before:
-            return  # inside an accumulation window
+            self._postpone_stop(trainer)
+            return
         self._due = self._due or step % self.every_n_steps == 0
+        # Lightning validates before it stops only where it is asked to.
+        trainer.should_stop = trainer.should_stop or self._stop_postponed or 0 <= trainer.max_steps <= step
+        self._stop_postponed = False
         if not trainer.is_last_batch:  # after it and validation, in on_train_epoch_end
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if a validation within an epoch has ended the run."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.is_last_batch:
+            return
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            self._postpone_stop(trainer)
+        elif trainer.should_stop:
             self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due at the epoch's last batch."""
-        self._save_and_stop(trainer, is_end=trainer.current_epoch + 1 == trainer.max_epochs)
+        self._save_and_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if another callback has ended the run where none of the hooks above could see it."""
+        self._save(trainer, may_fail=False)
         self.signals.restore()
+
+    def _postpone_stop(self, trainer: Trainer) -> None:
+        """Inside an accumulation window: finish it first."""
+        self._stop_postponed, trainer.should_stop = self._stop_postponed or trainer.should_stop, False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.signals.restore()
 
-    def _save_and_stop(self, trainer: Trainer, is_end: bool = False) -> None:
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        is_end = _ends_here(trainer)
         stop = _on_any(trainer, self.signals.received is not None) and not is_end
         if self._due or stop or is_end:
             self._save(trainer, may_fail=not is_end)
@@ -148,6 +171,13 @@ def requeue() -> None:
         _log.info("requeued SLURM job %s", job)
     except (OSError, subprocess.SubprocessError) as error:
         _log.error("SLURM job %s could not be requeued (%s); submit it again", job, error)
+
+
+def _ends_here(trainer: Trainer) -> bool:
+    """Whether no further batch will be trained on, by whichever of Lightning's rules."""
+    all_epochs = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    all_steps = 0 <= trainer.max_steps <= trainer.global_step
+    return all_epochs or all_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def _on_any(trainer: Trainer, here: bool) -> bool:

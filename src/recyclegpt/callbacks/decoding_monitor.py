@@ -97,7 +97,7 @@ class DecodingMonitor(Callback):
                 metrics["decode/seconds"] = time.perf_counter() - begin
                 if trainer.is_global_zero:
                     self._write(trainer, metrics, speeds, prompts)
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except (RuntimeError, ValueError, MemoryError, OSError) as error:
                 # A failed measurement must not end a training run: it is reported, and its tags stay NaN.
                 reason = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=3)}"
                 rank_zero_warn(f"decoding was not measured after step {trainer.global_step}: {reason}")
@@ -106,7 +106,9 @@ class DecodingMonitor(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         every_n = trainer.check_val_every_n_epoch or 1
-        last = trainer.state.fn != TrainerFn.FITTING or trainer.current_epoch + every_n >= (trainer.max_epochs or 0)
+        # `CheckpointEverySteps` has set `should_stop` where `max_steps` ends the run.
+        last = trainer.current_epoch + every_n >= (trainer.max_epochs or 0) or trainer.should_stop
+        last = last or trainer.state.fn != TrainerFn.FITTING
         return self.every_n_epochs > 0 and (last or trainer.current_epoch // every_n % self.every_n_epochs == 0)
 
     def _measure(

@@ -29,3 +29,10 @@ class ProgressBar(TQDMProgressBar):
             return False
         self._drawn = now
         return True
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Of the epoch that begins; fewer where `max_steps` ends the run within it."""
+        batches, trainer = super().total_train_batches, self.trainer
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return batches if trainer.max_steps < 0 else min(batches, left)

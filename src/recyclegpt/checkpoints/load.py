@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -102,15 +103,20 @@ def find_checkpoint(path: str | Path) -> Path:
         runs.sort(key=lambda run: list_checkpoints(run / FOLDER)[0].stat().st_mtime)
         found = newest_sound_checkpoint(runs[-1]) if runs else None
         if found is not None:
-            print(f"checkpoint: the newest run of {path}: {found}", file=sys.stderr)
+            _report_newest(path, found)
     if found is None:
         raise ConfigError(f"checkpoint: {path} holds no step_*.ckpt; train first, or give another run folder")
     return found
 
 
+@functools.cache  # once for all that a command loads
+def _report_newest(folder: Path, checkpoint: Path) -> None:
+    print(f"checkpoint: the newest run of {folder}: {checkpoint}", file=sys.stderr)
+
+
 def _existing(path: str | Path) -> Path:
     try:
-        path = Path(path).expanduser()
+        path = Path(str(path)).expanduser()  # of a folder 2024 Hydra makes a number
         path.stat()
     except (OSError, ValueError) as error:  # a ValueError: a NUL byte
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"

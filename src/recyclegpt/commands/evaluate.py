@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.corpus import corpus_for, given_corpus, row_length
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype
 from recyclegpt.console import print_table
+from recyclegpt.data import TextFiles, TextFilesData
+from recyclegpt.data.corpus import whole_texts
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
+from recyclegpt.evaluation.scoring import Scorer
+from recyclegpt.evaluation.whole_text import NAMES, bits_name, score_texts
 from recyclegpt.files import finite
 
 
@@ -32,28 +36,52 @@ def run(argv: Sequence[str]) -> int:
 
 
 def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
-    """Measure on held-out text and print the table.
+    """Measure on held-out text, or on the whole of the files that `data=text_files` names, and print the table.
 
     Returns:
         The document that is printed last.
     """
     device, dtype = device_and_dtype(cfg.device, cfg.dtype)
     trained = load_trained(cfg.checkpoint, device)
-    datamodule = corpus_for(cfg, trained)
-    num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
-    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
     dtype = computing_dtype(cfg.dtype, dtype, trained.config)
+    if dtype == torch.float64:
+        trained.model.double()
+    autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
+    about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
+    if "data" in cfg and isinstance(given := given_corpus(cfg, trained), TextFilesData):
+        return about | _evaluate_files(cfg, given, trained, autocast)
+    datamodule = corpus_for(cfg, trained)
     batches = datamodule.val_dataloader()
-    metrics = held_out_metrics(trained.model, batches, num_bytes, None if dtype == torch.float32 else dtype)
+    metrics = held_out_metrics(trained.model, batches, _num_bytes(trained), autocast)
     metrics["val/loss_unigram"] = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     print_table(
         [(name.removeprefix("val/"), value) for name, value in metrics.items()], header=("held-out quality", "value")
     )
-    return {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": len(batches) * datamodule.val_batch_size,
-        "row_length": datamodule.row_length,
-        "metrics": metrics,
-    }
+    rows = len(batches) * datamodule.val_batch_size
+    return about | {"rows": rows, "row_length": datamodule.row_length, "metrics": metrics}
+
+
+def _evaluate_files(
+    cfg: DictConfig, given: TextFilesData, trained: LoadedModel, autocast: torch.dtype | None
+) -> dict[str, Any]:
+    """Every document of the given files, whole, whatever its length."""
+    tokenizer, length = trained.tokenizer, row_length(trained)
+    scorer = Scorer(trained.model, num_recycled=cfg.decoding.num_recycled, batch_size=cfg.batch_size, autocast=autocast)
+    assert isinstance(given.source, TextFiles)
+    texts = whole_texts(given.source, tokenizer, given.max_skipped)
+    metrics, errors = score_texts(scorer, texts, tokenizer.encode_prompt(""), length, _num_bytes(trained))
+    rows = []
+    for scoring in scorer.scorings:
+        names = [f"val/ppl_{NAMES[scoring]}", bits_name(scoring)]
+        rows.append([scoring, *(cell for name in names for cell in (metrics[name], errors[name]))])
+    print_table(rows, header=("whole text", "perplexity", "stderr", "bits/byte", "stderr"))
+    print(f"\n{metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes, in windows of {length} that overlap by half")
+    return {"row_length": length, "num_recycled": scorer.num_recycled, "metrics": metrics, "stderr": errors}
+
+
+def _num_bytes(trained: LoadedModel) -> torch.Tensor:
+    """Bytes of text that each token stands for, `(V,)`."""
+    num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
+    found = trained.tokenizer.token_num_bytes()
+    num_bytes[: len(found)] = torch.from_numpy(found)
+    return num_bytes

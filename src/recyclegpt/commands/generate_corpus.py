@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"decoding.max_new_tokens: with prompt_tokens they exceed the context of {context}; take {max(0, room)}"
         )
-    if strategy.num_recycled and trained.model.recyclable is None:
+    if strategy.needs_module and trained.model.recyclable is None:
         raise ConfigError(
             f"decoding.strategy: {strategy.name} needs a recyclable module and the model of {trained.path} has none; "
             "use decoding.strategy=autoregressive"

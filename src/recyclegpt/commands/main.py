@@ -100,13 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno not in (*DISK_FULL, *NOT_WRITABLE):
+        is_gone = error.errno == errno.ENOENT and error.filename is None  # as os.getcwd says it
+        if error.errno not in (*DISK_FULL, *NOT_WRITABLE) and not is_gone:
             raise
         remedy = (
             "free some space, then run the same command again" if error.errno in DISK_FULL else
             "start in a folder that you may write to, or name one (output_dir=FOLDER; train: hydra.run.dir=FOLDER)"
         )  # fmt: skip
-        print(f"recyclegpt {name}: {error.filename or 'a file'}: {error.strerror}; {remedy}", file=sys.stderr)
+        where = error.filename or ("the working folder" if is_gone else "a file")
+        print(f"recyclegpt {name}: {where}: {error.strerror}; {remedy}", file=sys.stderr)
         return 1 if error.errno in DISK_FULL else MISTAKE
     except SystemExit as leaving:  # argparse has said why
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

@@ -89,10 +89,13 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         if isinstance(error, ConfigError) and not started:
             raise
         said = _as_ours(error)
-        if not isinstance(said, ConfigError | RunError | Stopped):
-            (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400
-        write_json(folder / RESULT, make_result("failed", digest, cfg.seed, said))
+        try:
+            if not isinstance(said, ConfigError | RunError | Stopped):
+                (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                log.error("%s failed, see its %s: %s", folder, TRACEBACK, error)  # noqa: TRY400
+            write_json(folder / RESULT, make_result("failed", digest, cfg.seed, said))
+        except OSError as unwritable:  # the error itself says more
+            log.error("%s does not say why the run ended: %s", folder / RESULT, unwritable.strerror)  # noqa: TRY400
         if said is error:
             raise
         raise said from error

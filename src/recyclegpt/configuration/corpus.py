@@ -21,18 +21,11 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
         ConfigError: it cannot be read, or its tokens are not the model's.
     """
     folder, config = trained.path.parent, trained.config
-    own = {"kind": "file", "path": str(folder / TOKENIZER), "end_token": trained.tokenizer.eos_token}
     if "data" in cfg:
-        settings = to_plain(cfg)["data"]
-        # The model knows only its own tokens, whatever tokenizer the group would build.
-        if settings.get("tokenizer") is not None:
-            settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
-        datamodule = corpus_of(settings)
+        datamodule = given_corpus(cfg, trained)
     else:
         datamodule = _corpus_of_checkpoint(config.get("data"), trained.path)
-    # A pretrained backbone's context may be much longer than the rows it was trained on.
-    row_length = config.get("model", {}).get("context_length") or trained.model.config.context_length
-    datamodule.connect(row_length, 2 + config.get("loss", {}).get("num_unrolled", 1))
+    datamodule.connect(row_length(trained), 2 + config.get("loss", {}).get("num_unrolled", 1))
     datamodule.prepare()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         if "data" in cfg:
@@ -45,6 +38,25 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
             "name a corpus (evaluate, generate-corpus: data=GROUP data.KEY=VALUE) or prompts (bench: prompts=FILE)"
         )
     return datamodule
+
+
+def given_corpus(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
+    """The corpus that `data=GROUP` names, not yet read, with the model's tokenizer.
+
+    Raises:
+        ConfigError: its settings cannot work.
+    """
+    settings = to_plain(cfg)["data"]
+    # The model knows only its own tokens, whatever tokenizer the group would build.
+    if settings.get("tokenizer") is not None:
+        own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
+        settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
+    return corpus_of(settings)
+
+
+def row_length(trained: LoadedModel) -> int:
+    """Positions that a model was trained on; a pretrained backbone's context may be much longer."""
+    return int(trained.config.get("model", {}).get("context_length") or trained.model.config.context_length)
 
 
 def corpus_of(settings: Any) -> TextDataModule:

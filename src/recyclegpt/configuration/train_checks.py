@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.parameter_count import memory_problems
 
+log = logging.getLogger("recyclegpt")
 VOCABULARY_MULTIPLE = 64
 """A vocabulary of our own is padded to a multiple of this: matrix products of such sizes are faster."""
 
@@ -32,6 +34,8 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: all that is wrong with the config.
     """
     problems = Problems(section_problems(cfg) + check_combinations(cfg))
+    if not problems.found:
+        _shorten_warmup(cfg)
     parts: dict[str, Any] = {}
     with problems.under():
         # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
@@ -77,7 +81,24 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
 
 
 def num_steps(cfg: DictConfig) -> int:
-    """Optimizer steps of the whole run; the last window of an epoch steps even if it is not full."""
+    """Optimizer steps of the whole run, unless a clock or early stopping ends it before."""
+    most = cfg.trainer.get("max_steps")
+    return epoch_steps(cfg) if most in (None, -1) else min(most, epoch_steps(cfg))
+
+
+def _shorten_warmup(cfg: DictConfig) -> None:
+    """Let a run that `max_steps` makes too short for its warm-up have a shorter one, and say so."""
+    steps, warmup = num_steps(cfg), cfg.scheduler.get("num_warmup_steps")
+    if steps == epoch_steps(cfg) or type(warmup) is not int:
+        return
+    room = steps - round(cfg.scheduler.get("decay_fraction", 0.0) * steps)
+    if warmup > room >= 0:
+        log.warning("scheduler.num_warmup_steps: %d does not fit into max_steps=%d; using %d", warmup, steps, room)
+        cfg.scheduler.num_warmup_steps = room
+
+
+def epoch_steps(cfg: DictConfig) -> int:
+    """Optimizer steps of all epochs; the last window of an epoch steps even if it is not full."""
     return int(cfg.trainer.max_epochs * -(-cfg.trainer.limit_train_batches // cfg.trainer.accumulate_grad_batches))
 
 
@@ -125,6 +146,9 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
         for key in ("limit_train_batches", "max_epochs", "accumulate_grad_batches")
         if type(trainer[key]) is not int or trainer[key] < 1
     ]
+    most = trainer.get("max_steps", -1)
+    if most is not None and (type(most) is not int or most == 0 or most < -1):
+        problems.append(f"trainer.max_steps: {most} is not a positive whole number of optimizer steps")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problems.append(
             f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"

@@ -29,6 +29,7 @@ from recyclegpt.data.shards import (
     write_shards,
 )
 from recyclegpt.data.source import Record, Skipped, Source, Split
+from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
 
@@ -192,6 +193,29 @@ def token_pieces(
                     num_bytes = int(num_bytes_V[ids].sum())
                 bar.update(num_bytes)
                 yield TokenPiece(np.asarray(ids, dtype), int(record.ends), num_bytes)
+
+
+def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -> Iterator[list[int]]:
+    """Tokens of each document of a text, undivided, without those that begin and end one.
+
+    Raises:
+        ConfigError: no document can be read, or more than `max_skipped` cannot.
+    """
+    skipped = Skipped(max_skipped, source.kind)
+    records = (written(record, tokenizer) for record in source.whole())
+    readable = (record for record in records if skipped.is_readable(record))
+    text: list[int] = []
+    found = False
+    for piece in token_pieces("val", readable, tokenizer, skipped):
+        text += piece.tokens.tolist()
+        if piece.num_documents:
+            found = True
+            start = tokenizer.start_ids
+            yield text[len(start) : -1] if text[: len(start)] == start else text[:-1]
+            text = []
+    skipped.report()
+    if not found:
+        raise skipped.error("data.paths: no document can be read")
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

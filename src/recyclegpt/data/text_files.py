@@ -124,6 +124,11 @@ class TextFiles:
             else:
                 yield from self._read(file, split)
 
+    def whole(self) -> Iterator[Record]:
+        """All documents undivided: of `val_paths` where they are given, else of `paths`."""
+        for file in self.val_files or self.files:
+            yield from self._read(file)
+
     def _read(self, file: Path, split: Split | None = None) -> Iterator[Record]:
         return read_rows(file, self.field) if _holds_rows(file) else read_text(file, split, self.val_fraction)
 

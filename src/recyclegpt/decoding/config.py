@@ -27,14 +27,17 @@ class DecodingConfig:
     num_recycled: int = 1
     """Tokens drafted per backbone pass, 1 to 8; vLLM calls it `num_speculative_tokens`."""
     confidence_threshold: float = 0.0
-    """Draft only while the drafter's largest probability is above this: 0 always, 1 never."""
+    """Draft only while the module's largest probability is above this: 0 always, 1 never."""
+    drafter: str = "module"
+    """`module`, `ngram` (lookup in prompt and text; needs no module) or `ngram+module` (lookup first)."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """These four as in `SamplingConfig`."""
+    coupled: bool = True
+    """These five as in `SamplingConfig`."""
     max_new_tokens: int = 200
     stop: list[str] = field(default_factory=list)
     """Strings that end the text."""
@@ -63,16 +66,18 @@ class DecodingConfig:
 
     def make_strategy(self) -> Strategy:
         """The strategy of this name and these numbers."""
-        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold)
+        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold, self.drafter)
 
     def strategy_for(self, model: RecycleGPT) -> Strategy:
         """The strategy for this model: autoregressive, with a warning, where it has no module to draft with."""
         strategy = self.make_strategy()
-        if strategy.num_recycled and model.recyclable is None:
+        if strategy.needs_module and model.recyclable is None:
             _log.warning("the model has no recyclable module, so text is generated autoregressively")
             return Autoregressive()
         return strategy
 
     def sampling(self) -> SamplingConfig:
         """How a token is chosen from logits."""
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        return SamplingConfig(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.coupled
+        )

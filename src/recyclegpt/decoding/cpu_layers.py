@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -81,8 +83,93 @@ class KernelLayer(FusedLayer):
         return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
 
 
+class LayerStack:
+    """All layers and the norm after them as one operator, `kernels.layers`; its slow twin is layer by layer."""
+
+    def __init__(self, model: KernelGPT, modules: nn.ModuleList, norm: nn.Module) -> None:
+        self.config, self.rotary = model.config, model.rotary
+        self.norm_C = norm.weight if isinstance(norm, KernelRMSNorm) else None
+        layers = [layer for layer in modules if isinstance(layer, KernelLayer)]
+        self.has_bytes = layers[0].qkv_proj.scale is not None
+        self.addresses = torch.tensor([_addresses(layer) for layer in layers])
+
+    def __call__(self, x_BTC: Tensor, positions_BT: Tensor, cache: KVCache) -> Tensor:
+        """The states after the norm, written over `x_BTC`."""
+        config, slots = self.config, cache.slots_S.numel()
+        kernels.layers(
+            x_BTC.view(-1, x_BTC.shape[-1]),
+            self.addresses,
+            cache.addresses,
+            self.rotary.cos_SD,
+            self.rotary.sin_SD,
+            positions_BT,
+            self.norm_C,
+            (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, slots),
+            config.norm_eps,
+            self.has_bytes,
+        )
+        return x_BTC
+
+
+def _addresses(layer: KernelLayer) -> list[int]:
+    """Of a layer's tensors, in the order of `Layer` in `layers.cpp`; 0 where there is none."""
+
+    def product(linear: PackedLinear) -> list[Tensor | None]:
+        return [linear.packed, linear.scale, linear.bias]
+
+    def norm(module: nn.Module) -> Tensor | None:
+        return module.weight if isinstance(module, KernelRMSNorm) else None
+
+    tensors = [norm(layer.input_layernorm), *product(layer.qkv_proj), norm(layer.q_norm), norm(layer.k_norm)]
+    tensors += [*product(layer.o_proj), norm(layer.post_attention_layernorm)]
+    tensors += [*product(layer.gate_up_proj), *product(layer.down_proj)]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
 class KernelGPT(RecycleGPT):
     """A model of such layers: where they read a KV cache they need neither a mask nor looked-up rotations."""
+
+    in_one_call = True
+    """Few rows pass through all layers in one operator; False runs them operator by operator, with equal bits."""
+
+    @functools.cached_property
+    def _backbone_stack(self) -> LayerStack:
+        return LayerStack(self, self.backbone.layers, self.backbone.norm)
+
+    @functools.cached_property
+    def _module_stack(self) -> LayerStack:
+        assert self.recyclable is not None
+        return LayerStack(self, self.recyclable.layers, self.recyclable.norm)
+
+    def backbone_states(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        num_slots_read: int | None = None,
+    ) -> Tensor:
+        if positions_BT is None or cache is None or not self._takes_one_call(tokens_BT):
+            return super().backbone_states(tokens_BT, positions_BT, mask, cache, num_slots_read)
+        return self._backbone_stack(self.backbone.embed_tokens(tokens_BT), positions_BT, cache)
+
+    def recycle(
+        self,
+        tokens_BT: Tensor,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        num_slots_read: int | None = None,
+    ) -> Tensor:
+        if positions_BT is None or cache is None or self.recyclable is None or not self._takes_one_call(tokens_BT):
+            return super().recycle(tokens_BT, hidden_BTC, positions_BT, mask, cache, num_slots_read)
+        folded_BTC = self.recyclable.fold(self.backbone.embed_tokens(tokens_BT), hidden_BTC)
+        return self._module_stack(folded_BTC, positions_BT, cache)
+
+    def _takes_one_call(self, tokens_BT: Tensor) -> bool:
+        fits = tokens_BT.shape[1] <= KERNEL_QUERIES and self.config.intermediate_size % kernels.LANES == 0
+        return self.in_one_call and fits and not torch.compiler.is_compiling()
 
     def _attention_inputs(
         self,

@@ -165,7 +165,7 @@ class Decoder:
         key = (strategy, sampler.config, batch, num_slots)
         if key in self._idle:
             session, graphed = self._idle.pop(key)
-            session.sampler.generators = sampler.generators
+            session.sampler.take(sampler.generators)
             return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.backbone_states, self.recycle)
         return key, session, GraphedStep(session.step, session.state) if self.use_graphs else session.step
@@ -203,10 +203,10 @@ class Decoder:
                 )
         if max_new_tokens < 0:
             problems.append(f"max_new_tokens: {max_new_tokens} is negative")
-        if strategy.num_recycled and self.model.recyclable is None:
+        if strategy.needs_module and self.model.recyclable is None:
             problems.append(
                 f"decoding.strategy: {strategy.name} needs a recyclable module and this model has none "
-                "(recycle.num_layers=0); use autoregressive"
+                "(recycle.num_layers=0); use autoregressive, or decoding.drafter=ngram"
             )
         if problems:
             raise ConfigError(problems)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recyclegpt import kernels
 from recyclegpt.errors import ConfigError
 
 MIN_TEMPERATURE = 1e-4
@@ -36,6 +37,10 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     """Divide the positive and multiply the negative logits of tokens that stand in prompt or text by this (CTRL, arXiv
     1909.05858); 1 leaves them. Greedy decoding obeys it too."""
+    coupled: bool = True
+    """Draw a token with noise that depends on seed and position alone, so that verified text equals autoregressive text
+    token for token (coupled sampling: Daliri, Musco, Suresh, arXiv 2408.07978). False: rejection sampling, whose text
+    has the same distribution."""
 
     def __post_init__(self) -> None:
         valid = {
@@ -64,8 +69,30 @@ class SamplingConfig:
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Index of the largest, the first of equals, `(...)`: `argmax`, which takes four times as long on a CPU in bf16."""
-    return logits.max(dim=-1).indices
+    """Index of the largest, the first of equals, `(...)`."""
+    if logits.device.type == "cpu" and logits.dtype in kernels.DTYPES and kernels.are_loaded():
+        return kernels.most_likely(logits.reshape(-1, logits.shape[-1])).view(logits.shape[:-1])
+    return logits.max(dim=-1).indices  # `argmax` takes four times as long on a CPU in bf16
+
+
+def exponential_noise(keys: Tensor, vocab_size: int) -> Tensor:
+    """Exponential noise `(..., V)` in fp32, each number a hash of two 32-bit keys `(..., 2)` and a token id."""
+    if keys.device.type == "cpu" and kernels.are_loaded():
+        return kernels.exponential_noise(keys.reshape(-1, 2), vocab_size).view(*keys.shape[:-1], vocab_size)
+    first, second = keys[..., :1], keys[..., 1:]
+    ids_V = torch.arange(vocab_size, device=keys.device)
+    words = _mix((_mix(ids_V ^ first) + second) & _WORD)
+    return -torch.log1p(-((words + 0.5) * 2.0**-32).to(torch.float32))
+
+
+_WORD = 2**32 - 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """lowbias32 (nullprogram.com/blog/2018/07/31) of 32-bit words in int64: each bit depends on each of `x`."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
 
 
 def penalised(logits: Tensor, config: SamplingConfig, seen: Tensor | None) -> Tensor:
@@ -111,13 +138,15 @@ def largest_probability(logits: Tensor, config: SamplingConfig, seen: Tensor | N
 class Sampler:
     """Draws for the rows of one batch. Each row has its own generator, so a row's text is the same in any batch.
 
-    The numbers of a step are drawn before it begins, into tensors that stay in place: a step captured as a CUDA graph
-    can read them, and how many are drawn does not depend on what is accepted.
+    Coupled sampling hashes the seed of a row's generator and the position of a token. Rejection sampling draws a step's
+    numbers before the step, into tensors that stay in place: a step captured as a CUDA graph can read them, and how
+    many are drawn does not depend on what is accepted.
     """
 
     def __init__(self, config: SamplingConfig, generators: Sequence[torch.Generator]) -> None:
         self.config = config
         self.generators = list(generators)
+        self.seeds_B2 = torch.empty(0)
         self.exponential_BNV = torch.empty(0)
         self.uniform_Bm = torch.empty(0)
 
@@ -126,30 +155,59 @@ class Sampler:
         """Row b draws from a generator seeded with `seed + b`."""
         return cls(config, [torch.Generator(device=device).manual_seed(seed + row) for row in range(batch)])
 
+    @property
+    def rejects(self) -> bool:
+        """Whether verification compares distributions, and not tokens."""
+        return not self.config.greedy and not self.config.coupled
+
     def allocate(self, num_recycled: int, vocab_size: int, device: torch.device) -> None:
         """Make room for a step's numbers: one token of the backbone and `num_recycled` of the drafter."""
-        if not self.config.greedy:
-            batch = len(self.generators)
+        batch = len(self.generators)
+        self.seeds_B2 = torch.empty(batch, 2, dtype=torch.long, device=device)
+        self.take(self.generators)
+        if self.rejects:
             self.exponential_BNV = torch.empty(batch, num_recycled + 1, vocab_size, device=device)
             self.uniform_Bm = torch.empty(batch, num_recycled, device=device)
 
+    def take(self, generators: Sequence[torch.Generator]) -> None:
+        """Draw with these from now on; allocated tensors stay in place."""
+        self.generators = list(generators)
+        seeds = [generator.initial_seed() for generator in generators]
+        self.seeds_B2.copy_(torch.tensor([[seed & _WORD, seed >> 32 & _WORD] for seed in seeds]))
+
     def refill(self) -> None:
         """Draw the next step's numbers."""
-        if self.config.greedy:
+        if not self.rejects:
             return
         for exponential, uniform, generator in zip(self.exponential_BNV, self.uniform_Bm, self.generators, strict=True):
             exponential.exponential_(generator=generator)
             uniform.uniform_(generator=generator)
 
-    def choose(self, logits_BV: Tensor, draw: int, seen_BV: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """A token for each row, and the distribution it was drawn from (None when greedy).
+    def choose(
+        self, logits_BV: Tensor, draw: int, position_B: Tensor, seen_BV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A token for each row, and under rejection sampling the distribution it was drawn from.
 
-        `draw` is 0 for the backbone's token of a step and k for the k-th drafted one.
+        `draw` is 0 for the backbone's token of a step and k for the k-th drafted one; `position_B` is where it goes.
         """
-        if self.config.greedy:
-            return most_likely(penalised(logits_BV, self.config, seen_BV)), None
+        if not self.rejects:
+            seen_BTV = None if seen_BV is None else seen_BV[:, None]
+            return self.choose_at(logits_BV[:, None], position_B[:, None], seen_BTV)[:, 0], None
         probabilities_BV = processed_probabilities(logits_BV, self.config, seen_BV)
         return self.pick(probabilities_BV, draw), probabilities_BV
+
+    def choose_at(self, logits_BTV: Tensor, positions_BT: Tensor, seen_BTV: Tensor | None) -> Tensor:
+        """The tokens `(B, T)` of these positions, greedy or coupled."""
+        if self.config.greedy:
+            return most_likely(penalised(logits_BTV, self.config, seen_BTV))
+        noise_BTV = exponential_noise(self.keys_at(positions_BT), logits_BTV.shape[-1])
+        return most_likely(processed_probabilities(logits_BTV, self.config, seen_BTV) / noise_BTV)
+
+    def keys_at(self, positions_BT: Tensor) -> Tensor:
+        """Keys of the noise at these positions, `(B, T, 2)`."""
+        low_B1, high_B1 = self.seeds_B2[:, :1], self.seeds_B2[:, 1:]
+        first_BT = _mix((_mix(low_B1) + positions_BT) & _WORD)
+        return torch.stack([first_BT, _mix(_mix(high_B1 ^ _WORD) ^ first_BT)], dim=-1)
 
     def pick(self, weights_BV: Tensor, draw: int) -> Tensor:
         """A token for each row with probability proportional to its weight.

@@ -91,7 +91,7 @@ class Session:
         last_B = text.position_B - 1
         seen_BTV = self._seen(last_B[:, None])
         logits_BV = self.model.logits(row_at(hidden_BTC, last_B))
-        token_B, _ = self.sampler.choose(logits_BV, 0, None if seen_BTV is None else seen_BTV[:, 0])
+        token_B, _ = self.sampler.choose(logits_BV, 0, text.position_B, None if seen_BTV is None else seen_BTV[:, 0])
         text.write(text.position_B, token_B)
         self.record_5B.zero_()
         self.record.position.copy_(text.position_B)
@@ -102,23 +102,32 @@ class Session:
     def step(self, num_slots_read: int) -> None:
         """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result."""
         text, drafter = self.text, self.drafter
-        positions_BT = text.position_B[:, None] + self.block_T
+        # Cloned, since the drafter counts its next tokens in place before this step is recorded.
+        count_B = torch.zeros_like(text.position_B) if drafter is None else drafter.num_drafted_B.clone()
+        block_T = self.block_T
+        if drafter is not None and drafter.exits_early:
+            block_T = block_T[: int(count_B.max()) + 1]  # rows that nobody drafted are not read
+        positions_BT = text.position_B[:, None] + block_T
         block_BT = text.tokens_BS.gather(1, positions_BT)
         hidden_BTC = self.backbone_states(block_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
         logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
-        # Cloned, since the drafter counts its next tokens in place before this step is recorded.
-        count_B = torch.zeros_like(text.position_B) if drafter is None else drafter.num_drafted_B.clone()
+        chosen_BT: Tensor | None = best_BT
+        if not self.sampler.config.greedy:
+            rejects = self.sampler.rejects
+            chosen_BT = None if rejects else self.sampler.choose_at(logits_BTV, positions_BT + 1, seen_BTV)
         drafts = DraftTokens(block_BT[:, 1:], count_B, None if drafter is None else drafter.distributions_BmV)
-        accepted_B, token_B = self.strategy.verify(VerifyLogits(logits_BTV, best_BT, seen_BTV), drafts, self.sampler)
+        accepted_B, token_B = self.strategy.verify(
+            VerifyLogits(logits_BTV, best_BT, chosen_BT, seen_BTV), drafts, self.sampler
+        )
         # A row that has ended stays where it is; what it writes there was handed out already.
         text.position_B.copy_(torch.minimum(text.position_B + accepted_B + 1, text.limit_B))
         text.write(text.position_B, token_B)
         if drafter is None:
             self.record.position.copy_(text.position_B)
             return
-        matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (self.block_T[:-1] < count_B[:, None])
+        matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
         drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read)
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)

@@ -17,6 +17,8 @@ from recyclegpt.decoding.text_buffer import row_at
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED
 
+DRAFTERS = ("module", "ngram", "ngram+module")
+
 
 class DraftTokens(NamedTuple):
     """What the drafter proposed in the last step. Of row b only the first `count_B[b]` tokens are proposed."""
@@ -24,15 +26,17 @@ class DraftTokens(NamedTuple):
     tokens_Bm: Tensor
     count_B: Tensor
     distributions_BmV: Tensor | None
-    """What each was drawn from; None when greedy."""
+    """What each was drawn from under rejection sampling, else None."""
 
 
 class VerifyLogits(NamedTuple):
-    """What the backbone says after each of the T = m + 1 newest tokens."""
+    """What the backbone says after each of the T newest tokens: m + 1, or fewer where no row has m drafted ones."""
 
     logits_BTV: Tensor
     best_BT: Tensor
-    """The most likely token after each, repetition penalty applied: what greedy decoding writes."""
+    """The most likely token after each, repetition penalty applied."""
+    chosen_BT: Tensor | None
+    """What autoregressive decoding writes after each; None under rejection sampling, which draws later."""
     seen_BTV: Tensor | None
     """Which tokens the text holds up to each row, for the repetition penalty; None without one."""
 
@@ -48,7 +52,9 @@ class Strategy:
     num_recycled: int = 1
     """Tokens m drafted after each backbone pass."""
     confidence_threshold: float = 0.0
-    """Draft only while the largest probability of the drafter's distribution is above this: 0 always, 1 never."""
+    """Draft only while the largest probability of the module's distribution is above this: 0 always, 1 never."""
+    drafter: str = "module"
+    """What drafts: `module`, `ngram` (lookup in prompt and text), or `ngram+module` (lookup first)."""
     name: ClassVar[str]
     """Word used in configs, tags and tables."""
     lossless: ClassVar[bool]
@@ -62,8 +68,15 @@ class Strategy:
             problems.append(
                 f"confidence_threshold: {self.confidence_threshold} is not between 0 (always draft) and 1 (never draft)"
             )
+        if self.drafter not in DRAFTERS:
+            problems.append(f"drafter: {self.drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def needs_module(self) -> bool:
+        """Whether it decodes only models with a recyclable module."""
+        return self.num_recycled > 0 and self.drafter != "ngram"
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -84,6 +97,7 @@ class Autoregressive(Strategy):
 
     num_recycled: int = field(default=0, init=False)
     confidence_threshold: float = field(default=0.0, init=False)
+    drafter: str = field(default="module", init=False)
     name = "autoregressive"
     lossless = True
 
@@ -106,7 +120,8 @@ class Alternating(Strategy):
 class Verified(Strategy):
     """The backbone pass that reads the drafted tokens also verifies them. 1 + accepted tokens per pass, lossless.
 
-    Greedy decoding accepts a token that is the argmax. Sampling accepts it with probability min(1, p / q) and draws the
+    A drafted token is accepted if autoregressive decoding would write it: the argmax, or in coupled sampling the token
+    that the noise of its position picks. Rejection sampling accepts it with probability min(1, p / q) and draws the
     next from what is left of p, so the text has exactly the backbone's distribution (Leviathan et al., arXiv
     2211.17192; Chen et al., arXiv 2302.01318).
 
@@ -119,16 +134,19 @@ class Verified(Strategy):
 
     def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:
         tokens_Bm, count_B, q_BmV = drafts
-        drafted_Bm = torch.arange(self.num_recycled, device=count_B.device) < count_B[:, None]
-        if q_BmV is None:
-            accepted_B = _leading(drafted_Bm & (backbone.best_BT[:, :-1] == tokens_Bm))
+        m = tokens_Bm.shape[1]  # fewer than `num_recycled` where no row has more
+        drafted_Bm = torch.arange(m, device=count_B.device) < count_B[:, None]
+        if backbone.chosen_BT is not None:
+            accepted_B = _leading(drafted_Bm & (backbone.chosen_BT[:, :-1] == tokens_Bm))
             return accepted_B, _choose(backbone, accepted_B, sampler)
+        assert q_BmV is not None
+        q_BmV = q_BmV[:, :m]
         p_BTV = processed_probabilities(backbone.logits_BTV, sampler.config, backbone.seen_BTV)
         p_Bm = p_BTV[:, :-1].gather(2, tokens_Bm[..., None]).squeeze(2)
         q_Bm = q_BmV.gather(2, tokens_Bm[..., None]).squeeze(2)
-        accepted_B = _leading(drafted_Bm & (sampler.uniform_Bm * q_Bm < p_Bm))
+        accepted_B = _leading(drafted_Bm & (sampler.uniform_Bm[:, :m] * q_Bm < p_Bm))
         # Where nothing was drafted nothing was rejected: with q = 0 there, all of p is left.
-        q_BTV = torch.cat([q_BmV * drafted_Bm[..., None], torch.zeros_like(q_BmV[:, :1])], dim=1)
+        q_BTV = torch.cat([q_BmV * drafted_Bm[..., None], torch.zeros_like(p_BTV[:, :1])], dim=1)
         p_BV = row_at(p_BTV, accepted_B)
         rest_BV = (p_BV - row_at(q_BTV, accepted_B)).clamp(min=0)
         # Where p and q agree to the last bit a rejection is a rounding accident and p itself is the right distribution.
@@ -136,7 +154,9 @@ class Verified(Strategy):
         return accepted_B, sampler.pick(rest_BV, 0)
 
 
-def make_strategy(name: str, num_recycled: int = 1, confidence_threshold: float = 0.0) -> Strategy:
+def make_strategy(
+    name: str, num_recycled: int = 1, confidence_threshold: float = 0.0, drafter: str = "module"
+) -> Strategy:
     """The strategy of this name.
 
     Raises:
@@ -147,15 +167,15 @@ def make_strategy(name: str, num_recycled: int = 1, confidence_threshold: float 
         return Autoregressive()
     if name not in kinds:
         raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, {', '.join(kinds)}")
-    return kinds[name](num_recycled, confidence_threshold)
+    return kinds[name](num_recycled, confidence_threshold, drafter)
 
 
 def _choose(backbone: VerifyLogits, accepted_B: Tensor, sampler: Sampler) -> Tensor:
     """The backbone's own token after the first `accepted_B` drafted ones, `(B,)`."""
-    if sampler.config.greedy:
-        return backbone.best_BT.gather(1, accepted_B[:, None]).squeeze(1)
+    if backbone.chosen_BT is not None:
+        return backbone.chosen_BT.gather(1, accepted_B[:, None]).squeeze(1)
     seen_BV = None if backbone.seen_BTV is None else row_at(backbone.seen_BTV, accepted_B)
-    return sampler.choose(row_at(backbone.logits_BTV, accepted_B), 0, seen_BV)[0]
+    return sampler.pick(processed_probabilities(row_at(backbone.logits_BTV, accepted_B), sampler.config, seen_BV), 0)
 
 
 def _leading(accepted_Bm: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
+from recyclegpt.evaluation.whole_text import ratio_stderr
 
 try:
     import lm_eval
@@ -260,17 +261,6 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
             }
     return found
-
-
-def ratio_stderr(sums_and_counts: Sequence[tuple[float, float]]) -> float | None:
-    """Standard error of sum over count, both varying between texts, to first order; None for a single text."""
-    num = len(sums_and_counts)
-    if num < 2:
-        return None
-    count = math.fsum(n for _, n in sums_and_counts)
-    mean = math.fsum(total for total, _ in sums_and_counts) / count
-    squares = math.fsum((total - mean * n) ** 2 for total, n in sums_and_counts)
-    return math.sqrt(num / (num - 1) * squares) / count
 
 
 def _add_stderr_of_ratios(metrics: Mapping[str, dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> None:

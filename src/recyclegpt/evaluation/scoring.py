@@ -88,8 +88,25 @@ class Scorer:
             )  # fmt: skip
         return [self._known[pair] for pair in pairs]
 
+    def token_log_p(self, pairs: Sequence[Pair]) -> list[dict[str, Tensor]]:
+        """Log-probability of each token of every continuation under every scoring, fp64 on the CPU; one batch."""
+        row_N, scored = self._token_scores(pairs)
+        counts = row_N.bincount(minlength=len(pairs)).tolist()
+        split = {name: log_p_N.cpu().split(counts) for name, (log_p_N, _) in scored.items()}
+        return [{name: parts[b] for name, parts in split.items()} for b in range(len(pairs))]
+
     def _score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
-        """One batch, right-padded."""
+        row_N, scored = self._token_scores(pairs)
+        sums: list[dict[str, Scored]] = [{} for _ in pairs]
+        for name, (log_p_N, best_N) in scored.items():
+            zeros_B2 = torch.zeros(len(pairs), 2, dtype=torch.float64, device=row_N.device)
+            sums_B2 = zeros_B2.index_add(0, row_N, torch.stack([log_p_N, (~best_N).double()], dim=1))
+            for b, (total, num_missed) in enumerate(sums_B2.tolist()):
+                sums[b][name] = Scored(total, num_missed == 0)
+        return sums
+
+    def _token_scores(self, pairs: Sequence[Pair]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """One batch, right-padded: the row of every scored token, its log-probability, and whether it is the argmax."""
         longest = self.model.config.context_length + 1  # the last token is scored and never read
         rows, starts = [], []
         for context, continuation in pairs:
@@ -98,9 +115,7 @@ class Scorer:
             rows.append(row)
             starts.append(max(len(row) - len(continuation), 1))
         places = [(b, p) for b, row in enumerate(rows) for p in range(starts[b], len(row))]
-        if not places:
-            return [dict.fromkeys(self.scorings, Scored(0.0, True)) for _ in pairs]
-        row_N, place_N = torch.tensor(places, device=self.model.device).T
+        row_N, place_N = torch.tensor(places, dtype=torch.long, device=self.model.device).reshape(-1, 2).T
         start_N = torch.tensor(starts, device=self.model.device)[row_N]
         rules = {
             "backbone": torch.zeros_like(place_N),
@@ -108,18 +123,13 @@ class Scorer:
             "alternating": (place_N - start_N) % (self.num_recycled + 1),
         }
         source_by_scoring = {name: rules[name] for name in self.scorings}
-        num_steps = max(int(source_N.max()) for source_N in source_by_scoring.values())
+        num_steps = max((int(source_N.max()) for source_N in source_by_scoring.values() if places), default=0)
         tokens_BS, states = self._states(rows, num_steps)
         log_p_KN, best_KN = self._token_log_p(states, source_by_scoring, row_N, place_N, tokens_BS)
-        scored: list[dict[str, Scored]] = [{} for _ in pairs]
-        for name, source_N in source_by_scoring.items():
-            log_p_N = log_p_KN.gather(0, source_N[None]).squeeze(0)
-            missed_N = ~best_KN.gather(0, source_N[None]).squeeze(0)
-            zeros_B2 = torch.zeros(len(rows), 2, dtype=torch.float64, device=row_N.device)
-            sums_B2 = zeros_B2.index_add(0, row_N, torch.stack([log_p_N, missed_N.double()], dim=1))
-            for b, (total, num_missed) in enumerate(sums_B2.tolist()):
-                scored[b][name] = Scored(total, num_missed == 0)
-        return scored
+        return row_N, {
+            name: (log_p_KN.gather(0, source_N[None]).squeeze(0), best_KN.gather(0, source_N[None]).squeeze(0))
+            for name, source_N in source_by_scoring.items()
+        }
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Sequence[int]], num_steps: int) -> tuple[Tensor, list[Tensor]]:

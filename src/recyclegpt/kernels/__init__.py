@@ -27,6 +27,11 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in DTYPES and _loaded()
 
 
+def are_loaded() -> bool:
+    """Whether something has loaded the operators; asking compiles nothing."""
+    return bool(_loaded.cache_info().currsize) and _loaded()
+
+
 # What a traced graph needs to know: the shapes of the results.
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "linear": lambda x, _weight, out_features, _scale=None, _plus=None: x.new_empty(len(x), out_features),
@@ -52,7 +57,9 @@ def _loaded() -> bool:
 
 
 def pack(weight_OI: Tensor) -> Tensor:
-    """The layout `linear` reads, `(O/16, I/2, 32)`: 16 outputs side by side, zeros where O is no multiple of 16.
+    """The layout `linear` reads, 16 outputs side by side: `(O/16, I/2, 32)`, of int8 weights bytes `(O/16, I/4, 64)`.
+
+    Zeros stand where O is no multiple of 16, or the I of int8 weights none of 32.
 
     Raises:
         ValueError: the input width is odd.
@@ -60,6 +67,11 @@ def pack(weight_OI: Tensor) -> Tensor:
     outputs, inputs = weight_OI.shape
     if inputs % 2:
         raise ValueError(f"an input width of {inputs} is odd")
+    if weight_OI.dtype == torch.int8:
+        bytes_OI = (F.pad(weight_OI, (0, -inputs % 32, 0, -outputs % LANES)).to(torch.int16) + 128).to(torch.uint8)
+        return (
+            bytes_OI.view(-1, LANES, bytes_OI.shape[1] // 4, 4).transpose(1, 2).reshape(len(bytes_OI) // LANES, -1, 64)
+        )
     blocks = F.pad(weight_OI, (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs // 2, 2)
     order = (0, 2, 1, 3) if weight_OI.dtype == torch.bfloat16 else (0, 2, 3, 1)
     return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)
@@ -75,7 +87,10 @@ def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 def linear(
     x_nI: Tensor, packed: Tensor, out_features: int, scale: Tensor | None = None, plus_nO: Tensor | None = None
 ) -> Tensor:
-    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given."""
+    """Return `(n, O)`: rows x times a packed weight (`pack`), times the scale of int8 weights, plus what is given.
+
+    For int8 weights the rows are rounded to int8 too, with a step for each group of 32 inputs.
+    """
     result: Tensor = torch.ops.recyclegpt.linear.default(
         x_nI.contiguous(), packed, out_features, scale, None if plus_nO is None else plus_nO.contiguous()
     )
@@ -91,6 +106,18 @@ def rms_norm(x_nC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up `(n, F)` of rows that hold both, `(n, 2 F)`."""
     result: Tensor = torch.ops.recyclegpt.swiglu.default(gate_up.contiguous())
+    return result
+
+
+def most_likely(x_nV: Tensor) -> Tensor:
+    """Index of each row's largest value `(n,)`: the first of equals, NaN counting as the largest."""
+    result: Tensor = torch.ops.recyclegpt.most_likely.default(x_nV.contiguous())
+    return result
+
+
+def exponential_noise(keys_n2: Tensor, vocab_size: int) -> Tensor:
+    """Exponential noise `(n, V)` in fp32, each number a hash of a row's two 32-bit keys and a token id."""
+    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), vocab_size)
     return result
 
 
@@ -110,3 +137,33 @@ def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: T
         q_BTHD.contiguous(), key_BGSD, value_BGSD, positions_BT.contiguous()
     )
     return result
+
+
+def layers(
+    x_nC: Tensor,
+    addresses_L16: Tensor,
+    slots_L2: Tensor,
+    cos_SD: Tensor,
+    sin_SD: Tensor,
+    positions_BT: Tensor,
+    norm_C: Tensor | None,
+    shape: tuple[int, int, int, int, int],
+    eps: float,
+    has_bytes: bool,
+) -> None:
+    """Run rows `(B T, C)` through all layers and a norm, in place, with one team of threads.
+
+    Args:
+        x_nC: embedded tokens, or the folded inputs of the module; contiguous.
+        addresses_L16: of each layer's weights, in the order of `Layer` in `layers.cpp`. Its F is a multiple of 16.
+        slots_L2: of each layer's keys and values `(B, G, S, D)`.
+        cos_SD: rotary table in fp32, as `sin_SD`.
+        positions_BT: where the rows stand; they are written there and see the slots up to it.
+        norm_C: weight of the norm after the last layer, None for no norm.
+        shape: H, G, D, F, S.
+        eps: of all norms.
+        has_bytes: the weights are int8.
+    """
+    torch.ops.recyclegpt.layers.default(
+        x_nC, addresses_L16, slots_L2, cos_SD, sin_SD, positions_BT.contiguous(), norm_C, *shape, eps, has_bytes
+    )

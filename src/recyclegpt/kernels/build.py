@@ -1,4 +1,4 @@
-"""Compile the kernels for this processor, once, and load them: some ten seconds the first time, nothing afterwards."""
+"""Compile the kernels for this processor, once, and load them: ten to thirty seconds the first time, then nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-SOURCES = (*sorted(Path(__file__).parent.glob("*.cpp")), Path(__file__).parent / "vectors.h")
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
 # Strictly IEEE (no -ffast-math): a result may not depend on how many rows were given. The stable ABI of torch 2.11.
 FLAGS = (
     "-std=c++20",
@@ -86,20 +87,27 @@ def tuning() -> str:
 
 
 def _compile(compiler: str, library: Path) -> None:
-    paths = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
-    sources = [str(path) for path in SOURCES if path.suffix == ".cpp"]
+    includes = [f"-I{path}" for path in include_paths()]
+    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
+
+    def run(*arguments: str) -> None:
+        command = [*shlex.split(compiler), *FLAGS, tuning(), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            errors = [line for line in lines if "error" in line] or lines[-1:]
+            raise KernelsUnavailableError(f"the compiler {compiler} failed: {errors[0]}")
+
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         print("compiling the C++ kernels for this processor, once: about ten seconds", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
             # Several processes may build at once: each into its own file, and the last one renames it into place.
             built = Path(temporary) / library.name
-            command = [*shlex.split(compiler), *FLAGS, tuning(), *paths, *sources, "-o", str(built), "-ltorch_cpu"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-            if done.returncode:
-                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                errors = [line for line in lines if "error" in line] or lines[-1:]
-                raise KernelsUnavailableError(f"the compiler {compiler} failed: {errors[0]}")
+            objects = {built.with_name(f"{path.stem}.o"): path for path in SOURCES if path.suffix == ".cpp"}
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda file: run("-c", *includes, str(objects[file]), "-o", str(file)), objects))
+            run(*map(str, objects), "-o", str(built), *libraries)
             checksum = built.with_suffix(".sha256")
             checksum.write_text(_checksum(built), encoding="ascii")
             if library.is_dir():

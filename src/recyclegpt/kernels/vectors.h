@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__) || defined(__FMA__)
@@ -64,13 +65,6 @@ inline Floats load(const float* from) { return read<Floats>(from); }
 inline Floats load(const BFloat* from) {
   return (Floats)(__builtin_convertvector(read<Halves>(from), Words) << 16);
 }
-inline Floats load(const int8_t* from) {
-#ifdef __AVX512BF16__
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#else
-  return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Floats);
-#endif
-}
 
 // a * b + c rounded once. Spelt out, since a compiler that may contract does so in one loop and not in another, and a
 // result would depend on how many rows were given.
@@ -101,6 +95,20 @@ inline float total(Floats values) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+inline int32_t total(Ints values) {
+  int32_t sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += values[lane];
+  return sum;
+}
+inline int32_t largest(Ints values) {
+  int32_t found = values[0];
+  for (int lane = 1; lane < kLanes; ++lane) found = std::max(found, values[lane]);
+  return found;
+}
+inline Ints to_nearest(Floats x) {  // of |x| < 2^22; ties to even
+  return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, Ints);
+}
+
 inline Floats exponential(Floats x) {  // of x <= 0, to about one unit in the last place of fp32
   x = x < -87.0f ? Floats{} - 87.0f : x;
   const Floats scaled = x * 1.44269504f;
@@ -116,6 +124,7 @@ inline Floats exponential(Floats x) {  // of x <= 0, to about one unit in the la
   return p * (Floats)((whole + 127) << 23);
 }
 
+inline int64_t blocks_of(int64_t outputs) { return (outputs + kLanes - 1) / kLanes; }
 inline int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 template <typename T>

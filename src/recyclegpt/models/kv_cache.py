@@ -5,6 +5,8 @@ B batch, T new positions, S cache slots, G key/value heads, D head width.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,13 @@ class KVCache:
         self.slots_S = torch.arange(num_slots, device=device)
         self.positions_BT = self.rows_B1
         self.num_slots_read = num_slots
+
+    @functools.cached_property
+    def addresses(self) -> Tensor:
+        """Of each layer's keys and values, `(L, 2)`, for an operator that runs through all layers."""
+        return torch.tensor(
+            [[key.data_ptr(), value.data_ptr()] for key, value in zip(self.keys, self.values, strict=True)]
+        )
 
     def set_positions(self, positions_BT: Tensor, num_slots_read: int | None = None) -> Tensor:
         """Set where the next pass writes. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.

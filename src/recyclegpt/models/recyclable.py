@@ -52,5 +52,9 @@ class RecyclableModule(nn.Module):
 
     def forward(self, embedded_BTC: Tensor, hidden_BTC: Tensor, attending: AttentionInputs) -> Tensor:
         """The states `recycled_BTC`: r_t from `embedded_BTC[:, t]` = E(x_{t+1}) and `hidden_BTC[:, t]` = h_t."""
-        x_BTC = self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
+        x_BTC = self.fold(embedded_BTC, hidden_BTC)
         return self.norm(run_layers(self.layers, x_BTC, attending, self.recompute_every))
+
+    def fold(self, embedded_BTC: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """What the layers read, z_t `(B, T, C)`."""
+        return self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))

@@ -132,7 +132,7 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
     if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
         raise ConfigError(
             f"resume: {path} is at step {step} and this run has {num_steps} steps, so nothing is left to train; "
-            "raise trainer.max_epochs or give an earlier checkpoint"
+            "raise trainer.max_epochs (or trainer.max_steps), or give an earlier checkpoint"
         )
     return ResumePoint(path, step, checkpoint)
 

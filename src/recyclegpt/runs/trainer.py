@@ -22,6 +22,8 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.models import has_native_bf16
 
 log = logging.getLogger("recyclegpt")
+INTERACTIVE_STEP = "4294967290"
+"""SLURM's number for the shell of an allocation, in which nothing was started side by side."""
 
 
 def reset_globals() -> None:
@@ -71,14 +73,14 @@ def _cluster() -> list[ClusterEnvironment]:
     """
     if not SLURMEnvironment.detect():
         return []
-    if "SLURM_STEP_ID" not in os.environ:
+    if os.environ.get("SLURM_STEP_ID", INTERACTIVE_STEP) == INTERACTIVE_STEP:
         if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
             log.warning("SLURM_NTASKS=%s is ignored, since srun has not started this process", tasks)
         return [LightningEnvironment()]
     try:
         return [SLURMEnvironment(auto_requeue=False)]  # CheckpointEverySteps requeues the job
     except RuntimeError as error:
-        raise ConfigError(f"trainer: the variables of SLURM do not fit: {error}") from error
+        raise ConfigError(f"trainer: srun's variables do not fit ({error}); or start without srun") from error
 
 
 def trains_on(cfg: DictConfig) -> torch.device:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from torch.optim import Optimizer
@@ -18,10 +19,10 @@ from recyclegpt.callbacks import DecodingMonitor, Throughput
 from recyclegpt.checkpoints.load import FOLDER, TOKENIZER, hyper_parameters
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.hydra_app import shares_machine, write_hydra_folder
-from recyclegpt.configuration.train_checks import build_parts, num_steps
+from recyclegpt.configuration.train_checks import build_parts, epoch_steps, num_steps
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.tokenizer import write_stop_tokens
-from recyclegpt.errors import ConfigError
+from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
@@ -52,6 +53,8 @@ class PreparedRun(NamedTuple):
     optimizer: Optimizer
     checkpoint: Path | None
     """The checkpoint it resumes from."""
+    first_step: int
+    """Optimizer steps done there."""
     unigram_loss: float
 
 
@@ -95,7 +98,8 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
     unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     # Of the resume point only the path is kept: its content maps the whole file.
-    return PreparedRun(module, built, datamodule, trainer, optimizer, None if point is None else point.path, unigram)
+    path = None if point is None else point.path
+    return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
 
 
 def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:
@@ -143,13 +147,16 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     )
     planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
     memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
+    clocks = [f"trainer.max_time={cfg.trainer.max_time}"] if cfg.trainer.get("max_time") else []
+    clocks += [EarlyStopping.__name__ for _ in _callbacks(trainer, EarlyStopping)]
+    until = f" (fewer where {' or '.join(clocks)} ends the run; the schedules count on all)" if clocks else ""
     places = [cfg.data[key] for key in ("paths", "name", "path", "root") if cfg.data.get(key)]
     lines = [
         f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
         f"data    {' '.join([data.source.kind, *map(str, places)])}: "
         f"{'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {data.vocab_size:,}",
-        f"run     {num_steps(cfg)} steps of {batch:,} tokens, {trainer.precision} on {device.type}, "
+        f"run     {num_steps(cfg)} steps of {batch:,} tokens{until}, {trainer.precision} on {device.type}, "
         f"{torch.get_num_threads()} threads",
         f"memory  {memory}",
         f"folder  {relative(folder)}",
@@ -157,6 +164,12 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     if run.checkpoint is not None:
         lines.append(f"resumed {relative(run.checkpoint)}")
     print("\n".join(lines), file=sys.stderr)
+    if trainer.max_steps > (most := epoch_steps(cfg)):
+        log.warning(
+            "trainer.max_steps=%d is not reached: trainer.max_epochs=%d of trainer.limit_train_batches=%d end after %d "
+            "steps; raise trainer.max_epochs",
+            *(trainer.max_steps, cfg.trainer.max_epochs, cfg.trainer.limit_train_batches, most),
+        )
     if available is not None and planned > available:
         log.warning(
             "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "
@@ -175,8 +188,10 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     trainer = run.trainer
     with ExternalCpuLoad() as load:
         trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-    if "val/loss_backbone" not in trainer.callback_metrics and trainer.limit_val_batches:
-        # Resumed from the checkpoint of the last step: nothing was left to train, and so nothing was validated.
+    if trainer.global_step == run.first_step < num_steps(cfg):
+        raise RunError("nothing was trained: trainer.max_time is over already; give more")
+    if run.module.validated_step != trainer.global_step:
+        # Nothing was left to train, or the run ended where no validation was due.
         trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return None
@@ -198,6 +213,8 @@ def fit(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> float |
     )
     write_json(folder / RESULT, result)
     print(result_table(result, cfg.decoding.num_recycled))
+    if trainer.global_step < num_steps(cfg):
+        print(f"\nended before its {num_steps(cfg)} steps; the last one is saved: resume={relative(folder)} continues")
     print(f"\nrun folder: {relative(folder)}")
     return metrics.get("val/ppl_backbone")
 

@@ -79,6 +79,8 @@ class LitRecycleGPT(LightningModule):
         self._grad_norm = torch.zeros(())
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOutMetrics | None = None
+        self.validated_step: int | None = None
+        """Optimizer steps done when held-out text was last measured."""
         self.save_hyperparameters(hyper_parameters or {})
         self.backbone_external = backbone_external
         self.strict_loading = not backbone_external
@@ -134,6 +136,7 @@ class LitRecycleGPT(LightningModule):
         for name in ("sums", "by_confidence", "by_place"):
             setattr(self.held_out, name, self.trainer.strategy.reduce(getattr(self.held_out, name), reduce_op="sum"))
         self.log_dict(self.held_out.metrics())
+        self.validated_step = None if self.trainer.sanity_checking else self.trainer.global_step
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop every gradient if one is not finite; the optimizer then leaves all weights unchanged."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -57,7 +57,14 @@ class Loader(DataLoader[Any]):
 
 
 def fit(
-    folder: Path, module: Net | None = None, epochs: int = 2, accumulate: int = 1, **settings: Any
+    folder: Path,
+    module: Net | None = None,
+    epochs: int = 2,
+    accumulate: int = 1,
+    max_steps: int = -1,
+    val_check_interval: int | None = None,
+    more: Sequence[Callback] = (),
+    **settings: Any,
 ) -> CheckpointEverySteps:
     checkpoints = CheckpointEverySteps(str(folder), **settings)
     data = TensorDataset(torch.randn(NUM_BATCHES, 2, generator=torch.Generator().manual_seed(0)))
@@ -65,13 +72,15 @@ def fit(
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
+        max_steps=max_steps,
+        val_check_interval=val_check_interval,
         accumulate_grad_batches=accumulate,
         limit_val_batches=1,
         num_sanity_val_steps=0,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[checkpoints],
+        callbacks=[checkpoints, *more],
         plugins=[VerifiedCheckpointIO()],
     )
     newest = next(iter(list_checkpoints(folder)), None)
@@ -107,6 +116,46 @@ def test_after_a_window_of_accumulation_and_after_an_epochs_validation(tmp_path:
     fit(tmp_path, Watched(), accumulate=2, every_n_steps=1, keep=9)
     # One checkpoint a step, after the second batch of its window, and none twice.
     assert at == [(1, 2, 0), (2, 4, 0), (3, 6, 1), (4, 2, 1), (5, 4, 1), (6, 6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("hook", "settings", "end", "validated"),
+    [
+        ("none", {"max_steps": 4}, 4, 1),
+        ("none", {"max_steps": 6}, 6, 1),
+        ("none", {"max_steps": 2, "accumulate": 2}, 2, 1),
+        ("none", {"max_steps": 4, "every_n_steps": 4}, 4, 1),
+        ("on_train_batch_end", {}, 3, 1),  # as `max_time` does
+        ("on_train_batch_end", {"accumulate": 2}, 2, 1),  # the third batch is inside a window
+        ("on_validation_end", {"val_check_interval": 3}, 3, 1),  # as early stopping does
+        ("on_validation_end", {"val_check_interval": 3, "accumulate": 2}, 2, 2),
+        ("on_train_epoch_end", {}, 6, 1),
+    ],
+)
+def test_every_way_to_end_saves_once_and_resumes(
+    tmp_path: Path, hook: str, settings: dict[str, Any], end: int, validated: int
+) -> None:
+    saved: list[int] = []
+
+    class Ends(Net):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            saved.append(checkpoint["global_step"])
+
+    class Stop(Callback):
+        def stop(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.should_stop or trainer.fit_loop.epoch_loop.total_batch_idx >= 2
+
+    setattr(Stop, hook, Stop.stop)
+    module = Ends()
+    fit(tmp_path, module, epochs=2, keep=9, more=[Stop()], **settings)
+    assert saved == [end]
+    assert module.num_validations == validated
+    module = Ends()
+    fit(tmp_path, module, epochs=2, keep=9, **{**settings, "max_steps": -1})
+    steps_of_all = 12 // settings.get("accumulate", 1)
+    assert saved[-1] == steps_of_all
+    assert saved.count(steps_of_all) == 1
+    assert module.trainer.fit_loop.epoch_loop.batch_progress.total.completed == 12
 
 
 def raising(number: int, place: str, batch: int) -> Callable[[str, int], None]:

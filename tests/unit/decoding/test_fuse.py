@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +75,36 @@ def test_fused_equals_plain(variant: str, prefill: int, monkeypatch: pytest.Monk
         half = outputs(fuse(model, torch.bfloat16, use_kernels), tokens, prefill)
         # bf16 has eight bits: a few hundredths of the logits' size after some layers
         assert float((half.double() - exact).norm() / exact.norm()) < 0.03
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_one_call_for_all_layers_has_the_bits_of_one_call_an_operator(variant: str, dtype: torch.dtype) -> None:
+    model = made(*VARIANTS[variant]).float()
+    tokens = torch.randint(model.config.vocab_size, (3, 40), generator=torch.Generator().manual_seed(1))
+    fused = fuse(model, dtype)
+    assert isinstance(fused, cpu_layers.KernelGPT)
+    found = outputs(fused, tokens, 17)
+    assert "_backbone_stack" in vars(fused)
+    fused.in_one_call = False
+    assert torch.equal(found, outputs(fused, tokens, 17))
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+def test_threads_that_share_a_core_decode_the_same_text() -> None:
+    """A team of more threads than cores, beside another team."""
+    decoder = Decoder.optimised(made(*VARIANTS["plain"]), torch.bfloat16)
+    expected = decoder.generate([[1, 2, 3]], Verified(2), 40).tokens
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(7)
+        with ThreadPoolExecutor(2) as pool:
+            decoders = [Decoder.optimised(made(*VARIANTS["plain"]), torch.bfloat16) for _ in range(2)]
+            found = list(pool.map(lambda one: one.generate([[1, 2, 3]], Verified(2), 40).tokens, decoders))
+    finally:
+        torch.set_num_threads(threads)
+    assert found == [expected, expected]
 
 
 @torch.no_grad()

@@ -139,7 +139,9 @@ def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
         model = random_model(4, sharpness=0.3)
         sessions = []
         for device in ("cpu", "cuda"):
-            sampler = Sampler.seeded(SamplingConfig(temperature=0.0 if greedy else 1.0), 2, 0, model.device)
+            sampler = Sampler.seeded(
+                SamplingConfig(temperature=0.0 if greedy else 1.0, coupled=False), 2, 0, model.device
+            )
             session = Session(model, Verified(4, 0.35), sampler, 2, 90)
             assert isinstance(session.drafter, ModuleDrafter)
             session.prefill([[1, 2], [3, 4, 5]], [80, 80], 90)
@@ -178,7 +180,7 @@ class DropsUnlikely(Verified):
 
 def test_verified_sampling_stays_exact_under_a_threshold() -> None:
     model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
-    sampling = SamplingConfig(temperature=1.0)
+    sampling = SamplingConfig(temperature=1.0, coupled=False)
     for m, threshold in ((1, 0.4), (2, 0.5)):
         assert p_value(model, Verified(m, threshold), sampling) > 1e-3
     assert p_value(model, DropsUnlikely(1), sampling) < 1e-6, "this test would not see a biased threshold"

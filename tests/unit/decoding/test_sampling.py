@@ -16,6 +16,7 @@ from recyclegpt.decoding import (
     Verified,
     processed_probabilities,
 )
+from recyclegpt.decoding.sampling import exponential_noise
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 
@@ -56,11 +57,34 @@ def p_value(model: RecycleGPT, strategy: object, sampling: SamplingConfig) -> fl
         (3, SamplingConfig(temperature=0.7)),
         (2, SamplingConfig(temperature=1.3, top_k=3)),
         (2, SamplingConfig(temperature=1.0, top_p=0.8)),
+        (1, SamplingConfig(temperature=1.0, coupled=False)),
+        (3, SamplingConfig(temperature=0.7, coupled=False)),
+        (2, SamplingConfig(temperature=1.3, top_k=3, coupled=False)),
     ],
 )
 def test_verified_sampling_has_the_backbones_distribution(num_recycled: int, sampling: SamplingConfig) -> None:
     model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
     assert p_value(model, Verified(num_recycled), sampling) > 1e-3
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "ngram+module"])
+def test_whoever_drafts_sampled_text_has_the_backbones_distribution(drafter: str) -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+    assert p_value(model, Verified(2, drafter=drafter), SamplingConfig(temperature=1.0, coupled=False)) > 1e-3
+
+
+def test_noise_is_exponential_and_differs_by_seed_position_and_token() -> None:
+    sampler = Sampler.seeded(SamplingConfig(temperature=1.0), 50, 0, torch.device("cpu"))
+    sampler.allocate(0, 400, torch.device("cpu"))
+    noise = exponential_noise(sampler.keys_at(torch.arange(20).expand(50, 20)), 400)
+    flat = noise.double().flatten().sort().values
+    places = torch.arange(1, len(flat) + 1).double() / len(flat)
+    assert float((1 - (-flat).exp() - places).abs().max()) < 1.95 / len(flat) ** 0.5  # Kolmogorov-Smirnov, p = 0.001
+    assert flat[0] > 0
+    assert float(flat[100]) == pytest.approx(100 / len(flat), rel=0.5), "the smallest decide who is drawn"
+    for dim in range(3):
+        moved = noise.roll(1, dim)
+        assert float(torch.corrcoef(torch.stack([noise.flatten(), moved.flatten()]))[0, 1].abs()) < 0.008
 
 
 def test_the_chi_square_test_can_fail() -> None:
@@ -85,7 +109,8 @@ def test_filters_by_hand() -> None:
 
 def test_draw_follows_the_weights() -> None:
     weights = torch.tensor([0.1, 0.0, 0.6, 0.3])
-    sampler = Sampler.seeded(SamplingConfig(temperature=1.0), 4000, seed=0, device=torch.device("cpu"))
+    config = SamplingConfig(temperature=1.0, coupled=False)
+    sampler = Sampler.seeded(config, 4000, seed=0, device=torch.device("cpu"))
     sampler.allocate(0, 4, torch.device("cpu"))
     sampler.refill()
     share = torch.bincount(sampler.pick(weights.expand(4000, 4), 0), minlength=4) / 4000

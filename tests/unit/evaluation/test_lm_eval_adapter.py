@@ -17,11 +17,11 @@ from recyclegpt.data.chat import render_chat
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation import lm_eval_adapter
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
+from recyclegpt.evaluation.whole_text import ratio_stderr
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from tests.chat_tokenizer import write_chat_tokenizer
 
@@ -225,8 +225,8 @@ def test_standard_error_of_a_ratio_is_that_of_resampling() -> None:
         resampled.append(sum(total for total, _ in chosen) / sum(n for _, n in chosen))
     mean = sum(resampled) / len(resampled)
     spread = math.sqrt(sum((value - mean) ** 2 for value in resampled) / (len(resampled) - 1))
-    assert lm_eval_adapter.ratio_stderr(pairs) == pytest.approx(spread, rel=0.15)
-    assert lm_eval_adapter.ratio_stderr(pairs[:1]) is None
+    assert ratio_stderr(pairs) == pytest.approx(spread, rel=0.15)
+    assert ratio_stderr(pairs[:1]) is None
 
 
 def test_standard_output_is_left_alone(

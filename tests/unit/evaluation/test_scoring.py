@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder
 from recyclegpt.evaluation import scoring
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scored, Scorer
+from recyclegpt.evaluation.whole_text import NAMES, score_texts, windows
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 CONTEXT = 48
@@ -139,3 +141,45 @@ def test_a_model_without_a_module_is_scored_by_its_backbone(caplog: pytest.LogCa
     assert scorer.scorings == ("backbone",)
     assert "no recyclable module" in caplog.text
     assert list(scorer.score(random_pairs(0))[0]) == ["backbone"]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, CONTEXT, CONTEXT + 1, 5 * CONTEXT + 7])
+@pytest.mark.parametrize(("length", "multiple"), [(CONTEXT, 1), (CONTEXT, 2), (CONTEXT, 3), (2, 3), (1, 1)])
+def test_windows_score_every_token_once_behind_half_a_window(num_tokens: int, length: int, multiple: int) -> None:
+    text = list(range(1, 1 + num_tokens))
+    found = list(windows(text, (0,), length, multiple))
+    assert [token for pair in found for token in pair.continuation] == text
+    begin = 0
+    for pair in found:
+        row = [*pair.context, *pair.continuation]
+        assert pair.context
+        assert len(row) <= length + 1
+        assert row == [0, *text][begin + 1 + len(pair.continuation) - len(row) : begin + 1 + len(pair.continuation)]
+        assert begin == 0 or len(pair.context) >= length // 2
+        assert begin % multiple == 0 or length < 2 * multiple
+        begin += len(pair.continuation)
+
+
+@pytest.mark.parametrize("num_recycled", [1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 30, CONTEXT, 3 * CONTEXT + 5])
+def test_a_whole_text_scores_as_the_definition_does(num_recycled: int, num_tokens: int) -> None:
+    model = random_model(num_recycled)
+    texts = [
+        torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (num_tokens, 9)
+    ]
+    scorer, sizes = Scorer(model, num_recycled=num_recycled, batch_size=3), torch.arange(VOCABULARY)
+    values, errors = score_texts(scorer, texts, (0,), CONTEXT, sizes)
+    assert values["tokens"] == num_tokens + 9
+    assert values["bytes"] == sum(map(sum, texts))
+    for name in SCORINGS:
+        pairs = [Pair((0,), tuple(text)) for text in texts]
+        if num_tokens > CONTEXT:  # else all of it in one context
+            pairs = [pair for text in texts for pair in windows(text, (0,), CONTEXT, num_recycled + 1)]
+        nll = -sum(by_definition(model, pair, name, num_recycled).log_likelihood for pair in pairs)
+        assert values[f"val/loss_{NAMES[name]}"] == pytest.approx(nll / (num_tokens + 9), rel=1e-9)
+        assert values[f"val/ppl_{NAMES[name]}"] == pytest.approx(math.exp(nll / (num_tokens + 9)), rel=1e-9)
+        assert float(errors[f"val/ppl_{NAMES[name]}"] or 0) > 0
+    assert values["val/bits_per_byte"] * values["bytes"] * math.log(2) == pytest.approx(
+        values["val/loss_backbone"] * values["tokens"]
+    )
+    assert score_texts(scorer, texts[1:], (0,), CONTEXT, sizes)[1]["val/ppl_backbone"] is None, "one block"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from recyclegpt import kernels
 from recyclegpt.decoding import Decoder, Verified, fuse
 from recyclegpt.decoding.cpu_layers import KernelLayer
+from recyclegpt.decoding.sampling import exponential_noise
 from recyclegpt.errors import ConfigError
 from recyclegpt.kernels import build
 from recyclegpt.models.rope import Rotary, rotate
@@ -48,7 +49,7 @@ def test_linear(dtype: torch.dtype, weights: torch.dtype, outputs: int, inputs: 
         packed, exact = kernels.pack(weight), weight.double()
     for rows in range(1, 20):
         x, plus = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
-        expected = x.double() @ exact.T
+        expected = (rounded_to_int8(x) if weights == torch.int8 else x.double()) @ exact.T
         size = expected.abs().max()
         for added in (None, plus):
             found = kernels.linear(x, packed, outputs, scale, added)
@@ -64,6 +65,23 @@ def test_linear(dtype: torch.dtype, weights: torch.dtype, outputs: int, inputs: 
             assert torch.equal(found, alone), "a row depends on the rows beside it"
 
 
+def rounded_to_int8(x_nI: torch.Tensor) -> torch.Tensor:
+    """Each group of 32 inputs on its own grid of 255 steps, in fp64."""
+    inputs = x_nI.shape[1]
+    groups = F.pad(x_nI.float(), (0, -inputs % 32)).view(len(x_nI), -1, 32)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    whole = (groups * (127 / largest.clamp(min=1e-30))).round()
+    return (whole.double() * (largest / 127).double()).view(len(x_nI), -1)[:, :inputs]
+
+
+def test_rounding_rows_to_int8_costs_less_than_rounding_the_weights() -> None:
+    x, weight = torch.randn(8, 1536), torch.randn(256, 1536)
+    whole, scale = kernels.quantise(weight)
+    of_rounded_weights = x.double() @ (whole.double() * scale[:, None].double()).T
+    found = kernels.linear(x, kernels.pack(whole), 256, scale).double()
+    assert (found - of_rounded_weights).norm() < (of_rounded_weights - x.double() @ weight.double().T).norm()
+
+
 def test_linear_keeps_nan_and_infinity_in_their_row() -> None:
     packed = kernels.pack(torch.ones(20, 8))
     x = torch.ones(3, 8)
@@ -73,6 +91,10 @@ def test_linear_keeps_nan_and_infinity_in_their_row() -> None:
     assert (y[1] == 8).all()
     assert y[2].isinf().all()
     assert kernels.linear(x.bfloat16(), kernels.pack(torch.ones(20, 8).bfloat16()), 20)[0].isnan().all()
+    whole, scale = kernels.quantise(torch.ones(20, 8))
+    y = kernels.linear(x, kernels.pack(whole), 20, scale)
+    assert not y[[0, 2]].isfinite().any()
+    assert y[1].allclose(torch.tensor(8.0))
 
 
 def test_an_odd_width_is_refused() -> None:
@@ -150,6 +172,30 @@ def test_swiglu(dtype: torch.dtype, width: int) -> None:
     untouched = torch.ones(5, width, dtype=torch.bool)
     untouched[1, 0] = untouched[2, width - 1] = untouched[3, width - 1] = False
     assert torch.equal(again[untouched], found[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 16, 50, 4096])
+def test_most_likely_is_the_first_of_the_largest(dtype: torch.dtype, width: int) -> None:
+    x = torch.randn(40, width).mul(3).round().to(dtype)  # ties in most rows
+    x[1], x[2], x[3] = -torch.inf, 0.0, -1.0
+    x[2, ::2] = -0.0
+    x[4, width // 2] = torch.nan
+    x[5, -1] = torch.inf
+    first = (x == x.amax(dim=-1, keepdim=True)).int().argmax(dim=-1)
+    first[4] = width // 2
+    assert torch.equal(kernels.most_likely(x), first)
+
+
+def test_exponential_noise_is_that_of_torchs_operators() -> None:
+    keys = torch.randint(2**32, (7, 3, 2))
+    found = exponential_noise(keys, 1003)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "are_loaded", lambda: False)
+        expected = exponential_noise(keys, 1003)
+    decides = expected < 1  # torch takes the large ones from a difference in fp32
+    torch.testing.assert_close(found[decides], expected[decides], rtol=3e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

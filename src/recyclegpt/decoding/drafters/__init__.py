@@ -1,6 +1,6 @@
-"""What proposes tokens for the backbone to verify. Today that is the recyclable module.
+"""What proposes tokens for the backbone to verify: the recyclable module, n-gram lookup, or both.
 
-To add another one (n-gram lookup, further heads), implement `Drafter` in a file of its own and choose it in
+To add another one, implement `Drafter` in a file of its own, name it in `strategies.DRAFTERS` and choose it in
 `make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
 """
 
@@ -11,12 +11,13 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
+from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import RecycleGPT
 
-__all__ = ["Drafter", "ModuleDrafter", "make_drafter"]
+__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
 
 
 class Drafter(Protocol):
@@ -25,7 +26,10 @@ class Drafter(Protocol):
     num_drafted_B: Tensor
     """How many of the m tokens of each row the drafter proposes."""
     distributions_BmV: Tensor | None
-    """What each was drawn from; None where the sampler is greedy or nothing is verified."""
+    """What each was drawn from, for rejection sampling; else None."""
+
+    exits_early: bool
+    """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
@@ -43,4 +47,7 @@ def make_drafter(
     model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
-    return ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.num_recycled else None
+    if not strategy.num_recycled:
+        return None
+    module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)

@@ -38,17 +38,24 @@ class ModuleDrafter:
         self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.distributions_BmV: Tensor | None = None
-        if strategy.lossless and not sampler.config.greedy:
+        if strategy.lossless and sampler.rejects:
             shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
             self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
+        self.propose(self.read(hidden_BTC, positions_BT, newest_B, num_slots_read), num_slots_read)
+
+    def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
+        """Re-read the true pairs; the module's state of the newest one, `(B, C)`."""
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
         # A prompt has a width of its own, for which compiling would not pay.
         recycle = self.recycle if positions_BT.shape[1] == self.m + 1 else self.model.recycle
         recycled_BTC = recycle(following_BT, hidden_BTC, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
-        state_BC = row_at(recycled_BTC, newest_B)
+        return row_at(recycled_BTC, newest_B)
+
+    def propose(self, state_BC: Tensor, num_slots_read: int) -> None:
+        """Draft m tokens from this state, one call each after the first."""
         sure_B: Tensor | None = None
         self.num_drafted_B.fill_(0 if self.threshold > 0 else self.m)
         for number in range(1, self.m + 1):
@@ -57,7 +64,7 @@ class ModuleDrafter:
             seen_BV: Tensor | None = None
             if self.sampler.config.penalises:
                 seen_BV = self.text.seen((position_B - 1)[:, None])[:, 0]
-            token_B, distribution_BV = self.sampler.choose(logits_BV, number, seen_BV)
+            token_B, distribution_BV = self.sampler.choose(logits_BV, number, position_B, seen_BV)
             self.text.write(position_B, token_B)
             if self.distributions_BmV is not None and distribution_BV is not None:
                 self.distributions_BmV[:, number - 1] = distribution_BV

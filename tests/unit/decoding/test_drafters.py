@@ -1,0 +1,79 @@
+"""Drafters without a module: what n-gram lookup finds, and that verified text does not depend on who drafts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Verified
+from recyclegpt.decoding.drafters.ngram import look_up
+from recyclegpt.decoding.strategies import DRAFTERS
+from recyclegpt.decoding.text_buffer import TextBuffer
+from recyclegpt.errors import ConfigError
+from recyclegpt.models import ModelConfig, RecycleGPT
+
+from .test_exactness import random_model
+
+
+def look_up_slowly(text: list[int], num: int) -> list[int]:
+    """The longest match first, then the newest."""
+    for length in (3, 2, 1):
+        for end in range(len(text) - 2, length - 2, -1):
+            if len(text) > length and text[end - length + 1 : end + 1] == text[-length:]:
+                found = text[end + 1 :]
+                return [found[place % len(found)] for place in range(num)]
+    return []
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=14), min_size=1, max_size=3), st.integers(1, 8))
+def test_lookup_equals_a_search_by_hand(texts: list[list[int]], num: int) -> None:
+    buffer = TextBuffer(len(texts), 24, 3, torch.device("cpu"))
+    buffer.tokens_BS.fill_(1)  # what stands behind the text was rejected, and is no match
+    for row, text in enumerate(texts):
+        buffer.tokens_BS[row, : len(text)] = torch.tensor(text)
+        buffer.position_B[row] = len(text) - 1
+    tokens, found = look_up(buffer, num, 22)
+    for row, text in enumerate(texts):
+        expected = look_up_slowly(text, num)
+        assert bool(found[row]) == bool(expected)
+        assert not expected or tokens[row].tolist() == expected
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    num_recycled=st.integers(1, 5),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    drafter=st.sampled_from(DRAFTERS),
+    sampling=st.sampled_from(
+        [SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, top_p=0.9, repetition_penalty=1.3)]
+    ),
+    confidence=st.sampled_from([0.0, 0.3]),
+)
+def test_every_drafter_writes_the_autoregressive_text(
+    seed: int, num_recycled: int, lengths: list[int], drafter: str, sampling: SamplingConfig, confidence: float
+) -> None:
+    """Greedy text and, with coupled sampling, sampled text too."""
+    decoder = Decoder(random_model(seed, vocab_size=7))
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(7, (length,), generator=generator).tolist() for length in lengths]
+    exact = decoder.generate(prompts, Verified(num_recycled, confidence, drafter), 40, sampling, [3], seed)
+    plain = decoder.generate(prompts, Autoregressive(), 40, sampling, [3], seed)
+    assert exact.tokens == plain.tokens
+    assert exact.finish == plain.finish
+
+
+def test_lookup_needs_no_module_and_saves_passes_where_text_repeats() -> None:
+    model = RecycleGPT(ModelConfig(7, 96, num_layers=1, hidden_size=16, num_heads=2)).eval()
+    decoder = Decoder.optimised(model)
+    plain = decoder.generate([[1, 2]], Autoregressive(), 60)
+    exact = decoder.generate([[1, 2]], Verified(4, drafter="ngram"), 60)
+    assert exact.tokens == plain.tokens
+    assert exact.counts.num_backbone_passes < plain.counts.num_backbone_passes / 2
+    with pytest.raises(ConfigError, match=r"decoding\.drafter=ngram"):
+        decoder.generate([[1, 2]], Verified(4), 60)
+    with pytest.raises(ConfigError, match="drafter: 'bigram' is unknown; choose from module, ngram"):
+        Verified(1, drafter="bigram")
