@@ -125,8 +125,7 @@ def _kinds(problems: list[str]) -> list[str]:
         _, _, why = problem.partition(": ")
         kinds.setdefault(re.sub(r"\b0x\w+|\d+", "#", why or problem), []).append(problem)
     return [
-        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more, up to {found[-1].partition(': ')[0]})"
-        for found in kinds.values()
+        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more like it)" for found in kinds.values()
     ]
 
 
