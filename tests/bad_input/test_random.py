@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
+from recyclegpt.data.readers import read_rows, read_text
 from recyclegpt.data.shards import read_meta
 from recyclegpt.errors import ConfigError
 from recyclegpt.reporting import read_runs
@@ -65,7 +65,7 @@ def test_every_line_of_a_text_is_read_or_named(tmp_path: Path, content: bytes) -
 def test_every_json_line_is_read_or_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
-    records = list(read_jsonl(file, "text"))
+    records = list(read_rows(file, "text"))
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     assert len(records) == max(1, sum(bool(line.strip()) for line in lines))
     assert all(str(file) in record.problem for record in records if record.problem)
@@ -76,7 +76,7 @@ def test_every_json_line_is_read_or_named(tmp_path: Path, content: bytes) -> Non
 def test_random_parquet_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.parquet"
     file.write_bytes(content)
-    (record,) = read_parquet(file, "text")
+    (record,) = read_rows(file, "text")
     assert str(file) in (record.problem or "")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from recyclegpt.data.chat_template import Messages
+from recyclegpt.data.source import Record, Skipped, Source, Split
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -80,6 +81,39 @@ def encode_marked(tokenizer: TextTokenizer, text: str) -> list[int]:
         ids.append(token_id)
         since, start = [], end
     return ids[:-1]
+
+
+def documents(
+    source: Source, split: Split, skipped: Skipped, tokenizer: TextTokenizer | None = None
+) -> Iterator[Record]:
+    """The readable, non-empty documents of a split, conversations as ids; the others are counted in `skipped`.
+
+    Raises:
+        ConfigError: more documents are unreadable than `skipped` allows.
+    """
+    for number, record in enumerate(source.records(split), start=1):
+        record = record if tokenizer is None else written(record, tokenizer)
+        if skipped.is_readable(record, f"{source.kind}, {split} document {number}"):
+            yield record
+
+
+def written(record: Record, tokenizer: TextTokenizer) -> Record:
+    """A record that holds a conversation, as ids where the tokenizer can write it; any other as it is."""
+    if record.messages is None or tokenizer.chat is None:
+        return record
+    where = (record.problem or "").partition(": ")[0]
+    try:
+        messages = read_messages(record.messages)
+        return Record("", ids=render_chat(tokenizer, messages, add_generation_prompt=False))
+    except ValueError as error:
+        return Record("", f"{where}: {error}")
+
+
+def document_ids(record: Record, tokenizer: TextTokenizer) -> list[int]:
+    """A whole document, between the tokens that begin and end one; a conversation begins as its template says."""
+    if record.ids is None:
+        return tokenizer.encode_document(record.text)
+    return record.ids if record.ids[-1] == tokenizer.eos_id else [*record.ids, tokenizer.eos_id]
 
 
 def _map_texts(value: Any, function: Callable[[str], str]) -> Any:

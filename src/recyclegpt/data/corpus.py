@@ -16,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from recyclegpt.data.chat import document_ids, documents, written
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.packed_rows import TokenArray, Tokens
 from recyclegpt.data.shards import (
@@ -27,7 +28,7 @@ from recyclegpt.data.shards import (
     token_dtype,
     write_shards,
 )
-from recyclegpt.data.source import Record, Skipped, Source, Split, documents
+from recyclegpt.data.source import Record, Skipped, Source, Split
 from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import END_TOKEN, TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError
@@ -131,7 +132,8 @@ def build_tokenizer(
 
 def build_shards(source: Source, fingerprint: str, tokenizer: TextTokenizer, cache_dir: Path, max_skipped: int) -> Path:
     """The cached token shards of a finite corpus; written if absent, and again if damaged."""
-    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 2', fingerprint, tokenizer.fingerprint)}"
+    chat = [] if tokenizer.chat is None else [tokenizer.chat.source]
+    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 2', fingerprint, tokenizer.fingerprint, *chat)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists():
@@ -156,7 +158,7 @@ def _write(
 ) -> dict[str, Any]:
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
-        lambda split: token_pieces(split, documents(source, split, skipped), tokenizer),
+        lambda split: token_pieces(split, documents(source, split, skipped, tokenizer), tokenizer, skipped),
         tokenizer,
         folder,
         {"source": source.kind, "source_fingerprint": fingerprint},
@@ -167,19 +169,30 @@ def _write(
     return meta
 
 
-def token_pieces(split: Split, records: Iterable[Record], tokenizer: TextTokenizer) -> Iterator[TokenPiece]:
-    """Tokens of documents, each between the tokens that begin and end one, encoded in batches on all cores."""
+def token_pieces(
+    split: Split, records: Iterable[Record], tokenizer: TextTokenizer, skipped: Skipped
+) -> Iterator[TokenPiece]:
+    """Tokens of documents, each between the tokens that begin and end one, encoded in batches on all cores.
+
+    Documents that spell a special token are counted in `skipped`.
+    """
     dtype = token_dtype(tokenizer.vocab_size)
-    begins = True
+    num_bytes_V = tokenizer.token_num_bytes()
+    begins, spells = True, False
     with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for batch in _batches(records):
-            encoded = tokenizer.encode_batch([piece for piece, _ in batch])
-            for (piece, ends), ids in zip(batch, encoded, strict=True):
-                ids = [*(tokenizer.start_ids if begins else []), *ids, *([tokenizer.eos_id] if ends else [])]
-                begins = ends
-                num_bytes = len(piece.encode())
+            encoded = iter(tokenizer.encode_batch([record.text for record in batch if record.ids is None]))
+            for record in batch:
+                if record.ids is None:
+                    ends = [tokenizer.eos_id] if record.ends else []
+                    ids = [*(tokenizer.start_ids if begins else []), *next(encoded), *ends]
+                    num_bytes, begins = len(record.text.encode()), record.ends
+                    spells = (spells or skipped.spells(record.text, tokenizer.special_pattern)) and not record.ends
+                else:
+                    ids = document_ids(record, tokenizer)
+                    num_bytes = int(num_bytes_V[ids].sum())
                 bar.update(num_bytes)
-                yield TokenPiece(np.asarray(ids, dtype), int(ends), num_bytes)
+                yield TokenPiece(np.asarray(ids, dtype), int(record.ends), num_bytes)
 
 
 def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -> Iterator[list[int]]:
@@ -189,30 +202,31 @@ def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -
         ConfigError: no document can be read, or more than `max_skipped` cannot.
     """
     skipped = Skipped(max_skipped, source.kind)
-    records = (record for record in source.whole() if skipped.is_readable(record))
+    records = (written(record, tokenizer) for record in source.whole())
+    readable = (record for record in records if skipped.is_readable(record))
     text: list[int] = []
     found = False
-    for piece in token_pieces("val", records, tokenizer):
+    for piece in token_pieces("val", readable, tokenizer, skipped):
         text += piece.tokens.tolist()
         if piece.num_documents:
             found = True
-            yield text[len(tokenizer.start_ids) : -1]
+            start = tokenizer.start_ids
+            yield text[len(start) : -1] if text[: len(start)] == start else text[:-1]
             text = []
     skipped.report()
     if not found:
-        empty = [f"{where}: is empty" for where in skipped.empty]
-        raise ConfigError(["data.paths: no document can be read", *skipped.problems, *empty])
+        raise skipped.error("data.paths: no document can be read")
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of documents, about `_BATCH_CHARS` characters together, each with whether it ends its document."""
-    batch: list[tuple[str, bool]] = []
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Documents and pieces of them, about `_BATCH_CHARS` characters together."""
+    batch: list[Record] = []
     num_chars = 0
     for record in records:
         parts = list(_cut(record.text))
         for number, part in enumerate(parts, start=1):
-            batch.append((part, record.ends and number == len(parts)))
-            num_chars += len(part)
+            batch.append(record._replace(text=part, ends=record.ends and number == len(parts)))
+            num_chars += len(part) + len(record.ids or ())
             if num_chars >= _BATCH_CHARS:
                 yield batch
                 batch, num_chars = [], 0
@@ -236,28 +250,36 @@ def _read_stream(
     """The tokens of a split of a stream in memory, documents joined by the end token; at most `limit` of them."""
     pieces: list[NDArray[np.int64]] = []
     length = 0
+    num_read = 0
     for record in source.records(split):
+        num_read += 1
+        record = written(record, tokenizer)
         if skipped.is_readable(record):
-            pieces.append(np.array(tokenizer.encode_document(record.text), np.int64))
+            skipped.spells(record.text, tokenizer.special_pattern)
+            pieces.append(np.array(document_ids(record, tokenizer), np.int64))
             length += len(pieces[-1])
         if limit is not None and length >= limit:
             break
+    if split == "val" and num_read < source.num_val_documents:
+        found = f"data.num_val_documents: {source.name} has {num_read} documents, fewer than {source.num_val_documents}"
+        if source.val_split is None:
+            raise skipped.error(f"{found}, so that none is left to train on; lower it")
+        _log.warning("%s; all of them are used", found)
     if not pieces:
-        raise ConfigError([f"data.name: {source.name} has no readable {split} document", *skipped.problems])
+        raise skipped.error(f"data.name: {source.name} has no readable {split} document")
     return TokenArray(np.concatenate(pieces)[:limit])
 
 
 def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
     num_chars = 0
     skipped = Skipped(max_skipped, source.kind)
-    for record in documents(source, "train", skipped):
+    for record in documents(source, "train", skipped, None):
         yield record.text[: MAX_TRAINING_CHARS - num_chars]
         num_chars += len(record.text)
         if num_chars >= MAX_TRAINING_CHARS:
             return
     if num_chars == 0:
-        empty = [f"{where}: is empty" for where in skipped.empty]
-        raise ConfigError([f"data: {source.kind} has no readable training document", *skipped.problems, *empty])
+        raise skipped.error(f"data: {source.kind} has no readable training document")
 
 
 def _key(*parts: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recyclegpt.data.readers import text_record
+from recyclegpt.data.readers import parse_json, row_record
 from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
 
@@ -43,7 +43,9 @@ class HFStream:
     shuffle_buffer: int = 1000
 
     def __post_init__(self) -> None:
-        self._val_digests: frozenset[bytes] | None = None
+        self._val_digests: frozenset[bytes | None] | None = None
+        self._json: set[str] = set()
+        """Splits that are read as lines of JSON."""
         self._datasets: dict[str, bytes] = {}
         positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
@@ -69,27 +71,53 @@ class HFStream:
         Raises:
             ConfigError: there is no such dataset, configuration, split or column.
         """
-        import datasets
-
-        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
+        wanted = self._split_name(split)
         if wanted not in self._datasets:
             files = {"data_files": self.data_files, "revision": self.revision}
             try:
-                dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
+                dataset = self._load(wanted, files)
             except Exception as error:
                 raise self.unreadable(error, f" (config {self.config}, split {wanted})") from error
-            if dataset.column_names is not None and self.field not in dataset.column_names:
+            if wanted not in self._json and dataset.column_names is not None and self.field not in dataset.column_names:
                 known = ", ".join(sorted(dataset.column_names))
                 raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
             self._datasets[wanted] = pickle.dumps(dataset)
         # A dataset holds its position, so two readers must not share one.
         return pickle.loads(self._datasets[wanted])
 
-    def val_digests(self) -> frozenset[bytes]:
+    def is_json(self, split: Split) -> bool:
+        """Whether a split that has been loaded gives lines of JSON in a column `text`."""
+        return self._split_name(split) in self._json
+
+    def _split_name(self, split: Split) -> str:
+        return self.train_split if split == "train" or self.val_split is None else self.val_split
+
+    def _load(self, wanted: str, files: dict[str, Any]) -> Any:
+        """Only the column of the text matters: others may come and go from file to file, or change their type."""
+        import datasets
+        from datasets.utils.file_utils import xopen
+
+        builder = datasets.load_dataset_builder(self.name, self.config, **files)
+        kind, found = type(builder).__name__, (builder.config.data_files or {}).get(wanted)
+        if kind == "Json" and found:
+            with xopen(found[0], "rb") as first:
+                is_array = first.read(64).lstrip().startswith(b"[")
+            if not is_array:  # read line by line, so that a bad one costs only itself; Latin-1 keeps every byte
+                self._json.add(wanted)
+                lines = {"data_files": {wanted: list(found)}, "encoding": "latin-1"}
+                return datasets.load_dataset("text", split=wanted, streaming=True, **lines)
+        dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
+        one_column: dict[str, dict[str, Any]]
+        one_column = {"Parquet": {"columns": [self.field]}, "Csv": {"usecols": [self.field], "on_bad_lines": "warn"}}
+        if kind in one_column and self.field in (dataset.column_names or (self.field,)):
+            files |= one_column[kind]
+            dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
+        return dataset
+
+    def val_digests(self) -> frozenset[bytes | None]:
         """Digests of the validation documents, which training leaves out."""
         if self._val_digests is None:
-            texts = (record.text for record, _ in DocumentReader(self, "val") if record.problem is None)
-            self._val_digests = frozenset(digest(text) for text in texts)
+            self._val_digests = frozenset(digest(record) for record, _ in DocumentReader(self, "val")) - {None}
         return self._val_digests
 
     def unreadable(self, error: Exception, part: str = "") -> ConfigError:
@@ -124,13 +152,14 @@ class DocumentReader:
             return
         held_out = source.val_digests()
         for record, state in self._read():
-            if record.problem is not None or digest(record.text) not in held_out:
+            if digest(record) not in held_out:
                 yield record, state
 
     def _read(self) -> Iterator[tuple[Record, Any]]:
         from datasets.distributed import split_dataset_by_node
 
         dataset = self._source.load(self._split)
+        self._is_json = self._source.is_json(self._split)
         if self._num_parts > 1:
             dataset = split_dataset_by_node(dataset, rank=self._part, world_size=self._num_parts)
         if self._state is not None:
@@ -144,15 +173,23 @@ class DocumentReader:
                 return
             except Exception as error:
                 raise self._source.unreadable(error) from error
-            yield self._record(batch, number), dataset.state_dict()
+            if (record := self._record(batch, number)) is not None:
+                yield record, dataset.state_dict()
 
-    def _record(self, batch: dict[str, list[Any]], number: int) -> Record:
-        source = self._source
+    def _record(self, batch: dict[str, list[Any]], number: int) -> Record | None:
+        """A document; None of a blank line."""
+        source, row = self._source, {name: values[0] for name, values in batch.items()}
         since = "" if self._state is None else " since the run was resumed"
-        where = f"{source.name}, {self._split}, part {self._part + 1} of {self._num_parts}: document {number}{since}"
-        return text_record(batch.get(source.field, [None])[0], source.field, where)
+        where = f"{source.name}, {self._split}, part {self._part + 1} of {self._num_parts}, document {number}{since}"
+        if self._is_json:
+            line = row["text"].encode("latin-1")
+            return row_record(parse_json(line), source.field, where) if line.strip() else None
+        return row_record(row, source.field, where)
 
 
-def digest(text: str) -> bytes:
-    """Equal for equal documents."""
+def digest(record: Record) -> bytes | None:
+    """Equal for equal documents; None of one that cannot be read."""
+    if record.problem is not None and record.messages is None:
+        return None
+    text = record.text or json.dumps(record.messages, sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]

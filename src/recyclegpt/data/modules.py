@@ -20,9 +20,10 @@ class TextFilesData(TextDataModule):
         val_paths: list[str] | None = None,
         val_fraction: float = 0.05,
         field: str = "text",
+        as_text: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__(TextFiles(paths, val_paths, val_fraction, field), **shared)
+        super().__init__(TextFiles(paths, val_paths, val_fraction, field, as_text), **shared)
 
 
 class PythonStdlibData(TextDataModule):

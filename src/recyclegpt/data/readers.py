@@ -1,18 +1,37 @@
-"""Readers of text, JSON lines and Parquet that name file and line of what they cannot read."""
+"""Readers of text and rows on disk that name file and line of what they cannot read."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
+import io
 import json
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recyclegpt.data.source import EMPTY, Record, Split
 
+ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq", ".arrow"}
+"""Names of files that hold one document a row."""
+PACKED = {".gz", ".zst"}
+"""Compressed files that are read as what the name before says."""
+MESSAGES = "messages"
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_FAILURES = (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException)
+
+
+def suffix_of(file: Path) -> str:
+    """What the name says a file is, in lower case; of `a.jsonl.gz` `.jsonl`."""
+    inner = file.with_suffix("") if file.suffix.lower() in PACKED else file
+    return inner.suffix.lower()
 
 
 def read_text(file: Path, split: Split | None = None, val_fraction: float = 0.0) -> Iterator[Record]:
@@ -35,9 +54,9 @@ def read_text(file: Path, split: Split | None = None, val_fraction: float = 0.0)
                 if pending:
                     yield Record(pending, ends=False)
                 pending = piece.text
-    except OSError as error:
+    except _FAILURES as error:
         has_problems = True
-        yield Record("", f"{file}: {error.strerror or error}")
+        yield Record("", f"{file}: {_reason(error)}")
     if pending:
         yield Record(pending)
     elif not has_problems and split != "val":
@@ -48,8 +67,8 @@ def _pieces(file: Path, split: Split | None, val_fraction: float) -> Iterator[Re
     """Pieces of the text, and each line that is not text as a problem."""
     good: list[str] = []
     size = start = 0
+    cut = int(_size(file) * (1 - val_fraction)) if split else 0
     with _open(file) as lines:
-        cut = int(file.stat().st_size * (1 - val_fraction))
         for number, line in enumerate(lines, start=1):
             in_val = start > cut
             start += len(line)
@@ -57,7 +76,9 @@ def _pieces(file: Path, split: Split | None, val_fraction: float) -> Iterator[Re
                 continue
             try:
                 if b"\0" in line:
-                    yield Record("", f"{file}:{number}: a NUL byte, so not a text file; left out from this line on")
+                    is_wide = line[:2] in (b"\xff\xfe", b"\xfe\xff")
+                    why = "UTF-16; convert it: iconv -f utf-16 -t utf-8" if is_wide else "not a text file"
+                    yield Record("", f"{file}:{number}: a NUL byte, so {why}; left out from this line on")
                     break
                 good.append(line.removeprefix(_BOM if number == 1 else b"").decode())
             except UnicodeDecodeError as error:
@@ -71,85 +92,150 @@ def _pieces(file: Path, split: Split | None, val_fraction: float) -> Iterator[Re
         yield Record("".join(good).replace("\r\n", "\n"))
 
 
+def read_rows(file: Path, field: str) -> Iterator[Record]:
+    """One document per row, in `field`, or where that is missing a conversation in `messages`.
+
+    Blank JSON lines are ignored; a row that cannot be read is named.
+    """
+    num_rows, readers = 0, {".json": _json, ".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines}
+    read = readers.get(suffix_of(file))
+    try:
+        for where, row in read(file) if read else _table(file, field):
+            num_rows += 1
+            yield row_record(row, field, f"{file}{where}")
+        if num_rows == 0:
+            yield Record("", f"{EMPTY}{file}")
+    except _FAILURES as error:
+        yield Record("", f"{file}: after row {num_rows}: {_reason(error)}")
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    with _open(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f":{number}", parse_json(line.removeprefix(_BOM if number == 1 else b""))
+
+
+def _json(file: Path) -> Iterator[tuple[str, Any]]:
+    """The items of an array, one object, or lines."""
+    with _open(file) as opened:
+        whole = parse_json(opened.read().removeprefix(_BOM))
+    if isinstance(whole, ValueError):
+        yield from _json_lines(file)
+    elif isinstance(whole, list):
+        yield from ((f": item {number}", row) for number, row in enumerate(whole, start=1))
+    else:
+        yield "", whole
+
+
+def _csv(file: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(1 << 30)
+    with _open(file) as opened:
+        lines = io.TextIOWrapper(opened, "utf-8-sig", "surrogateescape", newline="")
+        header = lines.readline()
+        of_csv = max(",;\t|", key=header.count)
+        names = next(csv.reader([header], delimiter=of_csv), [])
+        rows = csv.DictReader(lines, names, delimiter="\t" if suffix_of(file) == ".tsv" else of_csv)
+        for row in rows:
+            yield f":{rows.line_num + 1}", row
+
+
+def _table(file: Path, field: str) -> Iterator[tuple[str, Any]]:
+    with _open(file) as opened:
+        is_arrow = suffix_of(file) == ".arrow"
+        table = pa.ipc.open_stream(opened) if is_arrow else pq.ParquetFile(pa.PythonFile(opened))
+        names = (table.schema if is_arrow else table.schema_arrow).names
+        wanted = field if field in names else MESSAGES
+        if wanted not in names:
+            yield "", dict.fromkeys(names)
+            return
+        batches = table if is_arrow else table.iter_batches(batch_size=1024, columns=[wanted])
+        for number, value in enumerate((value for batch in batches for value in batch.column(wanted)), start=1):
+            try:
+                yield f": row {number}", {wanted: value.as_py()}
+            except UnicodeDecodeError as error:
+                yield f": row {number}", error
+
+
+def parse_json(line: bytes) -> Any:
+    """A JSON value, or the error."""
+    try:
+        return json.loads(line.decode())
+    except ValueError as error:
+        return error
+    except RecursionError:
+        return ValueError("nested too deeply")
+
+
+def row_record(row: Any, field: str, where: str) -> Record:
+    """The document that a row holds in `field`, or where that is missing in `messages`."""
+    if isinstance(row, UnicodeDecodeError):
+        return Record("", f"{where}: {_bad_bytes(row)}")
+    if isinstance(row, ValueError):
+        return Record("", f"{where}: not JSON ({row}); is the line cut off?")
+    if isinstance(row, str):
+        return text_record(row, field, where)
+    if not isinstance(row, Mapping):
+        return Record("", f"{where}: a JSON {type(row).__name__}, not an object with the field {field!r}")
+    if field not in row and MESSAGES in row:
+        field = MESSAGES
+    if field not in row:
+        return Record("", f"{where}: no field {field!r} among {sorted(map(str, row))}; set data.field")
+    return text_record(row[field], field, where)
+
+
+def text_record(value: object, field: str, where: str) -> Record:
+    """A document that was found in the column `field` of a row: a text, or a conversation."""
+    if isinstance(value, list) and value:
+        if not all(isinstance(one, dict) and "role" in one and "content" in one for one in value):
+            return Record("", f"{where}: {field!r} is a list, but not of messages with 'role' and 'content'")
+        # Columns of a table hold None where a message lacks a key.
+        messages = [{key: one[key] for key in one if one[key] is not None or key == "content"} for one in value]
+        why = f"{field!r} holds messages, which only a tokenizer with a chat template can write"
+        remedy = "set data.tokenizer.kind=file and data.tokenizer.path to the folder of one"
+        return Record("", f"{where}: {why}; {remedy}", messages=messages)
+    if value in ("", []):
+        return Record("", f"{EMPTY}{where}")
+    if not isinstance(value, str):
+        return Record("", f"{where}: {field!r} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # no tokenizer takes it
+        code = ord(value[error.start])
+        if 0xDC80 <= code <= 0xDCFF:
+            return Record("", f"{where}: byte 0x{code - 0xDC00:02x} is not UTF-8")
+        return Record("", f"{where}: half a surrogate pair, which is not text")
+    return Record(value)
+
+
 def _open(file: Path) -> BinaryIO:
-    """The open file; a pipe or the like is refused, since reading it could block for ever.
+    """The open file, decompressed; a pipe or the like is refused, since reading it could block for ever.
 
     Raises:
         OSError: it is no regular file, or does not exist.
     """
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
+    if file.suffix.lower() == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    if file.suffix.lower() == ".zst":
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(file), compression="zstd")))
     return file.open("rb")
 
 
-def read_jsonl(file: Path, field: str) -> Iterator[Record]:
-    """One document per line, in `field`. Blank lines are ignored; a line that cannot be read is named."""
-    try:
-        with _open(file) as lines:
-            num_lines = 0
-            for number, line in enumerate(lines, start=1):
-                line = line.removeprefix(_BOM if number == 1 else b"")
-                if line.strip():
-                    num_lines += 1
-                    yield _json_record(line, field, f"{file}:{number}")
-        if num_lines == 0:
-            yield Record("", f"{EMPTY}{file}")
-    except OSError as error:
-        yield Record("", f"{file}: {error.strerror or error}")
+def _size(file: Path) -> int:
+    """Bytes of the text."""
+    if file.suffix.lower() not in PACKED:
+        return file.stat().st_size
+    with _open(file) as opened:
+        return sum(map(len, iter(lambda: opened.read(_PIECE_BYTES), b"")))
 
 
-def _json_record(line: bytes, field: str, where: str) -> Record:
-    try:
-        value: Any = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return Record("", f"{where}: {_bad_bytes(error)}")
-    except (ValueError, RecursionError) as error:
-        return Record("", f"{where}: not JSON ({error}); is the line cut off?")
-    if not isinstance(value, dict):
-        return Record("", f"{where}: a JSON {type(value).__name__}, not an object with the field {field!r}")
-    if field not in value:
-        return Record("", f"{where}: no field {field!r} among {sorted(value)}; set data.field")
-    return text_record(value[field], field, where)
-
-
-def read_parquet(file: Path, field: str) -> Iterator[Record]:
-    """One document per row, in the column `field`; a row that cannot be read is named."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with _open(file) as opened, pq.ParquetFile(opened) as table:
-            if field not in table.schema_arrow.names:
-                names = sorted(table.schema_arrow.names)
-                yield Record("", f"{file}: no column {field!r} among {names}; set data.field")
-                return
-            if table.metadata.num_rows == 0:
-                yield Record("", f"{EMPTY}{file}")
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0):
-                    number += 1
-                    try:
-                        yield text_record(value.as_py(), field, f"{file}: row {number}")
-                    except UnicodeDecodeError as error:
-                        yield Record("", f"{file}: row {number}: {_bad_bytes(error)}")
-    except (OSError, pa.ArrowException) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        yield Record("", f"{file}: after row {number}: {why}")
-
-
-def text_record(value: object, field: str, where: str) -> Record:
-    """A document that was found in the column `field` of a row."""
-    if not isinstance(value, str):
-        return Record("", f"{where}: {field!r} is {type(value).__name__}, not text")
-    if not value:
-        return Record("", f"{EMPTY}{where}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer takes
-        return Record("", f"{where}: half a surrogate pair, which is not text")
-    return Record(value)
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _bad_bytes(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+    found = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+    is_latin = all(byte < 0x80 or byte >= 0xA0 for byte in error.object)
+    return f"{found}; if the file is Latin-1, convert it: iconv -f latin1 -t utf-8" if is_latin else found

@@ -189,7 +189,13 @@ def write_shards(
     partial.mkdir(parents=True)
     try:
         dtype = token_dtype(tokenizer.vocab_size)
-        splits = {split: _write_split(split, pieces(split), partial, dtype, tokens_per_shard) for split in SPLITS}
+        skipped = skipped or Skipped(0)
+        splits = {}
+        for split in SPLITS:
+            splits[split] = _write_split(split, pieces(split), partial, dtype, tokens_per_shard)
+            if not splits[split]["num_documents"]:
+                remedy = "give more text, or for validation data.val_paths or a larger data.val_fraction"
+                raise skipped.error(f"data: the {split} split holds no document; {remedy}")
         meta = {
             "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
@@ -198,8 +204,8 @@ def write_shards(
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.name,
             "splits": splits,
-            "skipped": skipped.problems if skipped else [],
-            "empty": skipped.num_empty if skipped else 0,
+            "skipped": skipped.problems,
+            "empty": skipped.num_empty,
             **facts,
         }
         tokenizer.save(partial / "tokenizer.json")
@@ -242,7 +248,4 @@ def _write_split(
             num_buffered = 0
     if num_buffered:
         flush()
-    if not totals["num_documents"]:
-        remedy = "give more text, or for validation data.val_paths or a larger data.val_fraction"
-        raise ConfigError(f"data: the {split} split holds no document; {remedy}")
     return {"shards": shards, **totals}

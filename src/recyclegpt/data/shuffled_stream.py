@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from recyclegpt.data.batch import Batch
+from recyclegpt.data.chat import document_ids, written
 from recyclegpt.data.hf_stream import DocumentReader, HFStream
 from recyclegpt.data.packed_rows import State
 from recyclegpt.data.packing import Packing
@@ -114,9 +115,10 @@ class StreamRows(IterableDataset[Batch]):
             skipped = Skipped(self.max_skipped, self.source.name)
             for record, position in DocumentReader(self.source, "train", part, num_parts, state["position"]):
                 state["position"] = position
+                record = written(record, self.tokenizer)
                 if skipped.is_readable(record):
                     found = True
-                    yield np.array(self.tokenizer.encode_document(record.text), np.int32)
+                    yield np.array(document_ids(record, self.tokenizer), np.int32)
             skipped.report()
             if not found:
                 raise ConfigError(

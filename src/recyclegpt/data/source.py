@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from recyclegpt.errors import ConfigError
 
@@ -27,6 +28,10 @@ class Record(NamedTuple):
     """Where the document is (file:line) and why it cannot be read, or `EMPTY` and where; None for a good one."""
     ends: bool = True
     """False for a piece that is followed by another piece of the same document."""
+    messages: list[dict[str, Any]] | None = None
+    """A conversation, which only a chat template can write; for a tokenizer without one `problem` says so."""
+    ids: list[int] | None = None
+    """Of a conversation that has been written."""
 
 
 class Source(Protocol):
@@ -57,6 +62,9 @@ class Skipped:
         self.empty: list[str] = []
         """The first documents without text."""
         self.num_empty = 0
+        self.num_spelled = 0
+        """Documents that spell a special token, and the first that one of them spells."""
+        self.spelled = ""
 
     def add(self, problem: str) -> None:
         """Count one unreadable document.
@@ -67,15 +75,19 @@ class Skipped:
         self.problems.append(problem)
         if len(self.problems) > self.limit:
             limit = f"more than data.max_skipped={self.limit} documents cannot be read"
-            raise ConfigError([f"{self.corpus}: {limit}; repair them or raise data.max_skipped", *self.problems])
+            raise self.error(f"{self.corpus}: {limit}; repair them or raise data.max_skipped")
+
+    def error(self, message: str) -> ConfigError:
+        """An error that names what was left out, each kind once."""
+        return ConfigError([message, *_kinds(self.problems), *(f"{where}: is empty" for where in self.empty)])
 
     def is_readable(self, record: Record, where: str = "") -> bool:
-        """Whether a record holds text. If not, it is counted; `where` names it if the record does not.
+        """Whether a record holds text or ids. If not, it is counted; `where` names it if the record does not.
 
         Raises:
             ConfigError: more documents are unreadable than allowed.
         """
-        problem = record.problem or ("" if record.text or not record.ends else EMPTY + where)
+        problem = record.problem or ("" if record.text or record.ids or not record.ends else EMPTY + where)
         if problem.startswith(EMPTY):
             self.num_empty += 1
             if len(self.empty) < _NUM_SHOWN:
@@ -84,25 +96,37 @@ class Skipped:
             self.add(problem)
         return not problem
 
+    def spells(self, text: str, special: re.Pattern[str]) -> bool:
+        """Whether a text spells a special token, which stays characters; the first time it is counted and named."""
+        found = special.search(text)
+        if found:
+            self.num_spelled += 1
+            self.spelled = self.spelled or found[0]
+        return found is not None
+
     def report(self) -> None:
-        """Warn of what was left out, once for each kind."""
+        """Warn of what was left out, and of what was read as characters."""
         kinds = [(self.empty, self.num_empty, "are empty"), (self.problems, len(self.problems), "cannot be read")]
         for names, total, why in kinds:
             if total:
-                shown = "".join(f"\n  {name}" for name in names[:_NUM_SHOWN])
-                more = f"\n  and {total - _NUM_SHOWN} more" if total > _NUM_SHOWN else ""
+                lines = _kinds(names)
+                shown = "".join(f"\n  {line}" for line in lines[:_NUM_SHOWN])
+                more = f"\n  and {len(lines) - _NUM_SHOWN} more kinds" if len(lines) > _NUM_SHOWN else ""
                 _log.warning("%s: left out documents that %s: %d%s%s", self.corpus, why, total, shown, more)
+        if self.num_spelled:
+            message = "%s: %d documents spell a special token (%s in the first), which stays characters"
+            _log.warning(message, self.corpus, self.num_spelled, self.spelled)
 
 
-def documents(source: Source, split: Split, skipped: Skipped) -> Iterator[Record]:
-    """The readable, non-empty documents of a split; the others are counted in `skipped`.
-
-    Raises:
-        ConfigError: more documents are unreadable than `skipped` allows.
-    """
-    for number, record in enumerate(source.records(split), start=1):
-        if skipped.is_readable(record, f"{source.kind}, {split} document {number}"):
-            yield record
+def _kinds(problems: list[str]) -> list[str]:
+    """The first problem of each kind, and how many there are: of a wrong column one line, not a thousand."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        _, _, why = problem.partition(": ")
+        kinds.setdefault(re.sub(r"\b0x\w+|\d+", "#", why or problem), []).append(problem)
+    return [
+        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more like it)" for found in kinds.values()
+    ]
 
 
 def sha256_of(file: Path) -> str:

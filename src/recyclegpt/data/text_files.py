@@ -1,4 +1,4 @@
-"""Any text on disk: files, folders and patterns; plain text, JSON lines and Parquet."""
+"""Any text on disk: files, folders and patterns; plain text, and rows of JSON, CSV, Parquet and Arrow."""
 
 from __future__ import annotations
 
@@ -6,57 +6,79 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
-from recyclegpt.data.readers import read_jsonl, read_parquet, read_text
+from recyclegpt.data.readers import PACKED, ROWS, read_rows, read_text, suffix_of
 from recyclegpt.data.source import Record, Split, sha256_of
 from recyclegpt.errors import ConfigError
 
-_JSONL = {".jsonl", ".ndjson"}
-_PARQUET = {".parquet", ".pq"}
 # fmt: off
-_NOT_TEXT = {
-    ".7z", ".bz2", ".gz", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst",
-    ".avi", ".bmp", ".gif", ".ico", ".jpeg", ".jpg", ".mov", ".mp3", ".mp4", ".png", ".tif", ".tiff", ".wav", ".webp",
+_NOT_TEXT = {  # left out of folders and patterns, and counted
+    ".7z", ".bz2", ".epub", ".lz4", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip",
+    ".avi", ".bmp", ".gif", ".ico", ".jpeg", ".jpg", ".mov", ".mp3", ".mp4", ".png", ".svg", ".tif", ".tiff", ".wav",
+    ".webp",
     ".doc", ".docx", ".odt", ".otf", ".pdf", ".ppt", ".pptx", ".ttf", ".woff", ".woff2", ".xls", ".xlsx",
-    ".arrow", ".bin", ".ckpt", ".db", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".sqlite",
+    ".bin", ".ckpt", ".db", ".feather", ".h5", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".safetensors",
+    ".sqlite",
     ".a", ".dll", ".exe", ".mo", ".o", ".pyc", ".pyd", ".so",
 }
+_STRUCTURED = {  # no reader here; plain text only on request
+    ".eml", ".geojson", ".htm", ".html", ".ipynb", ".json5", ".mbox", ".plist", ".rss", ".rtf", ".srt", ".vtt", ".warc",
+    ".xhtml", ".xml", ".yaml", ".yml",
+}
 # fmt: on
-"""Archives, pictures and sounds, documents and fonts, arrays, compiled code: left out of folders and patterns."""
+_TABLE_NOTES = {"dataset_dict.json", "dataset_info.json", "state.json"}
+"""Next to the rows in a folder of `datasets`' `save_to_disk`."""
+_ROWS_SINCE_2 = {".json", ".csv", ".tsv", ".arrow"}
 _MANY_FILES = 20
+_log = logging.getLogger(__name__)
 
 
 class TextFiles:
     """Text files as a corpus.
 
-    A document is a plain text file, a JSON line or a Parquet row; bad lines and rows are left out and counted. Without
-    `val_paths`, every 1/`val_fraction`-th document is held out for validation; where there are fewer than twenty plain
-    text files, the tail of each, cut at a line end.
+    A document is a plain text file or a row; bad lines and rows are left out and counted. Without `val_paths`, every
+    1/`val_fraction`-th document is held out for validation; where there are fewer than twenty plain text files, the
+    tail of each, cut at a line end.
 
     Args:
         paths: files, folders (with their subfolders, hidden files left out) and patterns (`*`, `**`); `~` is expanded.
+            What a file is says its name, also that of a link.
         val_paths: the same for validation; these files are left out of training.
         val_fraction: share of the text kept for validation where `val_paths` is not given.
-        field: the field of JSON lines and Parquet rows that holds the text.
+        field: the field of a row that holds its text.
+        as_text: read HTML, notebooks and what else has no reader as plain text.
 
     Raises:
-        ConfigError: naming every path that matches no file.
+        ConfigError: naming every path that matches no file, and the files without a reader.
     """
 
     kind = "text_files"
 
     def __init__(
-        self, paths: list[str], val_paths: list[str] | None = None, val_fraction: float = 0.05, field: str = "text"
+        self,
+        paths: list[str],
+        val_paths: list[str] | None = None,
+        val_fraction: float = 0.05,
+        field: str = "text",
+        as_text: bool = False,
     ) -> None:
         problems: list[str] = []
         if not 0 < val_fraction < 1:
             problems.append(f"data.val_fraction: {val_fraction} is not between 0 and 1")
-        found = _find("data.paths", paths, problems)
-        self.val_files = _find("data.val_paths", val_paths, problems) if val_paths is not None else None
-        held_out = set(self.val_files or ())
-        self.files = [file for file in found if file not in held_out]
+        self.left_out: Counter[str] = Counter()
+        """Files of folders and patterns that hold no text, by kind."""
+        found = _find("data.paths", paths, as_text, self.left_out, problems)
+        self.val_files = None
+        if val_paths is not None:
+            self.val_files = _find("data.val_paths", val_paths, as_text, self.left_out, problems)
+        held_out = {file.resolve() for file in self.val_files or ()}
+        self.files = [file for file in found if file.resolve() not in held_out]
         if found and not self.files:
             problems.append("data.val_paths: names every file of data.paths, so that none is left to train on")
         if problems:
@@ -66,6 +88,9 @@ class TextFiles:
 
     def fingerprint(self) -> str:
         """sha256 of names, contents and the rule that divides them. Reads every file each time."""
+        if self.left_out:
+            kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.left_out.most_common())
+            _log.warning("data.paths: left out %d files that hold no text: %s", self.left_out.total(), kinds)
         digest = hashlib.sha256(json.dumps([self.kind, 1, self.val_fraction, self.field]).encode())
         for role, files in (("train", self.files), ("val", self.val_files or [])):
             for file in files:
@@ -73,7 +98,9 @@ class TextFiles:
                     content = sha256_of(file) if file.is_file() else "no regular file"
                 except OSError:
                     content = "unreadable"
-                digest.update(json.dumps([role, file.name, content]).encode())
+                # Caches hold what version 1 read as plain text, or not at all.
+                is_new = file.suffix.lower() in PACKED or suffix_of(file) in _ROWS_SINCE_2
+                digest.update(json.dumps([role, file.name, content, *([2] if is_new else [])]).encode())
         return digest.hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
@@ -103,42 +130,77 @@ class TextFiles:
             yield from self._read(file)
 
     def _read(self, file: Path, split: Split | None = None) -> Iterator[Record]:
-        if file.suffix.lower() in _JSONL:
-            return read_jsonl(file, self.field)
-        if file.suffix.lower() in _PARQUET:
-            return read_parquet(file, self.field)
-        return read_text(file, split, self.val_fraction)
+        return read_rows(file, self.field) if _holds_rows(file) else read_text(file, split, self.val_fraction)
 
 
 def _holds_rows(file: Path) -> bool:
-    return file.suffix.lower() in _JSONL | _PARQUET
+    return suffix_of(file) in ROWS
 
 
-def _find(key: str, paths: Sequence[str], problems: list[str]) -> list[Path]:
-    """Every file that `paths` names, sorted, once each; appends to `problems`."""
+def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str], problems: list[str]) -> list[Path]:
+    """Every file that `paths` names, sorted, once each; adds to `left_out` by kind, and to `problems`."""
     paths = [paths] if isinstance(paths, str) else paths
     if not paths:
         problems.append(f"{key}: empty; name at least one file, folder or pattern")
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}
     for given in paths:
         path = Path(given).expanduser()
-        if path.exists() and not path.is_dir():
-            found.add(path.resolve())
-        else:
-            files = _files_in(path)
-            texts = [file for file in files if file.suffix.lower() not in _NOT_TEXT]
-            if not texts:
-                why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
-                problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
-            found.update(file.resolve() if file.is_file() else file.absolute() for file in texts)
-    return sorted(found)
+        is_file = path.exists() and not path.is_dir()
+        files = [path] if is_file else _files_in(path)
+        texts = [file for file in files if is_file or suffix_of(file) not in _NOT_TEXT]
+        left_out.update(suffix_of(file) for file in files if not is_file and suffix_of(file) in _NOT_TEXT)
+        if not texts:
+            why = "matches no file" if "*" in given else "holds no text file" if path.is_dir() else "does not exist"
+            problems.append(f"{key}: {given!r} {why}; name a file, a folder or a pattern that does")
+        for file in texts:
+            # Links are resolved only to read each file once, under a name that says what it is if it has one.
+            known = found.get(file.resolve())
+            if known is None or (bool(file.suffix), known.name) > (bool(known.suffix), file.name):
+                found[file.resolve()] = file.parent.resolve() / file.name
+    refused = sorted(file for file in found.values() if suffix_of(file) in _STRUCTURED and not as_text)
+    if refused:
+        names = ", ".join(str(file) for file in refused[:3]) + (" ..." if len(refused) > 3 else "")
+        problems.append(
+            f"{key}: {len(refused)} files have no reader ({names}); convert them to text, name files or patterns "
+            "without them, or set data.as_text=true to take them as plain text, markup included"
+        )
+    for folder in sorted({file.parent.parent for file in found.values() if file.suffix == ".arrow"}):
+        splits = sorted({file.parent.name for file in found.values() if file.parent.parent == folder})
+        if len(splits) > 1 and (folder / "dataset_dict.json").is_file():
+            problems.append(f"{key}: {folder} holds several splits ({', '.join(splits)}); name the one to read")
+    return sorted(found.values())
 
 
 def _files_in(path: Path) -> list[Path]:
     """Files of a folder or pattern. Pipes and broken links are among them: reading them reports the problem."""
     if path.is_dir():
-        parts = {file: file.relative_to(path).parts for file in path.rglob("*")}
-        inside = [file for file in parts if not any(part[0] == "." or part == "__pycache__" for part in parts[file])]
-    else:
-        inside = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-    return [file for file in inside if not file.is_dir()]
+        return list(_walk(path, set()))
+    if "**" in path.parts:  # as a folder is read, then what the rest of the pattern matches
+        at = path.parts.index("**")
+        rest = [part for part in path.parts[at + 1 :] if part != "**"] or ["*"]
+        tops = [Path(top) for top in glob.glob(str(Path(*path.parts[:at])))]  # noqa: PTH207
+        below = ((top, file) for top in tops for file in _walk(top, set()))
+        return [file for top, file in below if _ends_like(file.relative_to(top).parts, rest)]
+    matched = [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207
+    return [file for one in matched for file in (_walk(one, set()) if one.is_dir() else [one])]
+
+
+def _ends_like(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    return len(parts) >= len(patterns) and all(map(fnmatch, parts[-len(patterns) :], patterns))
+
+
+def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
+    """Files of a folder and of its subfolders, links among them too, but none that leads back up."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder  # reading it reports the problem
+        return
+    is_table = any(entry.name == "dataset_dict.json" or entry.name.endswith(".arrow") for entry in entries)
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__pycache__" or (is_table and entry.name in _TABLE_NOTES):
+            continue
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif (inner := Path(entry.path).resolve()) not in above:
+            yield from _walk(Path(entry.path), {*above, folder.resolve(), inner})

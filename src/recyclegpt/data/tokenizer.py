@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers
 
 from recyclegpt.data.chat_template import ChatTemplate, read_chat_template, write_chat_template
 from recyclegpt.data.text_stream import BYTE_PIECE, TextStream, byte_symbols, count_bytes
+from recyclegpt.data.train_bpe import train_bpe
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_whole
 
@@ -100,17 +101,7 @@ class TextTokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096, end_token: str = END_TOKEN) -> TextTokenizer:
         """Byte-level BPE learned from `texts`; smaller than `vocab_size` where text is scarce."""
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[end_token],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return cls(tokenizer, end_token)
+        return cls(train_bpe(texts, vocab_size, end_token), end_token)
 
     @classmethod
     def bytes(cls, end_token: str = END_TOKEN) -> TextTokenizer:

@@ -5,11 +5,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from recyclegpt.data import TextTokenizer
+from recyclegpt.data import TextFiles, TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
 from recyclegpt.data.chat import read_messages, render_chat
 from recyclegpt.errors import ConfigError
 from tests.chat_tokenizer import write_chat_tokenizer
@@ -100,3 +102,20 @@ def test_messages_of_a_file_are_checked() -> None:
     for bad in (None, [], ["hello"], [{"role": "user"}], [{"role": "user", "content": None}]):
         with pytest.raises(ValueError, match="message"):
             read_messages(bad)
+
+
+def test_conversations_in_a_corpus_become_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "model").mkdir()
+    tokenizer = chat_tokenizer(tmp_path / "model", CHATML)
+    rows = [{"messages": TALK}, {"text": "a document <s>"}, {"messages": [{"role": "user"}]}, {"messages": TALK}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist([{"messages": TALK}] * 2), tmp_path / "b.parquet")
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.parquet")]
+    config = TokenizerConfig("file", path=str(tmp_path / "model"))
+    tokenize_corpus(TextFiles(paths, val_fraction=0.1), config, tmp_path / "out")
+    own, train, val, _ = Tokenized(tmp_path / "out").open(0)
+    talk = [*render_chat(tokenizer, TALK, add_generation_prompt=False), own.eos_id]
+    assert train.read(0, train.num_tokens).tolist() == talk * 4
+    assert val.read(0, val.num_tokens).tolist() == [*own.encode("a document <s>"), own.eos_id]
+    assert "1 documents spell a special token (<s> in the first)" in caplog.text
+    assert "'messages' is a list, but not of messages" in caplog.text

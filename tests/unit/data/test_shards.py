@@ -16,7 +16,7 @@ from recyclegpt.data import TextTokenizer, Tokenized, TokenizerConfig, tokenize_
 from recyclegpt.data import corpus as tokenizing
 from recyclegpt.data.corpus import build_shards, build_tokenizer, token_pieces
 from recyclegpt.data.shards import TokenShards, write_shards
-from recyclegpt.data.source import Record, Split
+from recyclegpt.data.source import Record, Skipped, Split
 from recyclegpt.errors import ConfigError
 
 
@@ -69,7 +69,9 @@ def test_how_much_is_tokenized_at_once_changes_no_byte(tmp_path: Path, monkeypat
     for batch in (1, 1000, 1 << 22):
         monkeypatch.setattr(tokenizing, "_BATCH_CHARS", batch)
         folder = tmp_path / f"batch{batch}"
-        write_shards(lambda split: token_pieces(split, corpus.records(split), tokenizer), tokenizer, folder, {}, 5000)
+        write_shards(
+            lambda split: token_pieces(split, corpus.records(split), tokenizer, Skipped(0)), tokenizer, folder, {}, 5000
+        )
         contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert len(contents[0]) > 5
     assert contents[0] == contents[1] == contents[2]
@@ -115,7 +117,7 @@ def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
     corpus = Lines(["good"], ["val"], bad=3)
     with pytest.raises(ConfigError, match="max_skipped=2") as caught:
         tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2)
-    assert "lines:2: broken" in caught.value.problems
+    assert "lines:0: broken (and 2 more like it)" in caught.value.problems
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("out*"))
 
@@ -124,7 +126,7 @@ def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.
     corpus = Lines(["good", ""], ["val"], bad=2)
     meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2)
     assert (len(meta["skipped"]), meta["empty"]) == (2, 1)
-    assert "lines: left out documents that cannot be read: 2\n  lines:0: broken\n  lines:1: broken" in caplog.text
+    assert "lines: left out documents that cannot be read: 2\n  lines:0: broken (and 1 more like it)" in caplog.text
     assert "lines: left out documents that are empty: 1\n  lines, train document 2" in caplog.text
 
 

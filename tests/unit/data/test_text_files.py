@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recyclegpt.data import TextFiles, readers
-from recyclegpt.data.source import EMPTY, Skipped, Split, documents
+from recyclegpt.data import TextFiles, TokenizerConfig, readers, tokenize_corpus
+from recyclegpt.data.chat import documents
+from recyclegpt.data.source import EMPTY, Skipped, Split
 from recyclegpt.errors import ConfigError
+
+LATIN = "if the file is Latin-1, convert it: iconv -f latin1 -t utf-8"
 
 
 def texts(source: TextFiles, split: str) -> list[str]:
@@ -118,7 +125,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         b"\n"
         b'{"text": "last"}'
     )
-    records = list(readers.read_jsonl(file, "text"))
+    records = list(readers.read_rows(file, "text"))
     assert [record.text for record in records if record.problem is None] == ["good", "last"]
     found = problems(records)
     assert [int(problem.removeprefix(EMPTY).split(":")[1]) for problem in found] == list(range(2, 10))
@@ -131,14 +138,14 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["good", None, ""]}), file)
-    assert problems(readers.read_parquet(file, "text")) == [
+    assert problems(readers.read_rows(file, "text")) == [
         f"{file}: row 2: 'text' is NoneType, not text",
         f"{EMPTY}{file}: row 3",
     ]
-    assert "['text']" in problems(readers.read_parquet(file, "body"))[0]
+    assert "['text']" in problems(readers.read_rows(file, "body"))[0]
     file.write_bytes(b"PAR1 not really")
-    assert len(problems(readers.read_parquet(file, "text"))) == 1
-    assert len(problems(readers.read_parquet(tmp_path / "none.parquet", "text"))) == 1
+    assert len(problems(readers.read_rows(file, "text"))) == 1
+    assert len(problems(readers.read_rows(tmp_path / "none.parquet", "text"))) == 1
 
 
 def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_bad_text_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbffirst\r\nbad \xe9\r\nthird\n")
     records = list(readers.read_text(file))
     assert [record.text for record in records if not record.problem] == ["first\nthird\n"]
-    assert problems(records) == [f"{file}:2: byte 0xe9 is not UTF-8"]
+    assert problems(records) == [f"{file}:2: byte 0xe9 is not UTF-8; {LATIN}"]
     file.write_bytes(b"ok\nPK\0\1")
     assert problems(readers.read_text(file)) == [
         f"{file}:2: a NUL byte, so not a text file; left out from this line on"
@@ -166,8 +173,8 @@ def test_large_files_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [record.ends for record in records] == [False] * (len(records) - 1) + [True]
     raw = file.read_bytes().replace(b"line 20 \xc3", b"line 20 \xff")
     file.write_bytes(raw)
-    assert problems(readers.read_text(file)) == [f"{file}:21: byte 0xff is not UTF-8"]
-    assert problems(readers.read_text(file, "val", 0.4)) == [f"{file}:21: byte 0xff is not UTF-8"]
+    assert problems(readers.read_text(file)) == [f"{file}:21: byte 0xff is not UTF-8; {LATIN}"]
+    assert problems(readers.read_text(file, "val", 0.4)) == [f"{file}:21: byte 0xff is not UTF-8; {LATIN}"]
 
 
 @given(st.lists(st.text("ab\u00e9\n", min_size=1), min_size=1, max_size=8), st.floats(0.01, 0.9))
@@ -188,7 +195,7 @@ def test_skipping_stops_at_the_limit_and_names_everything(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         list(documents(TextFiles([str(tmp_path)]), "train", Skipped(4, "text_files")))
     assert "max_skipped=4" in caught.value.problems[0]
-    assert sum("a.jsonl:" in problem for problem in caught.value.problems) == 5
+    assert [problem for problem in caught.value.problems[1:] if "(and 4 more like it)" not in problem] == []
 
 
 @pytest.mark.parametrize(
@@ -207,3 +214,71 @@ def test_fingerprint_follows_the_content(tmp_path: Path, change: Callable[[Path]
     assert TextFiles([str(tmp_path)], val_fraction=0.2).fingerprint() != before
     change(file)
     assert TextFiles([str(tmp_path)]).fingerprint() != before
+
+
+def test_a_file_is_what_its_name_says_also_through_links(tmp_path: Path) -> None:
+    """As the Hugging Face cache stores files; folder, link and pattern find the same ones, and loops end."""
+    blob = tmp_path / "blobs/1f3a"
+    for file, content in ((blob, '{"text": "row"}\n'), (tmp_path / "far/b.txt", "plain")):
+        file.parent.mkdir()
+        file.write_text(content)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "train.jsonl").symlink_to(blob)
+    (corpus / "same.jsonl").symlink_to(blob)
+    (corpus / "linked").symlink_to(tmp_path / "far")
+    (corpus / "loop").symlink_to(corpus)
+    (tmp_path / "link").symlink_to(corpus)
+    for path in ("corpus", "link", "corpus/**", "corpus/*", "cor*"):
+        source = TextFiles([str(tmp_path / path)])
+        assert sorted(file.name for file in source.files) == ["b.txt", "same.jsonl"]
+    assert texts(TextFiles([str(corpus)], val_paths=[str(blob)]), "train") == ["plain"]
+
+
+def test_every_kind_of_rows_is_read_compressed_too(tmp_path: Path) -> None:
+    rows = [{"text": f'say "hi", {number}\nand more', "id": number} for number in range(4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "lines.json").write_text(lines)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    with pa.output_stream(str(tmp_path / "d.jsonl.zst"), compression="zstd") as packed:
+        packed.write(lines.encode())
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t"), ("b.csv", ";")):
+        with (tmp_path / f"e{suffix}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows)})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    for file in [one for one in tmp_path.iterdir() if one.is_file()] + [tmp_path / "saved/train"]:
+        source = TextFiles([str(file)], val_fraction=0.5)
+        found = texts(source, "train") + texts(source, "val")
+        assert sorted(found) == [row["text"] for row in rows], file
+    with pytest.raises(ConfigError, match=r"holds several splits \(test, train\)"):
+        TextFiles([str(tmp_path / "saved")])
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(lines.encode() * 99)[:-40])
+    assert "ended before" in problems(readers.read_text(tmp_path / "cut.txt.gz"))[0]
+
+
+def test_what_has_no_reader_is_refused_or_text_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.txt", "b.ipynb", "c.html", "d.png", "e.png"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(ConfigError, match=r"2 files have no reader .*b\.ipynb.*data\.as_text=true"):
+        TextFiles([str(tmp_path)])
+    source = TextFiles([str(tmp_path)], as_text=True)
+    assert [file.name for file in source.files] == ["a.txt", "b.ipynb", "c.html"]
+    source.fingerprint()
+    assert "left out 2 files that hold no text: 2 .png" in caplog.text
+
+
+def test_the_reason_is_never_lost(tmp_path: Path) -> None:
+    """Whichever way a corpus is read, and a hundred lines of a kind in one line."""
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 50)
+    (tmp_path / "b.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 9)
+    for kind in ("byte", "bpe"):
+        with pytest.raises(ConfigError) as caught:
+            tokenize_corpus(TextFiles([str(tmp_path)]), TokenizerConfig(kind), tmp_path / "out")
+        assert len(caught.value.problems) == 3
+        wrong = r"a.jsonl:1: no field 'text' among \['body'\]; set data.field \(and \d+ more"
+        assert re.search(wrong, str(caught.value))
+        assert "only a tokenizer with a chat template" in str(caught.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,9 @@ def test_documents_and_prompts_begin_as_the_template_of_a_file_says(tmp_path: Pa
     read = TextTokenizer.from_file(tmp_path)
     assert (read.start_ids, read.fingerprint) == ([start], llama.fingerprint)
     assert pickle.loads(pickle.dumps(llama)).start_ids == [start]
+
+
+@pytest.mark.timeout(60)
+def test_text_without_blanks_trains_in_time() -> None:
+    line = "".join(random.Random(0).choices("ACGT", k=400_000))
+    assert TextTokenizer.train([f"{line}\n{line[::-1]}\n"], 600).vocab_size == 600
