@@ -47,10 +47,11 @@ class StepSettings(Training):
     repetitions: int = 10
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         names = ("batch_size", "row_length", "accumulate", "num_unrolled", "vocab_size", "repetitions")
-        if problems := not_positive(self, *names):
-            raise ConfigError(problems)
+        problems = Problems(not_positive(self, *names))
+        with problems.under():
+            super().__post_init__()
+        problems.raise_any()
 
 
 def run(argv: Sequence[str]) -> int:
