@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +93,20 @@ class LayerStack:
         self.norm_C = norm.weight if isinstance(norm, KernelRMSNorm) else None
         layers = [layer for layer in modules if isinstance(layer, KernelLayer)]
         self.has_bytes = layers[0].qkv_proj.scale is not None
-        self.addresses = torch.tensor([_addresses(layer) for layer in layers])
+        tensors = [_tensors(layer) for layer in layers]
+        self.tensors = tensors
+        """Held, so that no address outlives its tensor."""
+        self.addresses = torch.tensor([[0 if one is None else one.data_ptr() for one in its] for its in tensors])
 
     def __call__(self, x_BTC: Tensor, positions_BT: Tensor, cache: KVCache) -> Tensor:
-        """The states after the norm, written over `x_BTC`."""
-        config, slots = self.config, cache.slots_S.numel()
+        """The states after the norm, written over `x_BTC`.
+
+        Raises:
+            ValueError: the cache does not fit.
+        """
+        config, slots, keys = self.config, cache.slots_S.numel(), cache.keys[0]
+        if keys.dtype != x_BTC.dtype or len(keys) != len(x_BTC) or len(cache.keys) != len(self.addresses):
+            raise ValueError("the KV cache has another dtype, batch size or number of layers than the states")
         kernels.layers(
             x_BTC.view(-1, x_BTC.shape[-1]),
             self.addresses,
@@ -111,8 +122,8 @@ class LayerStack:
         return x_BTC
 
 
-def _addresses(layer: KernelLayer) -> list[int]:
-    """Of a layer's tensors, in the order of `Layer` in `layers.cpp`; 0 where there is none."""
+def _tensors(layer: KernelLayer) -> list[Tensor | None]:
+    """A layer's, in the order of `Layer` in `layers.cpp`."""
 
     def product(linear: PackedLinear) -> list[Tensor | None]:
         return [linear.packed, linear.scale, linear.bias]
@@ -122,8 +133,10 @@ def _addresses(layer: KernelLayer) -> list[int]:
 
     tensors = [norm(layer.input_layernorm), *product(layer.qkv_proj), norm(layer.q_norm), norm(layer.k_norm)]
     tensors += [*product(layer.o_proj), norm(layer.post_attention_layernorm)]
-    tensors += [*product(layer.gate_up_proj), *product(layer.down_proj)]
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return [*tensors, *product(layer.gate_up_proj), *product(layer.down_proj)]
+
+
+STACKS = ("_backbone_stack", "_module_stack")
 
 
 class KernelGPT(RecycleGPT):
@@ -140,6 +153,19 @@ class KernelGPT(RecycleGPT):
     def _module_stack(self) -> LayerStack:
         assert self.recyclable is not None
         return LayerStack(self, self.recyclable.layers, self.recyclable.norm)
+
+    # The two stacks hold addresses, so they stay behind when the model is copied, saved or moved.
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in STACKS}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        dtype = self.dtype
+        for name in STACKS:
+            vars(self).pop(name, None)
+        applied: Self = super()._apply(fn, recurse)
+        if self.dtype != dtype:  # the order of packed weights is that of their format
+            raise TypeError(f"weights packed in {dtype} cannot be cast to {self.dtype}; fuse the model in that dtype")
+        return applied
 
     def backbone_states(
         self,

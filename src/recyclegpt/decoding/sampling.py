@@ -82,7 +82,9 @@ def exponential_noise(keys: Tensor, vocab_size: int) -> Tensor:
     first, second = keys[..., :1], keys[..., 1:]
     ids_V = torch.arange(vocab_size, device=keys.device)
     words = _mix((_mix(ids_V ^ first) + second) & _WORD)
-    return -torch.log1p(-((words + 0.5) * 2.0**-32).to(torch.float32))
+    # Below 1, whose noise would be infinite: of a token that is certain, no weight would be left.
+    uniform = ((words + 0.5) * 2.0**-32).to(torch.float32).clamp(max=1 - 2.0**-24)
+    return -torch.log1p(-uniform)
 
 
 _WORD = 2**32 - 1
@@ -108,6 +110,15 @@ def processed_probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor
 
     Greedy choice has no distribution.
     """
+    weights = _kept_weights(logits, config, seen)
+    return weights / weights.sum(dim=-1, keepdim=True) if config.top_p < 1 or config.min_p > 0 else weights
+
+
+def _kept_weights(logits: Tensor, config: SamplingConfig, seen: Tensor | None) -> Tensor:
+    """The same up to a factor a row, and bit for bit whatever rows are beside it.
+
+    A sum is not: with several threads torch cuts that of one long row, but not those of two.
+    """
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
     logits = penalised(logits, config, seen) / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
@@ -122,8 +133,6 @@ def processed_probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor
     if config.min_p > 0:
         least = config.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0)
-    if config.top_p < 1 or config.min_p > 0:
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     return probabilities
 
 
@@ -173,7 +182,10 @@ class Sampler:
         """Draw with these from now on; allocated tensors stay in place."""
         self.generators = list(generators)
         seeds = [generator.initial_seed() for generator in generators]
-        self.seeds_B2.copy_(torch.tensor([[seed & _WORD, seed >> 32 & _WORD] for seed in seeds]))
+        low_B, high_B = torch.tensor([[seed & _WORD, seed >> 32 & _WORD] for seed in seeds]).unbind(1)
+        # Both depend on the lower half: two rows whose first words are neighbours share no noise, one position apart.
+        first_B, second_B = _mix(low_B), _mix((_mix(high_B ^ _WORD) + low_B) & _WORD)
+        self.seeds_B2.copy_(torch.stack([first_B, second_B], dim=1))
 
     def refill(self) -> None:
         """Draw the next step's numbers."""
@@ -201,13 +213,12 @@ class Sampler:
         if self.config.greedy:
             return most_likely(penalised(logits_BTV, self.config, seen_BTV))
         noise_BTV = exponential_noise(self.keys_at(positions_BT), logits_BTV.shape[-1])
-        return most_likely(processed_probabilities(logits_BTV, self.config, seen_BTV) / noise_BTV)
+        return most_likely(_kept_weights(logits_BTV, self.config, seen_BTV) / noise_BTV)
 
     def keys_at(self, positions_BT: Tensor) -> Tensor:
         """Keys of the noise at these positions, `(B, T, 2)`."""
-        low_B1, high_B1 = self.seeds_B2[:, :1], self.seeds_B2[:, 1:]
-        first_BT = _mix((_mix(low_B1) + positions_BT) & _WORD)
-        return torch.stack([first_BT, _mix(_mix(high_B1 ^ _WORD) ^ first_BT)], dim=-1)
+        first_BT = _mix((self.seeds_B2[:, :1] + positions_BT) & _WORD)
+        return torch.stack([first_BT, _mix(self.seeds_B2[:, 1:] ^ first_BT)], dim=-1)
 
     def pick(self, weights_BV: Tensor, draw: int) -> Tensor:
         """A token for each row with probability proportional to its weight.

@@ -85,8 +85,10 @@ class Session:
         text.limit_B.copy_(torch.tensor(limits))
         self.sampler.refill()
         positions_BT = torch.arange(width, device=self.device).expand(len(prompts), width)
+        # No slot beyond the prompts is read: how many there are differs between strategies, and torch's attention over
+        # a long prompt rounds by how many it reads.
         hidden_BTC = self.model.backbone_states(
-            text.tokens_BS[:, :width], positions_BT, cache=self.cache, num_slots_read=num_slots_read
+            text.tokens_BS[:, :width], positions_BT, cache=self.cache, num_slots_read=width
         )
         last_B = text.position_B - 1
         seen_BTV = self._seen(last_B[:, None])

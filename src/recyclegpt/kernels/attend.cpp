@@ -22,6 +22,7 @@ void attend_all(const Tensor& q, const Tensor& key, const Tensor& value, const T
 
 // q (B, T, H, D) against the slots of key and value (B, G, S, D) up to each query's position (B, T); all contiguous.
 Tensor attend(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& positions) {
+  check_cache(q, key, value), check_positions(positions, key.size(2));
   Tensor y = torch::stable::empty_like(q);
   if (q.scalar_type() == ScalarType::BFloat16) attend_all<BFloat>(q, key, value, positions, y);
   else attend_all<float>(q, key, value, positions, y);

@@ -66,11 +66,11 @@ void rotate_all(
 }
 
 // Queries q (B, T, H, D) of qkv (B, T, H + 2 G, D), rotated; its keys, rotated, and values go into the slots at
-// positions (B, T) of key and value (B, G, S, D). cos and sin are the
-// whole tables, fp32 (positions, D).
+// positions (B, T) of key and value (B, G, S, D). cos and sin are the whole tables, fp32 (positions, D).
 Tensor rotate_store(
     const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, Tensor key, Tensor value) {
   const int64_t B = qkv.size(0), T = qkv.size(1), D = qkv.size(3), H = qkv.size(2) - 2 * key.size(1);
+  check_cache(qkv, key, value), check_positions(positions, std::min(key.size(2), cos.size(0)));
   Tensor q = torch::stable::new_empty(qkv, {B, T, H, D}, qkv.scalar_type());
   if (qkv.scalar_type() == ScalarType::BFloat16) rotate_all<BFloat>(qkv, cos, sin, positions, key, value, q);
   else rotate_all<float>(qkv, cos, sin, positions, key, value, q);

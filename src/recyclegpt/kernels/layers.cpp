@@ -173,6 +173,7 @@ void layers(
     Tensor x, const Tensor& layers, const Tensor& slots, const Tensor& cos, const Tensor& sin, const Tensor& positions,
     const std::optional<Tensor>& norm, int64_t H, int64_t G, int64_t D, int64_t F, int64_t S, double eps, bool bytes) {
   static_assert(sizeof(Layer) == 16 * sizeof(int64_t));
+  check_positions(positions, std::min(S, cos.size(0)));
   const Shape shape = {positions.size(0), positions.size(1), x.size(1), H, G, D, F, S, float(eps)};
   const auto with = [&](auto run) { run(shape, layers, slots, cos, sin, positions, norm, x); };
   if (x.scalar_type() == ScalarType::BFloat16) with(bytes ? run_as<BFloat, uint8_t> : run_as<BFloat, BFloat>);

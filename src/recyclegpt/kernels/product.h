@@ -135,7 +135,7 @@ struct ByteRows {
     const float size = read<float>(&bits);
     const bool finite = bits < 0x7f800000;
     scale[group] = finite ? size / 127.0f : NAN;  // so the result is none either
-    const float inverse = finite && size > 0 ? 127.0f / size : 0.0f;
+    const float inverse = finite && size > 1e-35f ? 127.0f / size : 0.0f;  // of less it would be infinite
     const Ints whole[2] = {to_nearest(finite ? low * inverse : Floats{}), to_nearest(finite ? high * inverse : Floats{})};
     for (int half = 0; half < 2; ++half) {
       const Bytes narrow = __builtin_convertvector(whole[half], Bytes);

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <sched.h>
+#include <stdexcept>
 
 namespace {
 
@@ -17,6 +18,7 @@ constexpr int kSpins = 2000;
 class Team {
   std::vector<std::atomic<int64_t>> claimed;  // items of each phase
   std::atomic<int> size{0}, arrived{0}, barriers{0};
+  std::atomic<bool> failed{false};
 
   static void relax() {
 #if defined(__x86_64__)
@@ -27,10 +29,12 @@ class Team {
   }
 
   template <typename F>
-  static void wait(const F& ready) {
-    for (int spins = 0; !ready(); ++spins)
+  void wait(const F& ready) const {
+    for (int spins = 0; !ready(); ++spins) {
+      if (failed.load()) throw std::runtime_error("another thread of this pass failed");  // it comes to no barrier
       if (spins < kSpins) relax();
       else sched_yield();
+    }
   }
 
  public:
@@ -44,7 +48,12 @@ class Team {
     torch::stable::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
       if (from == 0) size = int((threads + to - 1) / to);
       wait([&] { return size.load() > 0; });
-      work();
+      try {
+        work();
+      } catch (...) {  // out of memory
+        failed = true;
+        throw;
+      }
     });
   }
 

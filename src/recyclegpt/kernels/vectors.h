@@ -127,6 +127,18 @@ inline Floats exponential(Floats x) {  // of x <= 0, to about one unit in the la
 inline int64_t blocks_of(int64_t outputs) { return (outputs + kLanes - 1) / kLanes; }
 inline int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
+// A position outside would be read and written all the same.
+inline void check_positions(const Tensor& positions, int64_t slots) {
+  const int64_t* at = static_cast<const int64_t*>(positions.const_data_ptr());
+  const bool fit = std::all_of(at, at + positions.numel(), [&](int64_t p) { return p >= 0 && p < slots; });
+  STD_TORCH_CHECK(fit, "a position lies outside the KV cache or the rotary tables");
+}
+inline void check_cache(const Tensor& x, const Tensor& key, const Tensor& value) {
+  const bool fit = key.scalar_type() == x.scalar_type() && value.scalar_type() == x.scalar_type() &&
+                   key.size(0) == x.size(0) && value.size(0) == x.size(0);
+  STD_TORCH_CHECK(fit, "the KV cache has another dtype or batch size than the states");
+}
+
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

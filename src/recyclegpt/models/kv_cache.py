@@ -6,6 +6,7 @@ B batch, T new positions, S cache slots, G key/value heads, D head width.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ class KVCache:
         return torch.tensor(
             [[key.data_ptr(), value.data_ptr()] for key, value in zip(self.keys, self.values, strict=True)]
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "addresses"}  # a copy has its own
 
     def set_positions(self, positions_BT: Tensor, num_slots_read: int | None = None) -> Tensor:
         """Set where the next pass writes. Return its mask `(B, 1, T, S)`: a query sees the slots up to its own.

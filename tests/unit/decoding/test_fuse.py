@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from recyclegpt import kernels
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, cpu_layers, fuse
+from recyclegpt.decoding.session import Session
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import KVCache, ModelConfig, RecycleConfig, RecycleGPT, RopeScaling
 
@@ -89,6 +93,59 @@ def test_one_call_for_all_layers_has_the_bits_of_one_call_an_operator(variant: s
     assert "_backbone_stack" in vars(fused)
     fused.in_one_call = False
     assert torch.equal(found, outputs(fused, tokens, 17))
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+def test_a_copy_of_a_used_model_reads_its_own_weights() -> None:
+    """Also a saved one: addresses are good for one model in one process."""
+    fused, tokens = fuse(made(*VARIANTS["plain"])), torch.arange(20)[None]
+    expected = outputs(fused, tokens, 4)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    copies = [copy.deepcopy(fused), torch.load(file, weights_only=False), copy.deepcopy(fused).to("cpu")]
+    for buffer in fused.buffers():
+        buffer.zero_()
+    for one in copies:
+        assert torch.equal(outputs(one, tokens, 4), expected)
+    cache = KVCache(fused.config, 2, 1, 8, torch.float32)
+    its = cache.addresses
+    assert not torch.isin(copy.deepcopy(cache).addresses, its).any()
+    with pytest.raises(TypeError, match="fuse the model in that dtype"):
+        copies[0].bfloat16()
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("in_one_call", [True, False])
+def test_a_cache_that_does_not_fit_is_refused(in_one_call: bool) -> None:
+    fused = fuse(made(*VARIANTS["plain"]))
+    assert isinstance(fused, cpu_layers.KernelGPT)
+    fused.in_one_call = in_one_call
+    tokens, positions = torch.arange(4).view(2, 2), torch.arange(2).expand(2, 2)
+    for batch, dtype in ((2, torch.bfloat16), (1, torch.float32)):
+        with pytest.raises((ValueError, RuntimeError), match="another dtype"):
+            fused.backbone_states(tokens, positions, cache=KVCache(fused.config, 2, batch, 9, dtype))
+    for start in (-1, 8):
+        with pytest.raises(RuntimeError, match="outside the KV cache"):
+            fused.backbone_states(tokens, positions + start, cache=KVCache(fused.config, 2, 2, 9, torch.float32))
+
+
+def test_a_long_prompt_is_read_alike_by_every_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's attention rounds by how many slots it reads, so that number may not depend on what is drafted."""
+    torch.manual_seed(0)
+    model = RecycleGPT(ModelConfig(37, 600, 2, 48, 4, num_kv_heads=2), RecycleConfig(1)).eval()
+    decoder, prompts, read = Decoder.optimised(model), torch.randint(37, (1, 318)).tolist(), []
+    prefill = Session.prefill
+
+    def watched(session: Session, *arguments: Any) -> None:
+        prefill(session, *arguments)
+        read.append(session.cache.keys[-1][:, :, :318].clone())
+
+    monkeypatch.setattr(Session, "prefill", watched)
+    for strategy in (Autoregressive(), Verified(4)):
+        decoder.generate(prompts, strategy, 10)
+    assert torch.equal(*read)
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")

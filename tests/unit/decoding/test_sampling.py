@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from recyclegpt import kernels
 from recyclegpt.decoding import (
     Alternating,
     Autoregressive,
@@ -15,8 +16,9 @@ from recyclegpt.decoding import (
     SamplingConfig,
     Verified,
     processed_probabilities,
+    sampling,
 )
-from recyclegpt.decoding.sampling import exponential_noise
+from recyclegpt.decoding.sampling import _kept_weights, exponential_noise
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 
@@ -122,3 +124,35 @@ def test_every_bad_setting_is_named() -> None:
     with pytest.raises(ConfigError) as error:
         SamplingConfig(temperature=-1, top_k=0, top_p=1.5)
     assert [problem.split(":")[0] for problem in error.value.problems] == ["temperature", "top_k", "top_p"]
+
+
+def test_a_coupled_draw_does_not_depend_on_the_rows_beside_it() -> None:
+    """With two threads torch sums a long row in two parts where it stands alone."""
+    config = SamplingConfig(1.0, top_p=0.9)
+    logits = torch.randn(1, 3, 50257) * 3
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for _ in range(10):
+            together = _kept_weights(logits, config, None)
+            assert torch.equal(_kept_weights(logits[:, :1], config, None), together[:, :1])
+            logits = logits.roll(1, 2) * 1.01
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_noise_of_neighbouring_seeds_and_positions_is_independent() -> None:
+    seeds = [5, 6, 5 + 2**32, 5 + 2**33, 2**62 - 1]
+    sampler = Sampler(SamplingConfig(1.0), [torch.Generator().manual_seed(seed) for seed in seeds])
+    sampler.allocate(1, 4096, torch.device("cpu"))
+    noise = exponential_noise(sampler.keys_at(torch.tensor([0, 1, 2, 1000])), 4096).flatten(0, 1)
+    uniform = 1 - (-noise.double()).exp()
+    assert float((uniform.mean(dim=1) - 0.5).abs().max()) < 5 * (1 / 12 / 4096) ** 0.5
+    between = torch.corrcoef(torch.cat([uniform, uniform.roll(1, 1)])).fill_diagonal_(0)
+    assert float(between.abs().max()) < 5 / 4096**0.5
+
+
+def test_certain_tokens_are_drawn_whatever_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "are_loaded", lambda: False)
+    monkeypatch.setattr(sampling, "_mix", lambda words: torch.full_like(words, 2**32 - 1))
+    assert sampling.exponential_noise(torch.zeros(1, 2, dtype=torch.long), 8).isfinite().all()

@@ -95,6 +95,7 @@ def test_linear_keeps_nan_and_infinity_in_their_row() -> None:
     y = kernels.linear(x, kernels.pack(whole), 20, scale)
     assert not y[[0, 2]].isfinite().any()
     assert y[1].allclose(torch.tensor(8.0))
+    assert kernels.linear(torch.full((1, 8), 1e-39), kernels.pack(whole), 20, scale).abs().max() < 1e-35
 
 
 def test_an_odd_width_is_refused() -> None:
