@@ -100,3 +100,16 @@ def test_messages_of_a_file_are_checked() -> None:
     for bad in (None, [], ["hello"], [{"role": "user"}], [{"role": "user", "content": None}]):
         with pytest.raises(ValueError, match="message"):
             read_messages(bad)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 1 // 0 }}", "{% for i in range(10 ** 9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+)
+def test_a_template_that_fails_is_one_message(tmp_path: Path, template: str) -> None:
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path, template))
+    with pytest.raises(ConfigError, match="the chat template refuses the messages"):
+        render_chat(tokenizer, TALK)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xe9")
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: cannot be read as UTF-8"):
+        TextTokenizer.from_file(tmp_path)
