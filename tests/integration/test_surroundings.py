@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.checkpoints.file import list_checkpoints
+from tests.chat_tokenizer import write_chat_tokenizer
 from tests.small_run import OLDER
 
 Run = Callable[..., int]
@@ -108,3 +109,24 @@ def test_a_line_break_as_it_is_typed_ends_the_text(run: Run, trained: Path, caps
     whole = capsys.readouterr().out
     assert run(*command, *shlex.split(r"""'decoding.stop=["\n"]'""")) == 0
     assert capsys.readouterr().out == whole.partition("\n")[0] + "\n"
+
+
+def test_a_rank_left_behind_is_refused(
+    run: Run, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("train", *small, *QUICK, "hydra.run.dir=run") == 2
+    assert "unset LOCAL_RANK" in capsys.readouterr().err
+
+
+def test_a_chat_saved_with_a_byte_order_mark_is_a_chat(
+    run: Run, tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_chat_tokenizer(tiny_checkpoint())
+    given = json.dumps({"messages": [{"role": "user", "content": "Why?"}]})
+    Path("chat.json").write_text(given, encoding="utf-8-sig")
+    command = ["generate", f"checkpoint={folder}", "decoding.max_new_tokens=8"]
+    assert run(*command, "--chat", "Why?") == 0
+    answer = capsys.readouterr().out
+    assert run(*command, "--prompt-file", "chat.json") == 0
+    assert capsys.readouterr().out == answer

@@ -297,6 +297,8 @@ def test_every_mistake_is_named_in_one_message(run: Run, small: list[str], capsy
         (["trainer.precision=int8"], ["trainer", "bf16-mixed"]),
         (["decoding.num_recycled=9"], ["decoding.num_recycled"]),
         (["scheduler.num_warmup_steps=7"], ["num_warmup_steps"]),
+        (["~callbacks.checkpoint", "+trainer.fast_dev_run=true"], ["callbacks.checkpoint", "debug=smoke"]),
+        (["+trainer.overfit_batches=0.5"], ["trainer.overfit_batches"]),
     ],
 )
 def test_impossible_settings_end_in_one_message(
@@ -332,3 +334,21 @@ def test_overfitting_one_row_makes_decoding_agree(run: Run, tmp_path: Path) -> N
     verified = generate(trained.model, [row[:8]], 50, "verified")
     assert verified.counts.acceptance == 1
     assert verified.counts.num_backbone_passes == 26
+
+
+def test_overfit_takes_every_step_of_the_header(run: Run, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*small, "debug=overfit", "callbacks=no_monitor", "trainer.limit_train_batches=60"]
+    assert run("train", *settings, "hydra.run.dir=one") == 0
+    assert "run     60 steps" in capsys.readouterr().err
+    assert result(Path("one"))["train"]["steps"] == 60
+
+
+def test_early_stopping_on_a_metric_that_is_not_there_names_those_that_are(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}"
+    assert run("train", *small, "callbacks=no_monitor", f"+callbacks.stop={stopping}", "hydra.run.dir=one") == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "val/loss_backbone" in message
+    assert not Path("one/traceback.txt").exists()

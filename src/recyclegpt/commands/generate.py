@@ -107,11 +107,11 @@ def read_prompt(arguments: argparse.Namespace) -> Prompt:
     source = f"--{'chat' if asked else 'prompt'}" if text is not None else "stdin" if path is None else f"{path}"
     try:
         if text is None and path is not None:
-            text = path.expanduser().read_text(encoding="utf-8")
+            text = path.expanduser().read_text(encoding="utf-8-sig")
         elif text is None:
             if sys.stdin.isatty():
                 print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
-            text = sys.stdin.read()
+            text = sys.stdin.read().removeprefix("\ufeff")
         text.encode()  # bytes that are not UTF-8 arrive as halves of surrogate pairs
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{source}: cannot be read as UTF-8 text ({error})") from error

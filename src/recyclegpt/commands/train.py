@@ -102,10 +102,12 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
 
 
 def _as_ours(error: BaseException) -> BaseException:
-    """Signals that our own handlers could not answer, as `Stopped`."""
+    """Signals that our own handlers could not answer, as `Stopped`; a metric that is not there, as a `RunError`."""
     if isinstance(error, SIGTERMException):  # it came in the moment before our own handler was there
         return Stopped("stopped by SIGTERM; resume with the same command and resume=auto", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         # Lightning answers a second Ctrl-C, which stops at once, with sys.exit.
         return Stopped("stopped at once by Ctrl-C; resume with the same command and resume=auto", 128 + signal.SIGINT)
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
+        return RunError(f"callbacks: {error}")
     return error

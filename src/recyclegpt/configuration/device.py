@@ -58,11 +58,20 @@ def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> t
 def unescape(text: str) -> str:
     r"""`\n`, `\t`, `\r`, `\\` and `\uXXXX` as the characters they stand for; other backslashes stay.
 
-    A shell and Hydra hand them over as they were typed.
+    A shell and Hydra hand them over as they were typed. As in JSON, two `\uXXXX` may make one character.
+
+    Raises:
+        ConfigError: half of such a pair stands alone.
     """
     named = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
     escape = re.compile(r"\\(?:([ntr\\])|u([0-9a-fA-F]{4}))")
-    return escape.sub(lambda found: named[found[1]] if found[1] else chr(int(found[2], 16)), text)
+    read = escape.sub(lambda found: named[found[1]] if found[1] else chr(int(found[2], 16)), text)
+    try:
+        return read.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"decoding.stop: {text!r} holds half of a character; give both \\uXXXX of its pair"
+        ) from error
 
 
 def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.dtype]:

@@ -149,6 +149,12 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
     most = trainer.get("max_steps", -1)
     if most is not None and (type(most) is not int or most == 0 or most < -1):
         problems.append(f"trainer.max_steps: {most} is not a positive whole number of optimizer steps")
+    if type(few := trainer.get("overfit_batches", 0)) is not int or few < 0:
+        problems.append(f"trainer.overfit_batches: {few} is not a whole number of batches to repeat; 0 repeats none")
+    if trainer.get("fast_dev_run"):
+        problems.append("trainer.fast_dev_run: its run would look complete; leave it out and use debug=smoke")
+    if OmegaConf.select(cfg, "callbacks.checkpoint") is None:
+        problems.append("callbacks.checkpoint: without it nothing that was learnt would be kept; leave it in")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problems.append(
             f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"

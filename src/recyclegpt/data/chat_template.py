@@ -39,7 +39,7 @@ class ChatTemplate(NamedTuple):
         given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
         try:
             return _compiled(self.source).render(**self.special_tokens, **given)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # a template is a program, and fails in every way that programs do
             raise ConfigError(f"the chat template refuses the messages: {error}") from error
 
     def end_of_answer(self, special: re.Pattern[str]) -> str | None:
@@ -53,7 +53,11 @@ class ChatTemplate(NamedTuple):
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """The template of a tokenizer's folder, from `chat_template.jinja` or `tokenizer_config.json`; None without one."""
+    """The template of a tokenizer's folder, from `chat_template.jinja` or `tokenizer_config.json`; None without one.
+
+    Raises:
+        ConfigError: `chat_template.jinja` is not UTF-8 text.
+    """
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", SPECIAL_FILE):
         try:
@@ -66,7 +70,10 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
         source = named.get("default")
     if (folder / TEMPLATE_FILE).is_file():
-        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        try:
+            source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{folder / TEMPLATE_FILE}: cannot be read as UTF-8 text ({error})") from error
     if not isinstance(source, str):
         return None
     special = {name: value["content"] if isinstance(value, dict) else value for name, value in settings.items()}

@@ -84,17 +84,18 @@ class TextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_skipped = max_skipped
-        self.row_length = self.num_views = self.seed = 0  # by `connect`
+        self.row_length = self.num_views = self.seed = self.overfit_batches = 0  # by `connect`
         self._loader: TrainLoader | None = None
         self._state: State | None = None
 
-    def connect(self, row_length: int, num_views: int = 3, seed: int = 1) -> None:
+    def connect(self, row_length: int, num_views: int = 3, seed: int = 1, overfit_batches: int = 0) -> None:
         """Fit the rows to a model: what the corpus does not decide.
 
         Args:
             row_length: T, positions of a row.
             num_views: N, 2 + the number of unrolled steps of the recyclable module that are trained.
             seed: of the order of the training rows.
+            overfit_batches: train on the first so many batches again and again; 0: on all.
 
         Raises:
             ConfigError: naming every number that cannot work.
@@ -102,6 +103,9 @@ class TextDataModule(LightningDataModule):
         Packing(row_length, num_views)
         if seed < 0:
             raise ConfigError(f"seed: {seed} is negative")
+        if overfit_batches and isinstance(self.source, HFStream):
+            raise ConfigError("trainer.overfit_batches: a stream does not come again; use data=text_files")
+        self.overfit_batches = overfit_batches
         self.row_length, self.num_views, self.seed = row_length, num_views, seed
 
     @cached_property
@@ -156,6 +160,8 @@ class TextDataModule(LightningDataModule):
             "mask_documents": self.mask_documents,
             "seed": self.seed,
         }
+        if self.overfit_batches:
+            settings["overfit_batches"] = self.overfit_batches
         if isinstance(self.source, HFStream):
             settings["num_workers"] = max(1, self.num_workers)  # none and one give the same order
             settings["shuffle_buffer"] = self.source.shuffle_buffer
@@ -205,7 +211,7 @@ class TextDataModule(LightningDataModule):
         rank, world_size = self._rank()
         train, packing = self.corpus.train, self._packing()
         if isinstance(train, TokenShards):
-            return PackedRows(train, packing, self.batch_size, self.seed, rank, world_size)
+            return PackedRows(train, packing, self.batch_size, self.seed, rank, world_size, self.overfit_batches)
         train.val_digests()  # once here, not in every worker
         tokenizer, skipped = self.tokenizer, self.max_skipped
         return StreamRows(train, tokenizer, packing, self.batch_size, self.seed, skipped, rank, world_size)

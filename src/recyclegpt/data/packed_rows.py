@@ -43,14 +43,25 @@ class PackedRows(IterableDataset[Batch]):
     (j*W + r + 1)*B, and worker w out of n makes batches w, w + n, ...: every row is used once a pass, and the order is
     the same for any number of workers. Resuming costs O(1), since the state is the number of the next batch.
 
+    Args:
+        num_batches: repeat the first so many batches for ever; 0: no batch comes again before its pass has ended.
+
     Raises:
         ConfigError: the tokens do not fill one row.
     """
 
     def __init__(
-        self, tokens: Tokens, packing: Packing, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        tokens: Tokens,
+        packing: Packing,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_batches: int = 0,
     ) -> None:
         super().__init__()
+        self._num_batches = num_batches
         self._tokens = tokens
         self._packing = packing
         self._batch_size = batch_size
@@ -84,6 +95,7 @@ class PackedRows(IterableDataset[Batch]):
 
     def rows(self, number: int) -> list[int]:
         """Which rows of the corpus batch `number` of this rank holds."""
+        number = number % self._num_batches if self._num_batches else number
         start = (number * self._world_size + self._rank) * self._batch_size
         places = (divmod(place, self._num_rows) for place in range(start, start + self._batch_size))
         return [int(self._order(turn)[index]) for turn, index in places]

@@ -53,10 +53,11 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings
     """
     wanted, has_template = settings.prompt_special_tokens, tokenizer.chat is not None
     as_tokens = wanted == "tokens" or (wanted == "auto" and has_template)
-    rows, spelt, num_spelling = [], set(), 0
+    rows, spelt, num_spelling, num_answered = [], set(), 0, 0
     for number, prompt in enumerate(prompts, start=1):
         if prompt.messages is not None and (has_template or prompt.text is None):
             answered = prompt.messages[-1].get("role") == "assistant"
+            num_answered += answered
             try:
                 rows.append(render_chat(tokenizer, prompt.messages[: -1 if answered else None], True))
             except ConfigError as error:
@@ -67,6 +68,10 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings
             num_spelling += bool(found)
             spelt |= found
             rows.append(tokenizer.encode_prompt(text, special_tokens=as_tokens))
+    if num_answered:
+        log.warning(
+            "%d of %d chats end with an answer, which is left out: the model writes its own", num_answered, len(prompts)
+        )
     if spelt:
         read, other = ("tokens", "characters") if as_tokens else ("characters", "tokens")
         log.warning(
@@ -77,7 +82,7 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings
 
 
 def chat_in(text: str) -> list[dict[str, Any]] | None:
-    """The messages of a text that is one JSON object `{"messages": [...]}`; None if it is any other text.
+    """The messages of a text that is one JSON object `{"messages": [...]}` or their list; None if it is any other text.
 
     Raises:
         ValueError: the messages are faulty, or lines with more of them follow.
@@ -86,6 +91,8 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
         first, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return None
+    if isinstance(first, list) and first and all(isinstance(one, dict) and "role" in one for one in first):
+        first = {"messages": first}
     if not isinstance(first, dict) or "messages" not in first:
         return None
     if text.lstrip()[end:].strip():

@@ -58,9 +58,16 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     if precision == "auto":
         precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
+    _check_alone(cfg)
     plugins += _cluster()
     trainer: Trainer = build(
-        cfg.trainer, "trainer", callbacks=callbacks, logger=logger, precision=precision, plugins=plugins
+        cfg.trainer,
+        "trainer",
+        overfit_batches=0,
+        callbacks=callbacks,
+        logger=logger,
+        precision=precision,
+        plugins=plugins,
     )
     return trainer
 
@@ -81,6 +88,18 @@ def _cluster() -> list[ClusterEnvironment]:
         return [SLURMEnvironment(auto_requeue=False)]  # CheckpointEverySteps requeues the job
     except RuntimeError as error:
         raise ConfigError(f"trainer: srun's variables do not fit ({error}); or start without srun") from error
+
+
+def _check_alone(cfg: DictConfig) -> None:
+    """Raises ConfigError where a run on one device is told by its environment that it is not the first process."""
+    if cfg.trainer.devices not in (1, "1", [0]) or cfg.trainer.get("num_nodes", 1) != 1:
+        return
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    if told := [f"{name}={os.environ[name]}" for name in names if os.environ.get(name, "0") != "0"]:
+        raise ConfigError(
+            f"trainer.devices: 1, but {', '.join(told)} says that this is one of several processes; "
+            f"unset {' '.join(one.split('=')[0] for one in told)}, or ask for more devices"
+        )
 
 
 def trains_on(cfg: DictConfig) -> torch.device:

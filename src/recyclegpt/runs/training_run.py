@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from torch.optim import Optimizer
@@ -67,7 +67,8 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     parts = build_parts(cfg)
     plain = to_plain(cfg)
     datamodule: TextDataModule = parts["data"]
-    datamodule.connect(cfg.model.context_length, num_views=2 + cfg.loss.num_unrolled, seed=cfg.seed)
+    few = cfg.trainer.get("overfit_batches", 0)
+    datamodule.connect(cfg.model.context_length, 2 + cfg.loss.num_unrolled, cfg.seed, overfit_batches=few)
     datamodule.prepare()
     seed_everything(cfg.seed, workers=True, verbose=False)
     built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
@@ -147,7 +148,11 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     )
     planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
     memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
-    clocks = [f"trainer.max_time={cfg.trainer.max_time}"] if cfg.trainer.get("max_time") else []
+    clocks = (
+        [f"trainer.max_time={cfg.trainer.max_time}"]
+        if cfg.trainer.get("max_time")
+        else [Timer.__name__ for _ in _callbacks(trainer, Timer)]
+    )
     clocks += [EarlyStopping.__name__ for _ in _callbacks(trainer, EarlyStopping)]
     until = f" (fewer where {' or '.join(clocks)} ends the run; the schedules count on all)" if clocks else ""
     places = [cfg.data[key] for key in ("paths", "name", "path", "root") if cfg.data.get(key)]

@@ -75,3 +75,6 @@ def test_escapes_in_stop_strings_are_what_everyone_means_by_them() -> None:
     assert unescape(r"\n\n") == "\n\n"
     assert unescape(r"\tx\\n\u00e4") == "\tx\\nä"
     assert unescape(r"\d \ ") == r"\d \ "
+    assert unescape(r"\ud83d\ude00") == "\N{GRINNING FACE}"
+    with pytest.raises(ConfigError, match="half of a character"):
+        unescape(r"a\ud83d")

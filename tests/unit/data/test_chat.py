@@ -119,3 +119,16 @@ def test_conversations_in_a_corpus_become_documents(tmp_path: Path, caplog: pyte
     assert val.read(0, val.num_tokens).tolist() == [*own.encode("a document <s>"), own.eos_id]
     assert "1 documents spell a special token (<s> in the first)" in caplog.text
     assert "'messages' is a list, but not of messages" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 1 // 0 }}", "{% for i in range(10 ** 9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+)
+def test_a_template_that_fails_is_one_message(tmp_path: Path, template: str) -> None:
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path, template))
+    with pytest.raises(ConfigError, match="the chat template refuses the messages"):
+        render_chat(tokenizer, TALK)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xe9")
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: cannot be read as UTF-8"):
+        TextTokenizer.from_file(tmp_path)

@@ -140,3 +140,10 @@ def test_a_mistake_found_by_a_worker_arrives_as_it_is(num_workers: int) -> None:
         next(batches)
     assert caught.value.problems == ["corpus/a.txt:3: byte 0xff is not UTF-8", "corpus/b.txt: cannot be read"]
     loader.close()
+
+
+def test_the_first_batches_repeat_on_request() -> None:
+    few = PackedRows(TOKENS, PACKING, 3, 5, num_batches=2)
+    numbers = [row_numbers(batch) for batch in itertools.islice(few, 5)]
+    first, second = (row_numbers(batch) for batch in itertools.islice(stream(), 2))
+    assert numbers == [first, second, first, second, first]

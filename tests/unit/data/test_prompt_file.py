@@ -94,3 +94,17 @@ def test_a_chat_is_told_from_other_texts() -> None:
     for bad in (f"{chat}\n{chat}", '{"messages": "Why?"}'):
         with pytest.raises(ValueError, match=r"first chat|are not"):
             chat_in(bad)
+
+
+def test_a_list_of_messages_is_a_chat_and_an_answer_left_out_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert chat_in(json.dumps(QUESTION)) == QUESTION
+    assert chat_in("[1, 2]") is None
+    tokenizer = TextTokenizer.from_file(write_chat_tokenizer(tmp_path))
+    answered = [*QUESTION, {"role": "assistant", "content": "Because"}]
+    prompts = [Prompt(None, QUESTION), Prompt(None, answered)]
+    with caplog.at_level(logging.WARNING, "recyclegpt"):
+        one, other = encode_prompts(tokenizer, prompts, PromptSettings("auto"))
+    assert one == other
+    assert "1 of 2 chats end with an answer, which is left out" in caplog.text
