@@ -95,12 +95,20 @@ class Decoder:
         generators: Sequence[torch.Generator] | None = None,
         stop_strings: StopStrings | None = None,
     ) -> Generation:
-        """Decode until every row has ended (`stream`). Row b draws with `generators[b]`, or one seeded `seed + b`."""
+        """Decode until every row has ended (`stream`). Row b draws with `generators[b]`, or one seeded `seed + b`.
+
+        Coupled sampling looks at a generator's seed alone, so calling again with the same ones draws the same.
+
+        Raises:
+            ConfigError: as `stream`, or there are more or fewer generators than prompts.
+        """
         sampling, counts = sampling or SamplingConfig(), Counts()
         if generators is None:
             sampler = Sampler.seeded(sampling, len(prompts), seed, self.model.device)
-        else:
+        elif len(generators) == len(prompts):
             sampler = Sampler(sampling, generators)
+        else:
+            raise ConfigError(f"generators: {len(generators)} for {len(prompts)} prompts")
         tracker = self._track(prompts, strategy, max_new_tokens, counts, stop_tokens, stop_strings)
         tokens: list[list[int]] = [[] for _ in prompts]
         drafted: list[list[bool]] = [[] for _ in prompts]

@@ -156,3 +156,8 @@ def test_certain_tokens_are_drawn_whatever_the_noise(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "are_loaded", lambda: False)
     monkeypatch.setattr(sampling, "_mix", lambda words: torch.full_like(words, 2**32 - 1))
     assert sampling.exponential_noise(torch.zeros(1, 2, dtype=torch.long), 8).isfinite().all()
+
+
+def test_one_generator_does_not_serve_two_rows() -> None:
+    with pytest.raises(ConfigError, match="generators: 1 for 2 prompts"):
+        Decoder(random_model(0)).generate([[1], [2]], Autoregressive(), 3, generators=[torch.Generator()])
