@@ -69,7 +69,7 @@ class GridSettings(BenchConfig):
         ]
         for name, num_recycled, drafter in itertools.product(self.strategies, self.num_recycled, self.drafters):
             with problems.under():
-                make_strategy(name, num_recycled, drafter=drafter)
+                make_strategy(name, num_recycled, drafter="module" if name == "alternating" else drafter)
         for one, many in (("strategy:", "strategies:"), ("drafter:", "drafters:")):
             problems.found = [re.sub(f"^{one}", many, problem) for problem in dict.fromkeys(problems.found)]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many

@@ -52,7 +52,7 @@ class Strategy:
     num_recycled: int = 1
     """Tokens m drafted after each backbone pass."""
     confidence_threshold: float = 0.0
-    """Draft only while the largest probability of the module's distribution is above this: 0 always, 1 never."""
+    """Let the module draft only while the largest probability of its distribution is above this: 0 always, 1 never."""
     drafter: str = "module"
     """What drafts: `module`, `ngram` (lookup in prompt and text), or `ngram+module` (lookup first)."""
     name: ClassVar[str]
@@ -70,6 +70,8 @@ class Strategy:
             )
         if self.drafter not in DRAFTERS:
             problems.append(f"drafter: {self.drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
+        elif self.drafter != "module" and not self.lossless:
+            problems.append(f"drafter: {self.drafter} guesses, and {self.name} decoding checks nothing; use verified")
         if problems:
             raise ConfigError(problems)
 

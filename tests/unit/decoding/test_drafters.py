@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Verified
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified
 from recyclegpt.decoding.drafters.ngram import look_up
 from recyclegpt.decoding.strategies import DRAFTERS
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -77,3 +77,5 @@ def test_lookup_needs_no_module_and_saves_passes_where_text_repeats() -> None:
         decoder.generate([[1, 2]], Verified(4), 60)
     with pytest.raises(ConfigError, match="drafter: 'bigram' is unknown; choose from module, ngram"):
         Verified(1, drafter="bigram")
+    with pytest.raises(ConfigError, match="alternating decoding checks nothing"):
+        Alternating(1, drafter="ngram")
