@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recyclegpt import generate
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.errors import Stopped
 from tests.small_run import EVERY_STEP, KEEP_ALL
 
 Run = Callable[..., int]
@@ -352,3 +353,15 @@ def test_early_stopping_on_a_metric_that_is_not_there_names_those_that_are(
     assert "Traceback" not in message
     assert "val/loss_backbone" in message
     assert not Path("one/traceback.txt").exists()
+
+
+def test_a_stopped_sweep_names_the_tag_that_finds_it_again(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped("stopped; the same command with resume=auto continues it", 143)
+
+    monkeypatch.setattr("recyclegpt.commands.train.fit", stop)
+    assert run("train", "-m", *small, "seed=1", "sweep.name=x", "callbacks=no_monitor") == 143
+    (tag,) = Path("outputs/sweeps/x").iterdir()
+    assert f"with sweep.tag={tag.name} resume=auto continues" in capsys.readouterr().err

@@ -89,6 +89,9 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         if isinstance(error, ConfigError) and not started:
             raise
         said = _as_ours(error)
+        if isinstance(said, Stopped) and in_multirun():  # its folder is named by the time, unless the tag is given
+            how = f"sweep.tag={cfg.sweep.tag} resume=auto"
+            said = Stopped(said.message.replace("resume=auto", how), int(said.code or 0))
         try:
             if not isinstance(said, ConfigError | RunError | Stopped):
                 (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
