@@ -133,7 +133,7 @@ def build_tokenizer(
 def build_shards(source: Source, fingerprint: str, tokenizer: TextTokenizer, cache_dir: Path, max_skipped: int) -> Path:
     """The cached token shards of a finite corpus; written if absent, and again if damaged."""
     chat = [] if tokenizer.chat is None else [tokenizer.chat.source]
-    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 2', fingerprint, tokenizer.fingerprint, *chat)}"
+    folder = cache_dir / "tokens" / f"{source.kind}-{_key('shards 3', fingerprint, tokenizer.fingerprint, *chat)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists():

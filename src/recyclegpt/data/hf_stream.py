@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from recyclegpt.data.readers import parse_json, row_record
@@ -53,6 +54,11 @@ class HFStream:
             problems.append(
                 f"data.val_split: {self.val_split!r} is the training split too; null takes its first documents"
             )
+        local = Path(self.name)
+        if local.is_file() or any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            problems.append(
+                f"data.name: {self.name} is not streamed; read it: data=text_files 'data.paths=[{self.name}]'"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -98,8 +104,8 @@ class HFStream:
         from datasets.utils.file_utils import xopen
 
         builder = datasets.load_dataset_builder(self.name, self.config, **files)
-        kind, found = type(builder).__name__, (builder.config.data_files or {}).get(wanted)
-        if kind == "Json" and found:
+        kinds, found = {one.__name__ for one in type(builder).__mro__}, (builder.config.data_files or {}).get(wanted)
+        if "Json" in kinds and found:
             with xopen(found[0], "rb") as first:
                 is_array = first.read(64).lstrip().startswith(b"[")
             if not is_array:  # read line by line, so that a bad one costs only itself; Latin-1 keeps every byte
@@ -107,10 +113,13 @@ class HFStream:
                 lines = {"data_files": {wanted: list(found)}, "encoding": "latin-1"}
                 return datasets.load_dataset("text", split=wanted, streaming=True, **lines)
         dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
-        one_column: dict[str, dict[str, Any]]
-        one_column = {"Parquet": {"columns": [self.field]}, "Csv": {"usecols": [self.field], "on_bad_lines": "warn"}}
-        if kind in one_column and self.field in (dataset.column_names or (self.field,)):
-            files |= one_column[kind]
+        options: dict[str, Any] = {}
+        if "Parquet" in kinds and self.field in (dataset.column_names or (self.field,)):
+            options = {"columns": [self.field]}
+        elif "Csv" in kinds:  # with `usecols`, pandas cuts rows with too many cells in silence
+            options = {"on_bad_lines": "warn"}
+        if options:
+            files |= options
             dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
         return dataset
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import gzip
@@ -18,11 +19,13 @@ import pyarrow.parquet as pq
 
 from recyclegpt.data.source import EMPTY, Record, Split
 
-ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq", ".arrow"}
+ROWS = {".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq", ".arrow"}
 """Names of files that hold one document a row."""
 PACKED = {".gz", ".zst"}
 """Compressed files that are read as what the name before says."""
 MESSAGES = "messages"
+_TABLES = {".parquet", ".pq", ".arrow"}
+_NOT_JSON = "not JSON ({}); is the line cut off?"
 _PIECE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _FAILURES = (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException)
@@ -76,9 +79,7 @@ def _pieces(file: Path, split: Split | None, val_fraction: float) -> Iterator[Re
                 continue
             try:
                 if b"\0" in line:
-                    is_wide = line[:2] in (b"\xff\xfe", b"\xfe\xff")
-                    why = "UTF-16; convert it: iconv -f utf-16 -t utf-8" if is_wide else "not a text file"
-                    yield Record("", f"{file}:{number}: a NUL byte, so {why}; left out from this line on")
+                    yield Record("", f"{file}:{number}: a NUL byte, so not a text file; left out from this line on")
                     break
                 good.append(line.removeprefix(_BOM if number == 1 else b"").decode())
             except UnicodeDecodeError as error:
@@ -97,10 +98,10 @@ def read_rows(file: Path, field: str) -> Iterator[Record]:
 
     Blank JSON lines are ignored; a row that cannot be read is named.
     """
-    num_rows, readers = 0, {".json": _json, ".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines}
-    read = readers.get(suffix_of(file))
+    num_rows, readers = 0, {".json": _json, ".csv": _csv, ".tsv": _csv}
+    read = readers.get(suffix_of(file), _table if suffix_of(file) in _TABLES else _json_lines)
     try:
-        for where, row in read(file) if read else _table(file, field):
+        for where, row in read(file, field):
             num_rows += 1
             yield row_record(row, field, f"{file}{where}")
         if num_rows == 0:
@@ -109,47 +110,71 @@ def read_rows(file: Path, field: str) -> Iterator[Record]:
         yield Record("", f"{file}: after row {num_rows}: {_reason(error)}")
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+def _json_lines(file: Path, _: str) -> Iterator[tuple[str, Any]]:
     with _open(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f":{number}", parse_json(line.removeprefix(_BOM if number == 1 else b""))
 
 
-def _json(file: Path) -> Iterator[tuple[str, Any]]:
+def _json(file: Path, field: str) -> Iterator[tuple[str, Any]]:
     """The items of an array, one object, or lines."""
     with _open(file) as opened:
-        whole = parse_json(opened.read().removeprefix(_BOM))
-    if isinstance(whole, ValueError):
-        yield from _json_lines(file)
+        content = opened.read().removeprefix(_BOM)
+    whole = parse_json(content)
+    if isinstance(whole, ValueError) and not content.lstrip().startswith(b"["):
+        yield from _json_lines(file, field)
     elif isinstance(whole, list):
         yield from ((f": item {number}", row) for number, row in enumerate(whole, start=1))
     else:
         yield "", whole
 
 
-def _csv(file: Path) -> Iterator[tuple[str, Any]]:
+def _csv(file: Path, _: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(1 << 30)
     with _open(file) as opened:
         lines = io.TextIOWrapper(opened, "utf-8-sig", "surrogateescape", newline="")
         header = lines.readline()
         of_csv = max(",;\t|", key=header.count)
         names = next(csv.reader([header], delimiter=of_csv), [])
-        rows = csv.DictReader(lines, names, delimiter="\t" if suffix_of(file) == ".tsv" else of_csv)
-        for row in rows:
-            yield f":{rows.line_num + 1}", row
+        delimiter = "\t" if suffix_of(file) == ".tsv" else of_csv
+        rows = csv.DictReader(lines, names, delimiter=delimiter, strict=True)
+        while True:
+            start = rows.line_num + 2
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:  # a quote that is not closed takes all lines that follow
+                end = rows.reader.line_num + 1
+                yield f":{start}", ValueError(f"double quotes that do not fit ({error}); left out up to line {end}")
+                rows.line_num = rows.reader.line_num
+                continue
+            if any(row.pop(None, ())):
+                why = f"more cells than columns; put texts with {delimiter!r} in double quotes"
+                yield f":{rows.line_num + 1}", ValueError(why)
+            else:
+                yield f":{rows.line_num + 1}", row
 
 
 def _table(file: Path, field: str) -> Iterator[tuple[str, Any]]:
     with _open(file) as opened:
         is_arrow = suffix_of(file) == ".arrow"
-        table = pa.ipc.open_stream(opened) if is_arrow else pq.ParquetFile(pa.PythonFile(opened))
+        if file.suffix.lower() in PACKED:
+            opened = cast(BinaryIO, io.BytesIO(opened.read()))  # tables are read from their end
+        is_file = opened.read(6) == b"ARROW1"  # `datasets` writes streams
+        opened.seek(0)
+        opener = pa.ipc.open_file if is_file else pa.ipc.open_stream
+        table = opener(opened) if is_arrow else pq.ParquetFile(opened)
         names = (table.schema if is_arrow else table.schema_arrow).names
         wanted = field if field in names else MESSAGES
         if wanted not in names:
             yield "", dict.fromkeys(names)
             return
-        batches = table if is_arrow else table.iter_batches(batch_size=1024, columns=[wanted])
+        if is_arrow:
+            batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
+        else:
+            batches = table.iter_batches(batch_size=1024, columns=[wanted])
         for number, value in enumerate((value for batch in batches for value in batch.column(wanted)), start=1):
             try:
                 yield f": row {number}", {wanted: value.as_py()}
@@ -162,9 +187,9 @@ def parse_json(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except ValueError as error:
-        return error
+        return error if isinstance(error, UnicodeDecodeError) else ValueError(_NOT_JSON.format(error))
     except RecursionError:
-        return ValueError("nested too deeply")
+        return ValueError(_NOT_JSON.format("nested too deeply"))
 
 
 def row_record(row: Any, field: str, where: str) -> Record:
@@ -172,7 +197,7 @@ def row_record(row: Any, field: str, where: str) -> Record:
     if isinstance(row, UnicodeDecodeError):
         return Record("", f"{where}: {_bad_bytes(row)}")
     if isinstance(row, ValueError):
-        return Record("", f"{where}: not JSON ({row}); is the line cut off?")
+        return Record("", f"{where}: {row}")
     if isinstance(row, str):
         return text_record(row, field, where)
     if not isinstance(row, Mapping):
@@ -186,6 +211,10 @@ def row_record(row: Any, field: str, where: str) -> Record:
 
 def text_record(value: object, field: str, where: str) -> Record:
     """A document that was found in the column `field` of a row: a text, or a conversation."""
+    if field == MESSAGES and isinstance(value, str) and value:  # as tables without lists hold them
+        value = parse_json(value.encode(errors="replace"))
+        if not isinstance(value, list):
+            return Record("", f"{where}: {field!r} is text, but not a list of messages in JSON")
     if isinstance(value, list) and value:
         if not all(isinstance(one, dict) and "role" in one and "content" in one for one in value):
             return Record("", f"{where}: {field!r} is a list, but not of messages with 'role' and 'content'")
@@ -217,10 +246,15 @@ def _open(file: Path) -> BinaryIO:
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
     if file.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(file))
-    if file.suffix.lower() == ".zst":
-        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(file), compression="zstd")))
-    return file.open("rb")
+        opened = cast(Any, gzip.GzipFile(file))
+    elif file.suffix.lower() == ".zst":
+        opened = io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
+    else:
+        opened = file.open("rb")
+    if opened.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        opened.close()
+        raise OSError(errno.EINVAL, "UTF-16; convert it: iconv -f utf-16 -t utf-8")
+    return cast(BinaryIO, opened)
 
 
 def _size(file: Path) -> int:

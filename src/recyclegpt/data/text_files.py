@@ -34,7 +34,7 @@ _STRUCTURED = {  # no reader here; plain text only on request
 # fmt: on
 _TABLE_NOTES = {"dataset_dict.json", "dataset_info.json", "state.json"}
 """Next to the rows in a folder of `datasets`' `save_to_disk`."""
-_ROWS_SINCE_2 = {".json", ".csv", ".tsv", ".arrow"}
+_ROWS_SINCE_3 = {".json", ".jsonlines", ".csv", ".tsv", ".arrow"}
 _MANY_FILES = 20
 _log = logging.getLogger(__name__)
 
@@ -98,9 +98,9 @@ class TextFiles:
                     content = sha256_of(file) if file.is_file() else "no regular file"
                 except OSError:
                     content = "unreadable"
-                # Caches hold what version 1 read as plain text, or not at all.
-                is_new = file.suffix.lower() in PACKED or suffix_of(file) in _ROWS_SINCE_2
-                digest.update(json.dumps([role, file.name, content, *([2] if is_new else [])]).encode())
+                # Caches hold what earlier versions read as plain text, in part, or not at all.
+                is_new = file.suffix.lower() in PACKED or suffix_of(file) in _ROWS_SINCE_3
+                digest.update(json.dumps([role, file.name, content, *([3] if is_new else [])]).encode())
         return digest.hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
@@ -139,14 +139,18 @@ def _holds_rows(file: Path) -> bool:
 
 def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str], problems: list[str]) -> list[Path]:
     """Every file that `paths` names, sorted, once each; adds to `left_out` by kind, and to `problems`."""
-    paths = [paths] if isinstance(paths, str) else paths
+    paths = paths if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
     if not paths:
         problems.append(f"{key}: empty; name at least one file, folder or pattern")
     found: dict[Path, Path] = {}
     for given in paths:
+        if not isinstance(given, str):
+            problems.append(f"{key}: {given!r} is no text; put it in double quotes inside the list")
+            continue
         path = Path(given).expanduser()
         is_file = path.exists() and not path.is_dir()
-        files = [path] if is_file else _files_in(path)
+        # `datasets` leaves caches next to a saved dataset: its rows again, and indices.
+        files = [path] if is_file else [one for one in _files_in(path) if not one.match("cache-*.arrow")]
         texts = [file for file in files if is_file or suffix_of(file) not in _NOT_TEXT]
         left_out.update(suffix_of(file) for file in files if not is_file and suffix_of(file) in _NOT_TEXT)
         if not texts:
@@ -157,7 +161,7 @@ def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str],
             known = found.get(file.resolve())
             if known is None or (bool(file.suffix), known.name) > (bool(known.suffix), file.name):
                 found[file.resolve()] = file.parent.resolve() / file.name
-    refused = sorted(file for file in found.values() if suffix_of(file) in _STRUCTURED and not as_text)
+    refused = sorted(file for file in found.values() if suffix_of(file) in _STRUCTURED | _NOT_TEXT and not as_text)
     if refused:
         names = ", ".join(str(file) for file in refused[:3]) + (" ..." if len(refused) > 3 else "")
         problems.append(

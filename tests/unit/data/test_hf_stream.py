@@ -172,3 +172,23 @@ def test_a_worker_without_documents_says_so(folder: Path) -> None:
     (folder / "train-0.jsonl").write_text('{"text": "only one"}\n')
     with pytest.raises(ConfigError, match="part 2 of 2"):
         next(iter(rows(folder, rank=1, world_size=2)))
+
+
+def test_bad_rows_of_a_folder_cost_only_themselves(tmp_path: Path) -> None:
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines/train.jsonl").write_text('{"text": "a"}\n{bad\n{"text": "b"}\n')
+    records = list(HFStream(str(tmp_path / "lines"), num_val_documents=1).records("train"))
+    assert [record.text for record in records] == ["", "b"]
+    assert "document 2: not JSON" in (records[0].problem or "")
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells/train.csv").write_text("id,text\n0,a\n1,b, cut\n2,c\n")
+    with pytest.warns(Warning, match="Skipping line 3"):
+        assert read(DocumentReader(HFStream(str(tmp_path / "cells"), num_val_documents=9), "val")) == ["a", "c"]
+
+
+def test_files_and_saved_datasets_are_told_where_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "state.json").write_text("{}")
+    for name in (tmp_path / "a.jsonl", tmp_path):
+        with pytest.raises(ConfigError, match=r"data=text_files 'data\.paths="):
+            HFStream(str(name))

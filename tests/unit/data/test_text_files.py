@@ -282,3 +282,66 @@ def test_the_reason_is_never_lost(tmp_path: Path) -> None:
         wrong = r"a.jsonl:1: no field 'text' among \['body'\]; set data.field \(and \d+ more"
         assert re.search(wrong, str(caught.value))
         assert "only a tokenizer with a chat template" in str(caught.value)
+
+
+def test_rows_of_csv_that_do_not_fit_are_named_and_never_cut(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('id,text\n1,Hello, world\n2,fits,\n3,"no" quote\n4,good\n5,"never\nclosed\n6,lost\n')
+    wide, quote, unclosed = problems(readers.read_rows(file, "text"))
+    assert wide == f"{file}:2: more cells than columns; put texts with ',' in double quotes"
+    assert quote.startswith(f"{file}:4: double quotes that do not fit (',' expected")
+    assert unclosed == f"{file}:6: double quotes that do not fit (unexpected end of data); left out up to line 8"
+    assert [record.text for record in readers.read_rows(file, "text") if not record.problem] == ["fits", "good"]
+
+
+def test_messages_written_as_json_in_a_text_column_are_a_conversation(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "hi"}]
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([["messages"], [json.dumps(talk)], [str(talk)]])
+    good, bad = readers.read_rows(file, "text")
+    assert good.messages == talk
+    assert bad.problem == f"{file}:3: 'messages' is text, but not a list of messages in JSON"
+
+
+def test_tables_are_read_packed_and_in_both_arrow_formats_without_caches(tmp_path: Path) -> None:
+    rows = pa.table({"text": ["a", "b", "c"]})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), rows.schema) as writer:
+        writer.write_table(rows)
+    pq.write_table(rows, tmp_path / "b.parquet")
+    packed = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "c.parquet.gz").write_bytes(gzip.compress(packed))
+    with pa.output_stream(str(tmp_path / "d.parquet.zst"), compression="zstd") as opened:
+        opened.write(packed)
+    for file in tmp_path.iterdir():
+        assert [record.text for record in readers.read_rows(file, "text")] == ["a", "b", "c"], file
+    saved = tmp_path / "saved"
+    datasets.Dataset(rows).save_to_disk(str(saved))
+    again = datasets.load_from_disk(str(saved))
+    again.map(lambda row: {"text": row["text"].upper()})
+    again.filter(lambda row: row["text"] != "a")
+    assert len(list(saved.glob("cache-*.arrow"))) == 2
+    assert [file.name for file in TextFiles([str(saved)]).files] == ["data-00000-of-00001.arrow"]
+
+
+def test_the_reason_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    lines = '[\n{"text": "a"},\n{"text": "b"}\n'
+    wide = "UTF-16; convert it: iconv -f utf-16 -t utf-8"
+    for name, content, why in (
+        ("cut.json", lines.encode(), "not JSON (Expecting ',' delimiter"),
+        ("latin.json", (lines[:-2] + ',"x": "\xe4"}]').encode("latin1"), f"byte 0xe4 is not UTF-8; {LATIN}"),
+        ("a.csv", "text\nx\n".encode("utf-16"), wide),
+        ("a.jsonlines", '{"text": "x"}\n'.encode("utf-16"), wide),
+    ):
+        (tmp_path / name).write_bytes(content)
+        (found,) = problems(readers.read_rows(tmp_path / name, "text"))
+        assert why in found
+
+
+def test_named_files_without_text_and_names_that_are_numbers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("%PDF-1.4")
+    with pytest.raises(ConfigError, match=r"1 files have no reader .*a\.pdf.*data\.as_text=true"):
+        TextFiles([str(tmp_path / "a.pdf")])
+    for paths in ([2024], 2024, [None]):
+        with pytest.raises(ConfigError, match=r"is no text; put it in double quotes"):
+            TextFiles(paths)  # type: ignore[arg-type]
