@@ -112,9 +112,10 @@ def read_rows(file: Path, field: str) -> Iterator[Record]:
 
 def _json_lines(file: Path, _: str) -> Iterator[tuple[str, Any]]:
     with _open(file) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, with_mark in enumerate(lines, start=1):
+            line = with_mark.removeprefix(_BOM if number == 1 else b"")
             if line.strip():
-                yield f":{number}", parse_json(line.removeprefix(_BOM if number == 1 else b""))
+                yield f":{number}", parse_json(line)
 
 
 def _json(file: Path, field: str) -> Iterator[tuple[str, Any]]:
