@@ -95,7 +95,7 @@ class TextDataModule(LightningDataModule):
             row_length: T, positions of a row.
             num_views: N, 2 + the number of unrolled steps of the recyclable module that are trained.
             seed: of the order of the training rows.
-            overfit_batches: train on the first so many batches again and again; 0: on all.
+            overfit_batches: train on the first n batches again and again; 0: on all.
 
         Raises:
             ConfigError: naming every number that cannot work.

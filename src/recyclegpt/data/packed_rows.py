@@ -44,7 +44,7 @@ class PackedRows(IterableDataset[Batch]):
     the same for any number of workers. Resuming costs O(1), since the state is the number of the next batch.
 
     Args:
-        num_batches: repeat the first so many batches for ever; 0: no batch comes again before its pass has ended.
+        num_batches: repeat the first n batches for ever; 0: no batch comes again before its pass has ended.
 
     Raises:
         ConfigError: the tokens do not fill one row.

@@ -91,7 +91,7 @@ def _cluster() -> list[ClusterEnvironment]:
 
 
 def _check_alone(cfg: DictConfig) -> None:
-    """Raises ConfigError where a run on one device is told by its environment that it is not the first process."""
+    """Raises ConfigError where the environment says that a run on one device is not the first process."""
     if cfg.trainer.devices not in (1, "1", [0]) or cfg.trainer.get("num_nodes", 1) != 1:
         return
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
