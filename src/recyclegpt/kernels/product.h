@@ -97,12 +97,12 @@ void tile(const W* w, const typename P::X* x, const Target<Y>& target, int64_t r
       if (o + r * kLanes < target.O) target.put(row + n, o + r * kLanes, P::value(sum[r][n]));
 }
 
-// The same for all rows that are left, N at a time, then fewer.
-template <typename P, typename W, typename Y, int R, int N>
-void tiles(const W* w, const typename P::X* x, const Target<Y>& target, int64_t row, int64_t n, int64_t o, int64_t I) {
-  for (; n - row >= N; row += N) tile<P, W, Y, R, N>(w, x, target, row, o, I);
+// Calls part(N, row) for all rows: kTokens at a time, then once for those that are left.
+template <int N = kTokens, typename F>
+void in_tiles(int64_t row, int64_t n, const F& part) {
+  for (; n - row >= N; row += N) part(std::integral_constant<int, N>(), row);
   if constexpr (N > 1)
-    if (row < n) tiles<P, W, Y, R, N - 1>(w, x, target, row, n, o, I);
+    if (row < n) in_tiles<N - 1>(row, n, part);
 }
 
 constexpr int64_t kGroup = 32;  // inputs of a row that share a scale
@@ -156,7 +156,7 @@ inline Ints dot(Ints sum, const uint8_t* w, const int8_t* x) {
 #endif
 }
 
-// As `tile` and `tiles`: sums in whole numbers within a group, in fp32 over the groups, in one order for any N.
+// As `tile`: sums in whole numbers within a group, in fp32 over the groups, in one order for any N.
 template <typename Y, int R, int N>
 void byte_tile(const uint8_t* w, const ByteRows& x, const Target<Y>& target, int64_t row, int64_t o) {
   Floats sum[R][N] = {};
@@ -177,13 +177,6 @@ void byte_tile(const uint8_t* w, const ByteRows& x, const Target<Y>& target, int
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n)
       if (o + r * kLanes < target.O) target.put(row + n, o + r * kLanes, sum[r][n]);
-}
-
-template <typename Y, int R, int N>
-void byte_tiles(const uint8_t* w, const ByteRows& x, const Target<Y>& target, int64_t row, int64_t n, int64_t o) {
-  for (; n - row >= N; row += N) byte_tile<Y, R, N>(w, x, target, row, o);
-  if constexpr (N > 1)
-    if (row < n) byte_tiles<Y, R, N - 1>(w, x, target, row, n, o);
 }
 
 // n rows of x, made ready for weights W, and their products with blocks b to b + R of 16 outputs.
@@ -210,7 +203,9 @@ class Rows {
   }
   template <int R>
   void times(const W* w, int64_t b, const Target<E>& target) const {
-    tiles<P, W, E, R, kTokens>(w + b * kLanes * I, x, target, 0, n, b * kLanes, I);
+    in_tiles(0, n, [&](auto N, int64_t row) {
+      tile<P, W, E, R, N.value>(w + b * kLanes * I, x, target, row, b * kLanes, I);
+    });
   }
 };
 
@@ -223,7 +218,9 @@ class Rows<E, uint8_t> {
   void set(const E* x, int64_t count, int64_t width) { rows.set(x, n = count, width); }
   template <int R>
   void times(const uint8_t* w, int64_t b, const Target<E>& target) const {
-    byte_tiles<E, R, kTokens>(w + b * kLanes * rows.I, rows, target, 0, n, b * kLanes);
+    in_tiles(0, n, [&](auto N, int64_t row) {
+      byte_tile<E, R, N.value>(w + b * kLanes * rows.I, rows, target, row, b * kLanes);
+    });
   }
 };
 

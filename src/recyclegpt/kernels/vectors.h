@@ -125,6 +125,8 @@ inline Floats exponential(Floats x) {  // of x <= 0, to about one unit in the la
 }
 
 inline int64_t blocks_of(int64_t outputs) { return (outputs + kLanes - 1) / kLanes; }
+// Rows of this width that make a second thread worth waking.
+inline int64_t grain(int64_t width) { return std::max<int64_t>(1, 32768 / width); }
 inline int64_t round_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // A position outside would be read and written all the same.
