@@ -136,14 +136,13 @@ class _Group:
         """By unique names, the baseline first; without a module only what needs none."""
         made: dict[str, Strategy] = {"autoregressive": Autoregressive()}
         for strategy in self.config.decoders(self.decoder.model.recyclable is not None):
-            name = f"{strategy.name} {strategy.num_recycled} {strategy.drafter}"
             if strategy.name == "verified" and strategy.needs_module and self.config.acceptance is not None:
                 for share in self.config.acceptance:
-                    made[f"{name} at {share}"] = SimulatedAcceptance(
+                    made[f"{strategy.label} at {share}"] = SimulatedAcceptance(
                         strategy.num_recycled, drafter=strategy.drafter, probability=share
                     )
             else:
-                made[name] = strategy
+                made[strategy.label] = strategy
         return made
 
     def _timers(self) -> dict[int, PassTimer]:

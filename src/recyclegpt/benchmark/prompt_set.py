@@ -51,7 +51,7 @@ def bench_prompts(
     affects all. Nothing stops a text: each has `new_tokens` tokens, and rates compare like with like. `after_prompt`
     gets the rows of what has been decoded so far.
     """
-    named = {_name(strategy): strategy for strategy in [Autoregressive(), *strategies]}
+    named = {strategy.label: strategy for strategy in [Autoregressive(), *strategies]}
     texts = sorted((row for rows in prompts.values() for row in rows), key=len)
     if decoder.use_graphs:
         # Caches come in few lengths, and each shape is captured when it is met for the second time.
@@ -76,14 +76,10 @@ def bench_prompts(
 def _rows(speeds: Mapping[str, dict[str, Speed]], named: Mapping[str, Strategy]) -> list[Row]:
     together = {name: _together([of[name] for of in speeds.values()]) for name in named}
     return [
-        _row(category, named[name], speed, of[_name(Autoregressive())])
+        _row(category, named[name], speed, of[Autoregressive().label])
         for category, of in {**speeds, OVERALL: together}.items()
         for name, speed in of.items()
     ]
-
-
-def _name(strategy: Strategy) -> str:
-    return f"{strategy.name} {strategy.num_recycled} {strategy.drafter}"
 
 
 def _together(speeds: Sequence[Speed]) -> Speed:

@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,9 +68,11 @@ class GridSettings(BenchConfig):
             for name, value in vars(self).items()
             if value in ((), []) and name != "baselines"
         ]
-        for name, num_recycled, drafter in itertools.product(self.strategies, self.num_recycled, self.drafters):
+        checks = [partial(make_strategy, *one) for one in itertools.product(self.strategies, self.num_recycled)]
+        checks += [partial(make_strategy, "verified", drafter=drafter) for drafter in self.drafters]
+        for check in checks:
             with problems.under():
-                make_strategy(name, num_recycled, drafter="module" if name == "alternating" else drafter)
+                check()
         for one, many in (("strategy:", "strategies:"), ("drafter:", "drafters:")):
             problems.found = [re.sub(f"^{one}", many, problem) for problem in dict.fromkeys(problems.found)]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many

@@ -115,10 +115,9 @@ class Session:
         logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
-        chosen_BT: Tensor | None = best_BT
-        if not self.sampler.config.greedy:
-            rejects = self.sampler.rejects
-            chosen_BT = None if rejects else self.sampler.choose_at(logits_BTV, positions_BT + 1, seen_BTV)
+        chosen_BT: Tensor | None = best_BT if self.sampler.config.greedy else None
+        if chosen_BT is None and not self.sampler.rejects:
+            chosen_BT = self.sampler.choose_at(logits_BTV, positions_BT + 1, seen_BTV)
         drafts = DraftTokens(block_BT[:, 1:], count_B, None if drafter is None else drafter.distributions_BmV)
         accepted_B, token_B = self.strategy.verify(
             VerifyLogits(logits_BTV, best_BT, chosen_BT, seen_BTV), drafts, self.sampler

@@ -76,6 +76,11 @@ class Strategy:
             raise ConfigError(problems)
 
     @property
+    def label(self) -> str:
+        """Tells it from the others of a bench."""
+        return f"{self.name} {self.num_recycled} {self.drafter}"
+
+    @property
     def needs_module(self) -> bool:
         """Whether it decodes only models with a recyclable module."""
         return self.num_recycled > 0 and self.drafter != "ngram"
