@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,12 +231,6 @@ class TextDataModule(LightningDataModule):
         """The position of every rank. Collective: where processes train together, all of them have to call it."""
         state = self._state if self._loader is None else self._loader.state
         return make_state(state, self.settings, self._rank()[1])
-
-    @classmethod
-    def state_in(cls, checkpoint: Mapping[str, Any]) -> Any:
-        """The state of a data module in a checkpoint, where Lightning files it under its class's name; or None."""
-        kinds: list[type] = [TextDataModule, *TextDataModule.__subclasses__()]
-        return next((checkpoint[kind.__name__] for kind in kinds if kind.__name__ in checkpoint), None)
 
     def problems_with(self, state_dict: Any, world_size: int) -> list[str]:
         """Why a run of `world_size` processes cannot resume exactly from a saved state; empty if it can."""
