@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from recyclegpt.data.batch import Batch
+from recyclegpt.data.chat import ids_after_a_turn
 from recyclegpt.data.corpus import Corpus, open_corpus
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches
@@ -200,7 +201,8 @@ class TextDataModule(LightningDataModule):
     def _packing(self) -> Packing:
         if not self.row_length:
             raise RuntimeError("call connect(row_length, num_views, seed) before asking for rows")
-        return Packing(self.row_length, self.num_views, self.mask_documents, self.tokenizer.eos_id)
+        inner = ids_after_a_turn(self.tokenizer) if self.mask_documents else ()
+        return Packing(self.row_length, self.num_views, self.mask_documents, self.tokenizer.eos_id, inner)
 
     def _val_batches(self, rank: int, world_size: int) -> ValBatches:
         tokens, packing = self.corpus.val, self._packing()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recyclegpt.data.chat import read_messages, render_chat
-from recyclegpt.data.chat_template import Messages
+from recyclegpt.data.chat import render_chat
+from recyclegpt.data.chat_template import CHATS, Messages, read_messages
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -91,13 +91,14 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
         first, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return None
-    if isinstance(first, list) and first and all(isinstance(one, dict) and "role" in one for one in first):
-        first = {"messages": first}
-    if not isinstance(first, dict) or "messages" not in first:
+    if isinstance(first, list) and first and all(isinstance(one, dict) and {"role", "from"} & {*one} for one in first):
+        first = {CHATS[0]: first}
+    key = next((key for key in CHATS if isinstance(first, dict) and key in first), None)
+    if key is None:
         return None
     if text.lstrip()[end:].strip():
         raise ValueError("more follows the first chat; give one, or many to `recyclegpt bench prompts=FILE`")
-    return read_messages(first["messages"])
+    return read_messages(first[key])
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -125,7 +126,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             except (ValueError, RecursionError) as error:
                 reason = f"is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
                 raise ConfigError(f"prompts: {path}:{number}: {reason}") from error
-            num_longer += "messages" not in values and len(values.get("turns") or ()) > 1
+            num_longer += not {*CHATS} & {*values} and len(values.get("turns") or ()) > 1
     if not prompts:
         raise ConfigError(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each')
     if num_longer:
@@ -141,8 +142,9 @@ def _prompt(values: Any) -> Prompt:
         raise ValueError(
             f"its category is {category!r}; choose a text other than {OVERALL!r}, the name of the last row"
         )
-    if "messages" in values:
-        return Prompt(None, read_messages(values["messages"]), category)
+    for key in CHATS:
+        if key in values:
+            return Prompt(None, read_messages(values[key]), category)
     text = turns[0] if isinstance(turns, list) else None
     if not isinstance(text, str) or not text:
         raise ValueError("lacks a prompt, messages, or turns that begin with a text that is not empty")
