@@ -95,11 +95,18 @@ class HFStream:
             if not kinds:
                 why = f"its files are read as {type(found).__name__}, not as rows of text"
                 raise ConfigError(f"data.name: {self.name}: {why}; convert it, or read it with data=text_files")
-            if wanted not in splits:
-                raise ConfigError(f"data: {self.name} has no split {wanted}; choose from {', '.join(splits)}")
+            if not splits.get(wanted):
+                known = ", ".join(split for split in splits if splits[split]) or "none"
+                raise ConfigError(f"data: {self.name} has no files of a split {wanted}; splits with files: {known}")
             suffix = _SUFFIXES[kinds.pop()]
+            manager = datasets.StreamingDownloadManager()
+            inside = (
+                manager.iter_files(manager.extract(one)) if one.endswith(".zip") else [one] for one in splits[wanted]
+            )
             self._files[wanted] = [
-                (one, ".tsv" if (suffix, suffix_of(one)) == (".csv", ".tsv") else suffix) for one in splits[wanted]
+                (one, ".tsv" if (suffix, suffix_of(one)) == (".csv", ".tsv") else suffix)
+                for many in inside
+                for one in many
             ]
         return self._files[wanted]
 

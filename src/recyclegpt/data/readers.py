@@ -116,7 +116,7 @@ def read_rows(file: Path, field: str) -> Iterator[Record]:
     try:
         with _open(file) as opened:
             yield from rows_of(opened, suffix_of(file), str(file), field)
-    except OSError as error:
+    except (OSError, *DAMAGE) as error:
         yield Record("", f"{file}: {_reason(error)}")
 
 

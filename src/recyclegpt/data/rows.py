@@ -115,6 +115,8 @@ def _csv(opened: BinaryIO, suffix: str, field: str) -> Iterator[tuple[str, Any]]
     while header and (not header.strip() or header.lower().startswith("sep=")):  # the latter as Excel writes it
         given = given or header.strip()[4:5]
         header, before = next(lines, ""), before + 1
+    if not header:
+        return
     of_csv = given or max(",;\t|", key=header.count)
     try:
         names = next(csv.reader([header], delimiter=of_csv), [])
