@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from recyclegpt.data.chat_template import Messages
-from recyclegpt.data.source import Record, Skipped, Source, Split
+from recyclegpt.data.source import Record, Skipped
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -63,17 +63,15 @@ def encode_marked(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids[:-1]
 
 
-def documents(
-    source: Source, split: Split, skipped: Skipped, tokenizer: TextTokenizer | None = None
-) -> Iterator[Record]:
-    """The readable, non-empty documents of a split, conversations as ids; the others are counted in `skipped`.
+def documents(records: Iterable[Record], skipped: Skipped, tokenizer: TextTokenizer | None = None) -> Iterator[Record]:
+    """The readable, non-empty documents among records, conversations as ids; the others are counted in `skipped`.
 
     Raises:
         ConfigError: more documents are unreadable than `skipped` allows.
     """
-    for number, record in enumerate(source.records(split), start=1):
+    for number, record in enumerate(records, start=1):
         record = record if tokenizer is None else written(record, tokenizer)
-        if skipped.is_readable(record, f"{source.kind}, {split} document {number}"):
+        if skipped.is_readable(record, f"{skipped.corpus}, document {number}"):
             yield record
 
 

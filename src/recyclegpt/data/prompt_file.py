@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from recyclegpt.data.chat import render_chat
 from recyclegpt.data.chat_template import CHATS, Messages, read_messages
+from recyclegpt.data.readers import open_file
+from recyclegpt.data.rows import DAMAGE, json_values
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -102,7 +104,7 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a file of JSON lines, each with a category if it likes.
+    """The prompts of a file of JSON, one a line or in a list, each with a category if it likes.
 
     A line holds `prompt`, a plain text; or `messages`, a chat; or `turns`, Spec-Bench's questions, of which the first
     is asked, since those after it follow an answer of another model's.
@@ -111,22 +113,18 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ConfigError: the file cannot be read or holds nothing, or a line is something else; naming the first.
     """
     path = Path(path).expanduser()
-    try:
-        # Not `splitlines`: U+2028 and its like may stand in a JSON string as they are.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []
     num_longer = 0
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                values = json.loads(line)
-                prompts.append(_prompt(values))
-            except (ValueError, RecursionError) as error:
-                reason = f"is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
-                raise ConfigError(f"prompts: {path}:{number}: {reason}") from error
-            num_longer += not {*CHATS} & {*values} and len(values.get("turns") or ()) > 1
+    try:
+        with open_file(path) as opened:
+            for where, values in json_values(opened):
+                try:
+                    prompts.append(_prompt(values))
+                except ValueError as error:
+                    raise ConfigError(f"prompts: {path}{where}: {error}") from error
+                num_longer += not {*CHATS} & {*values} and len(values.get("turns") or ()) > 1
+    except (OSError, *DAMAGE) as error:
+        raise ConfigError(f"prompts: {path} cannot be read ({error})") from error
     if not prompts:
         raise ConfigError(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each')
     if num_longer:
@@ -136,6 +134,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def _prompt(values: Any) -> Prompt:
     """The prompt of a line. ValueError says what is wrong with the line."""
+    if isinstance(values, ValueError):
+        raise values
     values = values if isinstance(values, dict) else {}
     category, turns = values.get("category") or UNNAMED, values.get("turns") or [values.get("prompt")]
     if not isinstance(category, str) or category == OVERALL:

@@ -61,67 +61,55 @@ def read_text(file: Path, split: Split | None = None, val_fraction: float = 0.0)
         split: None: all of it; `val`: the lines that begin in its last part; `train`: the others.
         val_fraction: the last part's share of the bytes.
     """
-    pending, has_problems = "", False
+    good: list[str] = []
+    size = start = num_problems = 0
     try:
-        for piece in _pieces(file, split, val_fraction):
-            if piece.problem is not None:
-                has_problems = True
-                yield piece
-            else:
-                if pending:
-                    yield Record(pending, ends=False)
-                pending = piece.text
+        cut = int(_size(file) * (1 - val_fraction)) if split else 0
+        with open_file(file) as opened:
+            for number, line in enumerate(split_lines(opened), start=1):
+                in_val = start > cut
+                start += len(line)
+                if split is not None and in_val != (split == "val"):
+                    continue
+                try:
+                    if b"\0" in line:
+                        num_problems += 1
+                        yield Record("", f"{file}:{number}: a NUL byte, so not a text file; left out from this line on")
+                        break
+                    text = line.replace(BOM, b"").decode()  # others than the first are of files joined to one
+                except UnicodeDecodeError as error:
+                    num_problems += 1
+                    yield Record("", f"{file}:{number}: {bad_bytes(error)}")
+                    continue
+                if size >= _PIECE_BYTES:
+                    yield Record(_unix(good), ends=False)
+                    good, size = [], 0
+                good.append(text)
+                size += len(line)
     except (OSError, *DAMAGE) as error:
-        has_problems = True
+        num_problems += 1
         yield Record("", f"{file}: {_reason(error)}")
-    if pending:
-        yield Record(pending)
-    elif not has_problems and split != "val":
+    if good:
+        yield Record(_unix(good))
+    elif not num_problems and split != "val":
         yield Record("", f"{EMPTY}{file}")
 
 
-def _pieces(file: Path, split: Split | None, val_fraction: float) -> Iterator[Record]:
-    """Pieces of the text, and each line that is not text as a problem."""
-    good: list[str] = []
-    size = start = 0
-    cut = int(_size(file) * (1 - val_fraction)) if split else 0
-    with _open(file) as opened:
-        for number, line in enumerate(split_lines(opened), start=1):
-            in_val = start > cut
-            start += len(line)
-            if split is not None and in_val != (split == "val"):
-                continue
-            try:
-                if b"\0" in line:
-                    yield Record("", f"{file}:{number}: a NUL byte, so not a text file; left out from this line on")
-                    break
-                good.append(line.replace(BOM, b"").decode())  # others than the first are of files joined to one
-            except UnicodeDecodeError as error:
-                yield Record("", f"{file}:{number}: {bad_bytes(error)}")
-            size += len(line)
-            if size >= _PIECE_BYTES:
-                if good:
-                    yield Record(_unix("".join(good)))
-                good, size = [], 0
-    if good:
-        yield Record(_unix("".join(good)))
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _unix(lines: list[str]) -> str:
+    return "".join(lines).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_rows(file: Path, field: str) -> Iterator[Record]:
     """One document per row: see `rows_of`."""
     try:
-        with _open(file) as opened:
+        with open_file(file) as opened:
             yield from rows_of(opened, suffix_of(file), str(file), field)
     except (OSError, *DAMAGE) as error:
         yield Record("", f"{file}: {_reason(error)}")
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[BinaryIO]:
+def open_file(file: Path) -> Iterator[BinaryIO]:
     """The open file, decompressed; a pipe or the like is refused, since reading it could block for ever.
 
     Raises:
@@ -137,7 +125,7 @@ def _size(file: Path) -> int:
     """Bytes of the text."""
     if file.suffix.lower() not in PACKED:
         return file.stat().st_size
-    with _open(file) as opened:
+    with open_file(file) as opened:
         return sum(map(len, iter(lambda: opened.read(_PIECE_BYTES), b"")))
 
 

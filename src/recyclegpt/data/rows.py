@@ -65,8 +65,8 @@ def _lines(opened: BinaryIO, _suffix: str, _field: str) -> Iterator[tuple[str, A
             yield f":{number}", error
 
 
-def _json(opened: BinaryIO, _suffix: str, _field: str) -> Iterator[tuple[str, Any]]:
-    """A value a line; or the items of an array, or values that are written over several lines."""
+def json_values(opened: BinaryIO, _suffix: str = "", _field: str = "") -> Iterator[tuple[str, Any]]:
+    """Where each value is, and the value or the error: one a line, or the items of an array, or values over lines."""
     lines = enumerate(split_lines(opened), start=1)
     is_first = True
     for number, with_mark in lines:
@@ -167,7 +167,7 @@ def _table(opened: BinaryIO, suffix: str, field: str) -> Iterator[tuple[str, Any
 
 
 ROWS = {
-    **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson", ".json"), _json),
+    **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson", ".json"), json_values),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     **dict.fromkeys((".parquet", ".pq", ".arrow"), _table),
     "": _lines,

@@ -24,7 +24,7 @@ LATIN = "if the file is Latin-1, convert it: iconv -f latin1 -t utf-8"
 
 def texts(source: TextFiles, split: str) -> list[str]:
     found, current = [], ""
-    for record in documents(source, split, Skipped(0)):  # type: ignore[arg-type]
+    for record in documents(source.records(split), Skipped(0)):  # type: ignore[arg-type]
         current += record.text
         if record.ends:
             found.append(current)
@@ -193,7 +193,7 @@ def test_head_and_tail_are_the_whole(
 def test_skipping_stops_at_the_limit_and_names_everything(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("broken\n" * 10)
     with pytest.raises(ConfigError) as caught:
-        list(documents(TextFiles([str(tmp_path)]), "train", Skipped(4, "text_files")))
+        list(documents(TextFiles([str(tmp_path)]).records("train"), Skipped(4, "text_files")))
     assert "max_skipped=4" in caught.value.problems[0]
     assert [problem for problem in caught.value.problems[1:] if "(and 4 more like it)" not in problem] == []
 
