@@ -9,7 +9,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -166,7 +166,7 @@ def _table(opened: BinaryIO, suffix: str, field: str) -> Iterator[tuple[str, Any
             yield f": row {number}", error
 
 
-ROWS = {
+ROWS: dict[str, Callable[[BinaryIO, str, str], Iterator[tuple[str, Any]]]] = {
     **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson", ".json"), json_values),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     **dict.fromkeys((".parquet", ".pq", ".arrow"), _table),
