@@ -8,6 +8,7 @@ n rows, I and O widths of a product, C model width, B batch, T positions, S slot
 from __future__ import annotations
 
 import functools
+import mmap
 import warnings
 from collections.abc import Callable
 
@@ -77,6 +78,31 @@ def pack(weight_OI: Tensor) -> Tensor:
     return blocks.permute(order).reshape(-1, inputs // 2, 2 * LANES)
 
 
+class HugePages:
+    """Memory for packed weights in pages of 2 MiB, where Linux has them: fewer addresses to look up.
+
+    A pass reads each weight once, and a processor finds only some thousands of pages of 4 KiB without looking them up.
+    """
+
+    CHUNK = 64 << 20
+
+    def __init__(self) -> None:
+        self.free = torch.empty(0, dtype=torch.uint8)
+
+    def hold(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor there; itself where the system has no such pages."""
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return tensor
+        num_bytes = -(-tensor.nbytes // 64) * 64
+        if num_bytes > len(self.free):
+            pages = mmap.mmap(-1, max(num_bytes, self.CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            pages.madvise(mmap.MADV_HUGEPAGE)
+            self.free = torch.frombuffer(pages, dtype=torch.uint8)
+        held = self.free[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self.free = self.free[num_bytes:]
+        return held.copy_(tensor)
+
+
 def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """int8 weights and the fp32 step `(16 O/16,)` of each output: its largest weight becomes 127."""
     weight_OI = weight_OI.float()
@@ -115,9 +141,9 @@ def most_likely(x_nV: Tensor) -> Tensor:
     return result
 
 
-def exponential_noise(keys_n2: Tensor, vocab_size: int) -> Tensor:
-    """Exponential noise `(n, V)` in fp32, each number a hash of a row's two 32-bit keys and a token id."""
-    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), vocab_size)
+def exponential_noise(keys_n2: Tensor, ids_V: Tensor) -> Tensor:
+    """Exponential noise `(n, V)` in fp32 of these token ids, each a hash of an id and a row's two 32-bit keys."""
+    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), ids_V)
     return result
 
 
