@@ -38,6 +38,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+# Compiled once for all processes and sessions: a library's name tells its sources, torch and processor.
+KERNELS = Path(__file__).parents[1] / ".pytest_cache" / "kernels"
+KERNELS.mkdir(parents=True, exist_ok=True)
+(CACHE / "recyclegpt").mkdir()
+(CACHE / "recyclegpt" / "kernels").symlink_to(KERNELS)
 # A fixture of a wider scope may train, and leave these behind before the first test that uses it begins.
 LEFT_BY_LIGHTNING = {
     "PL_GLOBAL_SEED",

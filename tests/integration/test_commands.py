@@ -136,9 +136,6 @@ def test_bench_prints_a_table_and_one_json_line(
     document = json.loads(printed[-1])
     rows = document["rows"]
     expected = [("autoregressive", 0), ("alternating", 1), ("verified", 1), ("alternating", 2), ("verified", 2)]
-    if source == "shape":  # at the two acceptances that are the default for random weights
-        expected[4:] = [("verified", 2)] * 2
-        expected.insert(2, ("verified", 1))
     assert [(row["strategy"], row["num_recycled"]) for row in rows] == expected
     assert rows[0]["speedup"] == 1
     for row in rows[1:]:
@@ -151,6 +148,9 @@ def test_bench_prints_a_table_and_one_json_line(
         assert row["time_to_first_token_s"] > 0
         assert row["peak_memory_bytes"] > 2**20
         assert row["acceptance_given"] == (source == "shape" and row["strategy"] == "verified")
+        assert len(row["acceptance_by_position"]) == m
+        assert (row["drafter"], row["draft_vocab"]) == ("module", None)
+        assert row["bandwidth_share"] > 0
     assert set(document["breakdown"]) == {"autoregressive", "alternating", "verified"}
     folder = Path(next(line for line in printed if line.startswith("written to")).removeprefix("written to "))
     assert json.loads((folder / "bench.json").read_text()) == document
@@ -181,10 +181,10 @@ def test_bench_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str])
     message = capsys.readouterr().err
     for word in ("bench.new_tokens: 0", "'fast' is unknown", "device: 'tpu9'"):
         assert word in message
-    argv = ["bench.batch=[1,0]", "bench.acceptance=[0.5,2]", "bench.baselines=[vllm]"]
+    argv = ["bench.batch=[1,0]", "bench.acceptance_by_position=[0.5,2]", "bench.baselines=[vllm]"]
     assert run("bench", *argv, "bench.recycle_num_layers=[0]", "bench.num_recycled=[9]") == 2
     message = capsys.readouterr().err
-    for word in ("bench.batch: 0", "bench.acceptance: 2", "'vllm'", "num_layers: 0", "9 is"):
+    for word in ("bench.batch: 0", "bench.acceptance_by_position: 2", "'vllm'", "num_layers: 0", "9 is"):
         assert word in message
     assert run("bench", "bench.dtype=[int3]") == 2
     assert "bench.dtype: 'int3'" in capsys.readouterr().err

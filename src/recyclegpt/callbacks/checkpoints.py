@@ -92,7 +92,6 @@ class CheckpointEverySteps(Checkpoint):
             self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was due at the epoch's last batch."""
         self._save_and_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

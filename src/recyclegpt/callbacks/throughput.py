@@ -73,13 +73,11 @@ class Throughput(Callback):
         self._batch_ended_at = self.clock()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         if self._started_at is not None:
             synchronise(pl_module.device)
             self._seconds, self._started_at = self.total_seconds, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock for good."""
         self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
+from recyclegpt.benchmark import bytes_ratio, step_breakdown
 from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.checkpoints.load import load_trained
@@ -36,14 +36,17 @@ from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
 COLUMNS = {
-    "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
-    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "tokens_per_s": "tokens/s",
-    "speedup": "speedup", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "acceptance": "acceptance",
-    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
+    "category": "category", "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth",
+    "draft_vocab": "draft vocabulary", "draft_dtype": "draft dtype", "num_recycled": "m", "batch": "batch",
+    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "num_prompts": "prompts",
+    "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
+    "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "mean_accepted_length": "mean accepted length",
+    "acceptance": "acceptance", "acceptance_by_position": "by position", "agreement": "agreement", "equal": "equal",
+    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_share": "bandwidth",
     "time_to_first_token_s": "first s",
 }  # fmt: skip
 SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
-SIMULATED = (0.7, 1.0)
+SIMULATED = (0.7,)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
@@ -76,7 +79,11 @@ class GridSettings(BenchConfig):
         for one, many in (("strategy:", "strategies:"), ("drafter:", "drafters:")):
             problems.found = [re.sub(f"^{one}", many, problem) for problem in dict.fromkeys(problems.found)]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
-        problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
+        problems.found += [
+            f"acceptance_by_position: {p} is not between 0 and 1"
+            for p in self.acceptance_by_position or ()
+            if not 0 <= p <= 1
+        ]
         problems.found += [
             f"baselines: {name!r} is unknown; there is transformers" for name in {*self.baselines} - {"transformers"}
         ]
@@ -158,15 +165,21 @@ def _measure_model(
     if baselines and dtype == torch.int8:
         log.warning("transformers has no int8 weights of this kind, so it is not measured in dtype int8")
         baselines = ()
-    acceptance = SIMULATED if checkpoint is None and settings.acceptance is None else settings.acceptance
-    name = str(dtype).removeprefix("torch.")
-    config = dataclasses.replace(settings, baselines=baselines, acceptance=acceptance, seed=cfg.seed, dtype_name=name)
+    given = settings.acceptance_by_position or (SIMULATED if checkpoint is None else None)
+    config = dataclasses.replace(settings, baselines=baselines, acceptance_by_position=given, seed=cfg.seed)
     facts = model_facts(model)
     decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
+    of_all = {
+        "recycle_num_layers": model.recycle_config.num_layers,
+        "draft_vocab": model.recycle_config.draft_vocab,
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile": decoder.compiled,
+    }
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
-        rows += group
-        _print_progress(group)
+        rows += [of_all | row for row in group]
+        shape = ", ".join(f"{COLUMNS[key]} {rows[-1][key]}" for key in SHAPE)  # a line a group: a grid may take long
+        print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
     breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
     return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
 
@@ -208,39 +221,40 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
     """The parts of a step, of the first combination of every decoder asked for."""
     rows, m = prompts(config.batch[0], config.prompt_tokens[0]), config.num_recycled[0]
     names = ["autoregressive"] if decoder.model.recyclable is None else ["autoregressive", *config.strategies]
-    seconds = {}
-    for name in dict.fromkeys(names):
-        strategy = make_strategy(name, m)
-        if name == "verified" and config.acceptance:
-            strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
-        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0])
-    return seconds
+    strategies = {name: config.simulated(make_strategy(name, m)) for name in names}
+    return {name: step_breakdown(decoder, rows, it, config.new_tokens[0]) for name, it in strategies.items()}
 
 
-def _print_progress(group: list[Row]) -> None:
-    """One line a group to stderr: a grid may take long."""
-    shape = ", ".join(f"{COLUMNS[key]} {group[0][key]}" for key in SHAPE)
-    print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
-
-
-def _print(document: dict[str, Any], repetitions: int) -> None:
-    """The document of a bench: a row a measurement, what they have in common, and where the time of a step goes."""
-    rows, hardware = document["rows"], document["hardware"]
+def print_rows(rows: list[Row], hardware: dict[str, Any], facts: list[str]) -> None:
+    """The rows of a bench, less columns in which all are alike, and what they have in common."""
     varied = {"strategy", "num_recycled", "tokens_per_s"}
     varied |= {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
     print_table(
-        [[row.get(key) for key in COLUMNS if key in varied] for row in rows],
+        [[_cell(key, row.get(key)) for key in COLUMNS if key in varied] for row in rows],
         header=[word for key, word in COLUMNS.items() if key in varied],
     )
-    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key not in varied]
-    print(
-        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads; "
-        f"{', '.join([*common, f'median of {repetitions} interleaved repetitions after a warm-up'])}\n"
-        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device"
-    )
-    if any(row.get("acceptance_given") for row in rows):
-        print("verified: every pass is computed, then the given share of the drafted tokens is accepted")
+    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key in rows[0] and key not in varied]
+    print(f"\non {hardware['device']}, {hardware['threads']} threads; {', '.join([*common, *facts])}")
     warn_contended(hardware)
+
+
+def _cell(key: str, value: object) -> object:
+    if isinstance(value, list):
+        return ("-" if "spread" in key else " ").join(f"{number:.3g}" for number in value) or None
+    return value
+
+
+def _print(document: dict[str, Any], repetitions: int) -> None:
+    """The document of a bench: a row a measurement, and where the time of a step goes."""
+    rows, hardware = document["rows"], document["hardware"]
+    facts = [
+        f"{document['model']['num_parameters']:,} parameters",
+        f"median of {repetitions} interleaved repetitions after a warm-up",
+        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device",
+    ]
+    if any(row.get("acceptance_given") for row in rows):
+        facts.append("verified: every pass is computed, then the given share of the drafted tokens is accepted")
+    print_rows([row | {"spread": None, "speedup_spread": None} for row in rows], hardware, facts)
     if document["breakdown"]:
         print()
         print_table(

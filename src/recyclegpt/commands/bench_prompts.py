@@ -11,23 +11,15 @@ from tqdm.auto import tqdm
 
 from recyclegpt.benchmark.prompt_set import Row, bench_prompts, fit_prompts
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.bench_grid import Grid
+from recyclegpt.commands.bench_grid import Grid, print_rows
 from recyclegpt.configuration.schemas import read_settings
-from recyclegpt.console import print_table
 from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
 from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on
 from recyclegpt.models.parameter_count import model_facts
-
-COLUMNS = {
-    "category": "category", "strategy": "strategy", "drafter": "drafter", "num_recycled": "m", "num_prompts": "prompts",
-    "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
-    "mean_accepted_length": "mean accepted length", "acceptance": "acceptance", "agreement": "agreement",
-    "equal": "equal",
-}  # fmt: skip
 
 
 def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]:
@@ -87,21 +79,14 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
             bar.update()
 
         document["rows"] = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
-    document |= {"hardware": measured_on(grid.device, load.share), "complete": True}
+    hardware = measured_on(grid.device, load.share)
+    document |= {"hardware": hardware, "complete": True}
     write_json(folder / "prompts.json", document)
-    _print(document)
+    notes = [
+        f"{document['model']['num_parameters']:,} parameters, {document['dtype']}",
+        f"{new_tokens} new tokens a prompt, one prompt at a time, greedy",
+        f"median of {settings.repetitions} interleaved repetitions after a warm-up",
+        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one",
+    ]
+    print_rows(document["rows"], hardware, notes)
     return document
-
-
-def _print(document: dict[str, Any]) -> None:
-    hardware = document["hardware"]
-    spreads = ("spread", "speedup_spread")
-    cells = [row | {key: "{:.3g}-{:.3g}".format(*row[key]) for key in spreads} for row in document["rows"]]
-    print_table([[row[key] for key in COLUMNS] for row in cells], header=list(COLUMNS.values()))
-    print(
-        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
-        f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
-        f"{document['repetitions']} interleaved repetitions after a warm-up\n"
-        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one"
-    )
-    warn_contended(hardware)
