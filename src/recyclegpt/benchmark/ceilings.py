@@ -62,11 +62,12 @@ def backbone_bytes(model: RecycleGPT) -> int:
 
 
 def module_bytes(model: RecycleGPT) -> int:
-    """Weights that a call of the recyclable module reads, the rows of the LM head that it needs among them."""
+    """Weights that a call of the recyclable module reads, those of its LM head among them; 0 without a module."""
     if model.recyclable is None:
         return 0
-    share = (model.recycle_config.draft_vocab or model.config.vocab_size) / model.config.vocab_size
-    return _bytes(model.recyclable) + int(share * _bytes(model.lm_head))
+    ids = 0 if model.draft_ids is None else model.draft_ids.nbytes
+    head = _bytes(model.lm_head if model.draft_lm_head is None else model.draft_lm_head)
+    return _bytes(model.recyclable) - ids + head
 
 
 def _bytes(module: nn.Module) -> int:

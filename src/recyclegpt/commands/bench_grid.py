@@ -27,7 +27,7 @@ from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import not_positive, to_dataclass
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Decoder, make_strategy
+from recyclegpt.decoding import Decoder, DecodingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.device import measured_on, warn_contended
@@ -98,6 +98,19 @@ class Grid(NamedTuple):
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
+    draft_dtype: torch.dtype | None
+
+    def decoder(self, model: RecycleGPT, dtype: torch.dtype, compiled: bool, release: bool) -> tuple[Decoder, Row]:
+        """A decoder of this model, and what all its rows say."""
+        decoder = Decoder.optimised(model, dtype, compiled, self.settings.kernels, release, self.draft_dtype)
+        dtypes = [kind and str(kind).removeprefix("torch.") for kind in (dtype, self.draft_dtype)]
+        return decoder, {
+            "recycle_num_layers": model.recycle_config.num_layers,
+            "draft_vocab": model.recycle_config.draft_vocab,
+            "draft_dtype": dtypes[1],
+            "dtype": dtypes[0],
+            "compile": decoder.compiled,
+        }
 
 
 def read_grid(cfg: DictConfig) -> Grid:
@@ -111,11 +124,13 @@ def read_grid(cfg: DictConfig) -> Grid:
         device = choose_device(cfg.device)
     with problems.under():
         settings = to_dataclass(GridSettings, cfg.bench, "bench")
+    with problems.under("decoding."):
+        draft_dtype = DecodingConfig(draft_dtype=cfg.decoding.draft_dtype).named_draft_dtype()
     problems.raise_any()
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    return Grid(settings, device, list(dict.fromkeys(dtypes)))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)), draft_dtype)
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:
@@ -168,13 +183,7 @@ def _measure_model(
     given = settings.acceptance_by_position or (SIMULATED if checkpoint is None else None)
     config = dataclasses.replace(settings, baselines=baselines, acceptance_by_position=given, seed=cfg.seed)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
-    of_all = {
-        "recycle_num_layers": model.recycle_config.num_layers,
-        "draft_vocab": model.recycle_config.draft_vocab,
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": decoder.compiled,
-    }
+    decoder, of_all = grid.decoder(model, dtype, compiled, release=not baselines)
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
         rows += [of_all | row for row in group]

@@ -14,7 +14,6 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_grid import Grid, print_rows
 from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
-from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
@@ -53,20 +52,20 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
             "bench.drafters=[ngram], or train a module with `recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
-    rows = encode_prompts(tokenizer, found, reading)
-    rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
+    encoded = encode_prompts(tokenizer, found, reading)
+    encoded = fit_prompts(encoded, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
-    for prompt, row in zip(found, rows, strict=True):
+    for prompt, row in zip(found, encoded, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=True)
+    decoder, of_all = grid.decoder(model, dtype, compiled, release=True)
     document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
         "hardware": None,
         "model": facts,
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": decoder.compiled,
+        "dtype": of_all["dtype"],
+        "compile": of_all["compile"],
         "new_tokens": new_tokens,
         "repetitions": settings.repetitions,
         "complete": False,
@@ -75,12 +74,12 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     with ExternalCpuLoad() as load, tqdm(desc="decoding", unit=" prompts", total=total, mininterval=1) as bar:
 
         def keep(measured: list[Row]) -> None:
-            write_json(folder / "prompts.json", {**document, "rows": measured})
+            write_json(folder / "prompts.json", {**document, "rows": [of_all | row for row in measured]})
             bar.update()
 
-        document["rows"] = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
+        rows = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
     hardware = measured_on(grid.device, load.share)
-    document |= {"hardware": hardware, "complete": True}
+    document |= {"hardware": hardware, "complete": True, "rows": [of_all | row for row in rows]}
     write_json(folder / "prompts.json", document)
     notes = [
         f"{document['model']['num_parameters']:,} parameters, {document['dtype']}",

@@ -48,6 +48,7 @@ class RecycleGPT(
         self.backbone = Backbone(model)
         self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+        self.draft_lm_head: nn.Module | None = None  # of a model prepared for decoding: `draft_head`, packed
         num_positions = model.context_length + 2 * MAX_RECYCLED
         self.rotary = Rotary(model.head_dim, model.rope_theta, num_positions, model.rope_scaling)
         initialise(self, model.init_std)
@@ -104,6 +105,8 @@ class RecycleGPT(
 
     def draft_logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., D)` of the module's states over its draft vocabulary; column i is token `draft_ids[i]`."""
+        if self.draft_lm_head is not None:
+            return self.draft_lm_head(state_BTC)
         return self.logits(state_BTC) if self.draft_ids is None else F.linear(state_BTC, self.draft_head)
 
     @property
