@@ -15,8 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from recyclegpt.callbacks.tensorboard import DECODERS
-from recyclegpt.reporting.draw import draw_canvas
-from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series
+from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series, draw_canvas
 from recyclegpt.training import LitRecycleGPT
 
 PR_CURVE = "recycled/agreement_by_confidence"

@@ -22,8 +22,8 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
+from recyclegpt.evaluation.perplexity import ratio_stderr
 from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
-from recyclegpt.evaluation.whole_text import ratio_stderr
 
 try:
     import lm_eval

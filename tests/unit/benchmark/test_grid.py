@@ -21,8 +21,8 @@ from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
 from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.reporting.bench_figure import bench_figure
-from recyclegpt.reporting.draw import draw_png
+from recyclegpt.reporting.figure import draw_png
+from recyclegpt.reporting.figures import bench_figure
 
 
 @pytest.fixture
