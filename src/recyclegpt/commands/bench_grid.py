@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from recyclegpt.benchmark import bytes_ratio, step_breakdown
 from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
+from recyclegpt.benchmark.tables import cost_tables
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import choose_device
 from recyclegpt.configuration.hash import to_plain
@@ -30,22 +32,11 @@ from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, DecodingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
-COLUMNS = {
-    "category": "category", "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth",
-    "draft_vocab": "draft vocabulary", "draft_dtype": "draft dtype", "num_recycled": "m", "batch": "batch",
-    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "num_prompts": "prompts",
-    "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
-    "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "mean_accepted_length": "mean accepted length",
-    "acceptance": "acceptance", "acceptance_by_position": "by position", "agreement": "agreement", "equal": "equal",
-    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_share": "bandwidth",
-    "time_to_first_token_s": "first s",
-}  # fmt: skip
-SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
 SIMULATED = (0.7,)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
@@ -61,6 +52,7 @@ class GridSettings(BenchConfig):
     compile: tuple[bool, ...] = (False,)
     kernels: bool = True
     breakdown: bool = True
+    tables: bool = False
     vocab_size: int = 32000
 
     def __post_init__(self) -> None:
@@ -147,7 +139,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
     depths: tuple[int, ...] | tuple[None] = settings.recycle_num_layers or (None,)
     with ExternalCpuLoad() as load:
         for depth, dtype, compiled in itertools.product(depths, grid.dtypes, dict.fromkeys(settings.compile)):
-            found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, with_breakdown=not rows)
+            found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, is_first=not rows)
             rows += found
             first = first or facts
     costs = next((row for row in rows if row["verify_cost"] is not None), rows[0])
@@ -158,6 +150,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         "costs": {name: costs[name] for name in ("verify_cost", "draft_cost")} | {"bytes_ratio": first["bytes_ratio"]},
         "rows": rows,
         "breakdown": first["breakdown"],
+        "tables": first["tables"],
     }
     _print(document, settings.repetitions)
     return document
@@ -165,7 +158,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
 
 def _measure_model(
     cfg: DictConfig, grid: Grid, checkpoint: str | None, depth: int | None, dtype: torch.dtype, compiled: bool,
-    with_breakdown: bool,
+    is_first: bool,
 ) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
     """One depth, number format and way to compile, so that memory holds one model at a time."""
     settings = grid.settings
@@ -189,8 +182,13 @@ def _measure_model(
         rows += [of_all | row for row in group]
         shape = ", ".join(f"{COLUMNS[key]} {rows[-1][key]}" for key in SHAPE)  # a line a group: a grid may take long
         print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
-    breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
-    return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
+    once: dict[str, Any] = {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": {}, "tables": None}
+    if is_first and settings.breakdown:
+        once["breakdown"] = _breakdown(decoder, config, prompts)
+    if is_first and settings.tables:
+        how = {"dtype": dtype, "use_kernels": settings.kernels, "draft_dtype": grid.draft_dtype}
+        once["tables"] = cost_tables(decoder, settings.prompt_tokens[0] + settings.new_tokens[0] // 2, **how)
+    return rows, once
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:
@@ -234,25 +232,6 @@ def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[
     return {name: step_breakdown(decoder, rows, it, config.new_tokens[0]) for name, it in strategies.items()}
 
 
-def print_rows(rows: list[Row], hardware: dict[str, Any], facts: list[str]) -> None:
-    """The rows of a bench, less columns in which all are alike, and what they have in common."""
-    varied = {"strategy", "num_recycled", "tokens_per_s"}
-    varied |= {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
-    print_table(
-        [[_cell(key, row.get(key)) for key in COLUMNS if key in varied] for row in rows],
-        header=[word for key, word in COLUMNS.items() if key in varied],
-    )
-    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key in rows[0] and key not in varied]
-    print(f"\non {hardware['device']}, {hardware['threads']} threads; {', '.join([*common, *facts])}")
-    warn_contended(hardware)
-
-
-def _cell(key: str, value: object) -> object:
-    if isinstance(value, list):
-        return ("-" if "spread" in key else " ").join(f"{number:.3g}" for number in value) or None
-    return value
-
-
 def _print(document: dict[str, Any], repetitions: int) -> None:
     """The document of a bench: a row a measurement, and where the time of a step goes."""
     rows, hardware = document["rows"], document["hardware"]
@@ -270,3 +249,5 @@ def _print(document: dict[str, Any], repetitions: int) -> None:
             [(name, *(seconds[part] * 1e3 for part in PARTS)) for name, seconds in document["breakdown"].items()],
             header=("ms of a step", *PARTS),
         )
+    if document["tables"]:
+        print_tables(document["tables"])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from recyclegpt.benchmark.prompt_set import Row, bench_prompts, fit_prompts
+from recyclegpt.benchmark.speed import decode
+from recyclegpt.benchmark.tables import text_tables
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.commands.bench_grid import Grid, print_rows
+from recyclegpt.commands.bench_grid import Grid
+from recyclegpt.commands.bench_table import print_rows, print_tables
+from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
+from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
@@ -58,7 +65,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     for prompt, row in zip(found, encoded, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
-    decoder, of_all = grid.decoder(model, dtype, compiled, release=True)
+    decoder, of_all = grid.decoder(model, dtype, compiled, release=not settings.tables)
     document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
@@ -80,6 +87,12 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
         rows = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
     hardware = measured_on(grid.device, load.share)
     document |= {"hardware": hardware, "complete": True, "rows": [of_all | row for row in rows]}
+    if settings.tables:
+        texts = decode(decoder, encoded, Autoregressive(), new_tokens).texts
+        counts_V = torch.zeros(0)
+        with contextlib.suppress(ConfigError):  # a model without a run has no corpus
+            counts_V = corpus_for(cfg, trained).unigram_counts()
+        document["tables"] = text_tables(model, encoded, texts, max(settings.num_recycled), counts_V)
     write_json(folder / "prompts.json", document)
     notes = [
         f"{document['model']['num_parameters']:,} parameters, {document['dtype']}",
@@ -88,4 +101,6 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
         "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one",
     ]
     print_rows(document["rows"], hardware, notes)
+    if settings.tables:
+        print_tables(document["tables"])
     return document

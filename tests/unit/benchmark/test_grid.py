@@ -16,6 +16,7 @@ from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.grid import BenchConfig, bench
 from recyclegpt.benchmark.speed import decode, interleave
+from recyclegpt.benchmark.tables import ROWS, cost_tables, text_tables
 from recyclegpt.benchmark.transformers_baseline import in_transformers, make_runs
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
@@ -206,3 +207,24 @@ def test_a_module_costs_autoregressive_decoding_nothing(model: RecycleGPT) -> No
             decoder.generate([[1, 2, 3]], Autoregressive(), 10)
     assert calls[0] == calls[1]
     assert "recyclegpt.linear.default" in calls[0]
+
+
+def test_ranks_say_what_decoding_accepts(model: RecycleGPT) -> None:
+    """The share that ranks first is the acceptance rate of the token drafted first, the text being the backbone's."""
+    prompts = torch.randint(64, (6, 5)).tolist()
+    decoder = Decoder(model)
+    run = decode(decoder, prompts, Autoregressive(), 60)
+    tables = text_tables(model, prompts, run.texts, 2, torch.arange(5000))
+    for shares in tables["ranks"]:
+        assert sum(shares) == pytest.approx(1)
+    drafted = [torch.tensor([[*prompt, *text]]) for prompt, text in zip(prompts, run.texts, strict=True)]
+    agreed = []
+    for row in drafted:
+        _, (state,) = model.states(torch.stack([row[:, :-2], row[:, 1:-1]]), num_unrolled=1)
+        agreed += (model.logits(state).argmax(-1)[0] == row[0, 2:])[4:-1].tolist()
+    assert tables["ranks"][0][0] == pytest.approx(sum(agreed) / len(agreed))
+    assert tables["coverage"] == {"4096": 0.0}, "the ids that occur most often are the highest"
+    costs = cost_tables(decoder, 20)
+    assert list(costs["verify_cost"]) == ["1", *map(str, ROWS)]
+    assert list(costs["draft_cost"]) == ["64"]
+    assert costs["bandwidth_share"] > 0
