@@ -5,6 +5,8 @@ torch, Hydra and datasets are touched only where a test has imported them, so th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -104,11 +106,24 @@ def _torch_as_imported() -> Iterator[None]:
     random.seed(SEED)
     if (torch := sys.modules.get("torch")) is not None:
         _reset(torch)
+    if "recyclegpt.kernels" in sys.modules:
+        _compile_kernels()
     yield
     if (torch := sys.modules.get("torch")) is not None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         _reset(torch)
+
+
+@functools.cache
+def _compile_kernels() -> None:
+    """In one process, while the others wait."""
+    from filelock import FileLock
+
+    from recyclegpt.kernels import build
+
+    with FileLock(KERNELS / "lock"), contextlib.suppress(build.KernelsUnavailableError):
+        build.load()
 
 
 def _reset(torch: ModuleType) -> None:
