@@ -106,7 +106,6 @@ class PassTimer:
 
     @torch.no_grad()
     def measure(self, rounds: int) -> None:
-        """Add this many rounds."""
         for _ in range(rounds):
             seconds = self.stopwatch.seconds(*self.passes * SWEEPS_PER_ROUND)
             one, block, module_block, module_one = (
@@ -123,7 +122,6 @@ class Passes:
     """Single passes of a decoder, the LM head in each, at a position in the context: attention reads that far."""
 
     def __init__(self, decoder: Decoder, position: int, widest: int, batch: int = 1) -> None:
-        """`widest`: most tokens of a pass."""
         model = decoder.model
         self.decoder, self.num_slots = decoder, decoder.bucketed(position + widest)
         shape = (batch, self.num_slots, model.dtype, model.device)
@@ -132,7 +130,6 @@ class Passes:
         self.positions_BT = torch.arange(position, position + widest, device=model.device).expand(batch, -1)
 
     def backbone(self, width: int) -> Callable[[], object]:
-        """One over this many tokens."""
         model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
         tokens_BT = torch.zeros_like(positions_BT)
 
@@ -143,7 +140,6 @@ class Passes:
         return as_graph(run, model.device)
 
     def module(self, width: int) -> Callable[[], object]:
-        """A module call over this many rows."""
         model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
         tokens_BT = torch.zeros_like(positions_BT)
         states_BTC = torch.zeros(*tokens_BT.shape, model.config.hidden_size, dtype=model.dtype, device=model.device)

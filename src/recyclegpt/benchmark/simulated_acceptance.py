@@ -43,7 +43,6 @@ class SimulatedAcceptance(Verified):
 
     @property
     def state(self) -> tuple[Tensor, ...]:
-        """The number of the step."""
         return (self._turn,)
 
     def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,6 @@ class Speed:
 
     @property
     def tokens_per_s(self) -> float:
-        """Median over repetitions."""
         return statistics.median(self.repetitions)
 
     @property
@@ -153,7 +152,6 @@ def decode(
     batch: int = 1,
     clock: Clock = time.perf_counter,
 ) -> Run:
-    """Decode all prompts, `batch` at a time, and time it."""
     device = decoder.model.device
     run = Run()
     batches = [prompts[begin : begin + batch] for begin in range(0, len(prompts), batch)]

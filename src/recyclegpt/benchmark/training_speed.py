@@ -32,8 +32,6 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What is timed."""
-
     batch: int
     """Rows of a forward pass."""
     row_length: int
@@ -105,7 +103,6 @@ class _Steps:
         self.taken, self.stopwatch = 0, Stopwatch(device)
 
     def run(self) -> dict[str, float]:
-        """Seconds of one step, by phase."""
         passes = [self._forward, self._backward] * self.config.accumulate
         *pass_s, optimizer_s = self.stopwatch.seconds(*passes, self._update)
         return {"forward": sum(pass_s[::2]), "backward": sum(pass_s[1::2]), "optimizer": optimizer_s}

@@ -29,7 +29,6 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Restore what `capture_rng` returned."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
@@ -41,7 +40,6 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Restore the global generators afterwards, also after an error."""
     state = capture_rng()
     try:
         yield

@@ -23,8 +23,6 @@ FIGURE = "recycled/trade_off"
 
 
 class TradeOffFigure(Callback):
-    """Draws speed against quality, and agreement by confidence and by place. The figure needs matplotlib."""
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All metrics of the epoch have been logged by now."""
         if trainer.sanity_checking or not trainer.is_global_zero:

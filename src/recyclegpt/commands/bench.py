@@ -22,7 +22,6 @@ log = logging.getLogger("recyclegpt")
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
     cfg = compose_or_explain("bench", list(argv))
     grid = read_grid(cfg)
     with output_folder(cfg.output_dir) as folder:

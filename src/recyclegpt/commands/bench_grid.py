@@ -85,8 +85,6 @@ class GridSettings(BenchConfig):
 
 
 class Grid(NamedTuple):
-    """What is measured, and where."""
-
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
@@ -225,7 +223,6 @@ def _random_weights(cfg: DictConfig, grid: Grid, dtype: torch.dtype, depth: int 
 
 
 def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str, dict[str, float]]:
-    """The parts of a step, of the first combination of every decoder asked for."""
     rows, m = prompts(config.batch[0], config.prompt_tokens[0]), config.num_recycled[0]
     names = ["autoregressive"] if decoder.model.recyclable is None else ["autoregressive", *config.strategies]
     strategies = {name: config.simulated(make_strategy(name, m)) for name in names}

@@ -55,7 +55,6 @@ class StepSettings(Training):
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
     cfg = compose_or_explain("bench_training", list(argv))
     device, shape, recycle, config = read_step(cfg)
     with output_folder(cfg.output_dir) as folder:

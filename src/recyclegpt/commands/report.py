@@ -14,7 +14,6 @@ from recyclegpt.reporting.tables import summary_cells
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
     given = parser().parse_args(list(argv)).given
     folders = [text for text in given if not text.startswith("output_dir=")]
     if not folders:
@@ -45,7 +44,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
     own = argparse.ArgumentParser(
         prog="recyclegpt report",
         usage="recyclegpt report FOLDER ... [output_dir=FOLDER]",

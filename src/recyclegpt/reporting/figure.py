@@ -18,8 +18,6 @@ HTML_MODES = {"points": "markers", "both": "lines+markers"}
 
 @dataclass
 class Series:
-    """Points of one kind."""
-
     label: str | None
     """In the legend; None: not in it."""
     x: Sequence[float]
@@ -36,8 +34,6 @@ class Series:
 
 @dataclass
 class Panel:
-    """One pair of axes."""
-
     title: str
     x_label: str
     y_label: str
@@ -103,7 +99,6 @@ def draw_canvas(figure: Figure) -> Any:
 
 
 def draw_png(figure: Figure, path: Path) -> None:
-    """Write `draw_canvas(figure)` as a PNG file."""
     canvas = draw_canvas(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=130)

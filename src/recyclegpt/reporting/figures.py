@@ -29,7 +29,6 @@ SMOOTHED_TO = 40
 
 
 def make_figures(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Figure]:
-    """All figures that these runs have data for."""
     along = [_along(settings, key) for key in swept_keys(runs)]
     figures = [_pareto(settings), *along, _recycled_tokens(settings), _training(settings)]
     return [figure for figure in figures if figure.panels]

@@ -23,8 +23,6 @@ EFFECT_COLUMNS = ("setting", "metric", "from", "to", "largest difference", "seed
 
 @dataclass
 class Report:
-    """What was written, and from what."""
-
     runs: Runs
     settings: list[Setting]
     files: list[Path]
