@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ import torch
 class PeakMemory:
     """`with PeakMemory(device) as peak: ...; peak.bytes`: of tensors on a CUDA device, otherwise of the whole process.
 
-    On Linux the process's peak is reset at the start; on other systems it is that of its whole life. NaN where unknown.
+    NaN where unknown: for a process only Linux tells.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,12 +41,7 @@ def peak_memory_bytes(device: torch.device) -> float:
     status = Path("/proc/self/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text(encoding="utf-8"))):
         return float(peak[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # not a Unix system
-        return math.nan
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(most if sys.platform == "darwin" else most * 1024)
+    return math.nan
 
 
 def memory_of(device: torch.device) -> int | None:

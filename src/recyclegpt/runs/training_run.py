@@ -233,6 +233,7 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
     return {
         "device": device_name(device),
         "dtype": str(trainer.precision),
+        "decode_drafter": cfg.decoding.drafter,
         "decode_dtype": str(named_dtype(cfg.decoding.dtype, device, decoding=True)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "contended": shares_machine() or is_contended(max(shares, default=None)),
