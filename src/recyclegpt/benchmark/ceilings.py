@@ -62,8 +62,12 @@ def backbone_bytes(model: RecycleGPT) -> int:
 
 
 def module_bytes(model: RecycleGPT) -> int:
-    """Weights that a call of the recyclable module reads, the LM head's among them; 0 without a module."""
-    return 0 if model.recyclable is None else _bytes(model.recyclable) + _bytes(model.lm_head)
+    """Weights that a call of the recyclable module reads, those of its LM head among them; 0 without a module."""
+    if model.recyclable is None:
+        return 0
+    ids = 0 if model.draft_ids is None else model.draft_ids.nbytes
+    head = _bytes(model.lm_head if model.draft_lm_head is None else model.draft_lm_head)
+    return _bytes(model.recyclable) - ids + head
 
 
 def _bytes(module: nn.Module) -> int:
@@ -138,7 +142,7 @@ def _passes(decoder: Decoder, block: int, position: int, batch: int) -> list[Cal
 
         def module_pass() -> object:
             hidden = decoder.recycle(tokens, states, positions, cache=module_cache, num_slots_read=num_slots)
-            return most_likely(model.logits(hidden[:, -1]))
+            return most_likely(model.draft_logits(hidden[:, -1]))
 
         return module_pass if module else backbone_pass
 

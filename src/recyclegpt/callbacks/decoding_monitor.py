@@ -117,7 +117,8 @@ class DecodingMonitor(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, declared nowhere
         prompts: list[list[int]] = datamodule.val_prompts(self.num_prompts, self.prompt_tokens).tolist()
         # A copy, so that weights are cast once and decoding's shapes never recompile the training forward.
-        decoder = Decoder.optimised(model, named_dtype(self.decoding.dtype, model.device, decoding=True))
+        dtype = named_dtype(self.decoding.dtype, model.device, decoding=True)
+        decoder = Decoder.optimised(model, dtype, draft_dtype=self.decoding.named_draft_dtype())
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
         if model.recyclable is not None:

@@ -27,7 +27,7 @@ from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import not_positive, to_dataclass
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Decoder, make_strategy
+from recyclegpt.decoding import Decoder, DecodingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
 from recyclegpt.hardware.device import measured_on, warn_contended
@@ -91,6 +91,7 @@ class Grid(NamedTuple):
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
+    draft_dtype: torch.dtype | None
 
 
 def read_grid(cfg: DictConfig) -> Grid:
@@ -104,11 +105,13 @@ def read_grid(cfg: DictConfig) -> Grid:
         device = choose_device(cfg.device)
     with problems.under():
         settings = to_dataclass(GridSettings, cfg.bench, "bench")
+    with problems.under("decoding."):
+        draft_dtype = DecodingConfig(draft_dtype=cfg.decoding.draft_dtype).named_draft_dtype()
     problems.raise_any()
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    return Grid(settings, device, list(dict.fromkeys(dtypes)))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)), draft_dtype)
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _measure_model(
     name = str(dtype).removeprefix("torch.")
     config = dataclasses.replace(settings, baselines=baselines, acceptance=acceptance, seed=cfg.seed, dtype_name=name)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=not baselines)
+    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, not baselines, grid.draft_dtype)
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
         rows += group

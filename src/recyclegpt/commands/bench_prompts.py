@@ -67,7 +67,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     for prompt, row in zip(found, rows, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, release=True)
+    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, True, grid.draft_dtype)
     document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),

@@ -33,7 +33,9 @@ def run(argv: Sequence[str]) -> int:
     prompt = read_prompt(arguments)
     trained = load_trained(cfg.checkpoint, device)
     tokenizer, strategy = trained.tokenizer, decoding.strategy_for(trained.model)
-    decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
+    decoder = Decoder.optimised(
+        trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()
+    )
     sampler = Sampler.seeded(decoding.sampling(), 1, decoding.seed, device)
     counts = Counts()
     pieces = tokenizer.decode_stream(skip_special_tokens=True)

@@ -90,7 +90,9 @@ def run(argv: Sequence[str]) -> int:
             "train": draw_prompts(source.corpus.sample(), eos_id, settings.num_documents, length, seed),
             "val": draw_prompts(source.corpus.val, eos_id, settings.num_val_documents, length, seed),
         }
-        decoder = Decoder.optimised(trained.model, dtype, decoding.compile, release=True)
+        decoder = Decoder.optimised(
+            trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()
+        )
         writer = BulkWriter(
             decoder, strategy, decoding.sampling(), seed, decoding.max_new_tokens,
             trained.tokenizer.stop_ids, source.vocab_size,

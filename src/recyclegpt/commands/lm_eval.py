@@ -88,7 +88,9 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
         strategy = decoding.strategy_for(trained.model)
-        decoder = Decoder.optimised(trained.model, decoding_dtype, decoding.compile)
+        decoder = Decoder.optimised(
+            trained.model, decoding_dtype, decoding.compile, draft_dtype=decoding.named_draft_dtype()
+        )
         encode = partial(encode_marked, trained.tokenizer) if chat else None
         generator = BatchGenerator(decoder, strategy, trained.tokenizer, settings.batch_size, decoding.seed, encode)
     results: Results = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+import torch
+
 from recyclegpt.decoding.sampling import SamplingConfig
 from recyclegpt.decoding.strategies import Autoregressive, Strategy, make_strategy
 from recyclegpt.errors import Problems
@@ -46,6 +48,8 @@ class DecodingConfig:
     dtype: str = "auto"
     """Of the weights: `auto` is bfloat16 where the device has it natively, else float32; `int8` (CPU) means int8
     weights."""
+    draft_dtype: str | None = None
+    """Of the recyclable module's weights and its LM head: `int8` (CPU), or null for `dtype`."""
     compile: bool = False
     """Run the passes through `torch.compile`."""
 
@@ -62,11 +66,19 @@ class DecodingConfig:
             problems.found.append(f"seed: {self.seed} is not between 0 and 2^62")
         if self.dtype not in ("auto", *DECODING_DTYPES):
             problems.found.append(f"dtype: {self.dtype!r} is unknown; choose from auto, {', '.join(DECODING_DTYPES)}")
+        if self.draft_dtype not in (None, "int8"):
+            problems.found.append(
+                f"draft_dtype: {self.draft_dtype!r} is unknown; choose int8, or null for that of dtype"
+            )
         problems.raise_any()
 
     def make_strategy(self) -> Strategy:
         """The strategy of this name and these numbers."""
         return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold, self.drafter)
+
+    def named_draft_dtype(self) -> torch.dtype | None:
+        """For `Decoder.optimised`."""
+        return None if self.draft_dtype is None else torch.int8
 
     def strategy_for(self, model: RecycleGPT) -> Strategy:
         """The strategy for this model: autoregressive, with a warning, where it has no module to draft with."""

@@ -54,13 +54,14 @@ class Decoder:
         compile: bool = False,  # noqa: A002
         use_kernels: bool = True,
         release: bool = False,
+        draft_dtype: torch.dtype | None = None,
     ) -> Decoder:
         """A decoder of a fused copy of the model (`fuse`), in this dtype; int8 means int8 weights.
 
         Raises:
             ConfigError: int8 where the CPU kernels cannot be used.
         """
-        return cls(fuse(model, dtype, use_kernels, release), compile)
+        return cls(fuse(model, dtype, use_kernels, release, draft_dtype), compile)
 
     def stream(
         self,

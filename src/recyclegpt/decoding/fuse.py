@@ -6,12 +6,14 @@ C model width, H query heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
 from recyclegpt import kernels
 from recyclegpt.decoding.cpu_layers import KernelGPT, KernelLayer, KernelRMSNorm, PackedLinear
-from recyclegpt.decoding.fused_layers import FusedLayer, FusedLinear
+from recyclegpt.decoding.fused_layers import FusedLayer, FusedLinear, MakeLinear
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, fastest_dtype
 from recyclegpt.models.rope import Rotary
@@ -19,7 +21,11 @@ from recyclegpt.models.rope import Rotary
 
 @torch.no_grad()
 def fuse(
-    model: RecycleGPT, dtype: torch.dtype | None = None, use_kernels: bool = True, release: bool = False
+    model: RecycleGPT,
+    dtype: torch.dtype | None = None,
+    use_kernels: bool = True,
+    release: bool = False,
+    draft_dtype: torch.dtype | None = None,
 ) -> RecycleGPT:
     """A model for decoding only, which computes what `model` computes and shares no tensor that training changes.
 
@@ -29,19 +35,22 @@ def fuse(
             the device's fastest format.
         use_kernels: False decodes with torch's own operators on every device.
         release: free each weight of `model` once it is copied, so that memory never holds both; `model` is used up.
+        draft_dtype: int8 for int8 weights in the recyclable module and its LM head alone; None: as `dtype`.
 
     Raises:
         ConfigError: int8 where the kernels cannot be used.
     """
     int8 = dtype == torch.int8
+    drafts_int8 = int8 or draft_dtype == torch.int8
     device, own = model.device, model.dtype
     dtype = own if dtype is None else fastest_dtype(device) if int8 else dtype
     packs = use_kernels and kernels.usable(device, dtype)
-    if int8 and not packs:
-        raise ConfigError("dtype: int8 weights need the CPU kernels of this package; decode in another dtype")
+    if drafts_int8 and not packs:
+        key = "dtype" if int8 else "draft_dtype"
+        raise ConfigError(f"{key}: int8 weights need the CPU kernels of this package; decode in another dtype")
     make_layer, make_model = (KernelLayer, KernelGPT) if packs else (FusedLayer, RecycleGPT)
 
-    def linear(*modules: nn.Linear) -> nn.Module:
+    def linear(*modules: nn.Linear, int8: bool = int8) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
         weight_OI = torch.cat([module.weight.detach().to(dtype) for module in modules])
         biases = [module.bias.detach().to(dtype) for module in modules if module.bias is not None]
@@ -63,7 +72,7 @@ def fuse(
         copied.weight = nn.Parameter(weight_C, requires_grad=False)
         return copied
 
-    def layers(originals: nn.ModuleList) -> nn.ModuleList:
+    def layers(originals: nn.ModuleList, linear: MakeLinear = linear) -> nn.ModuleList:
         return nn.ModuleList(make_layer(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
 
     with torch.device("meta"):
@@ -76,8 +85,15 @@ def fuse(
     if model.recyclable is not None and fused.recyclable is not None:
         for name in ("embed_norm", "hidden_norm", "norm"):
             setattr(fused.recyclable, name, norm(getattr(model.recyclable, name)))
-        fused.recyclable.fc = linear(model.recyclable.fc)  # type: ignore[assignment]
-        fused.recyclable.layers = layers(model.recyclable.layers)
+        draft_linear = functools.partial(linear, int8=drafts_int8)
+        fused.recyclable.fc = draft_linear(model.recyclable.fc)  # type: ignore[assignment]
+        fused.recyclable.layers = layers(model.recyclable.layers, draft_linear)
+        if model.draft_ids is not None or drafts_int8 != int8:
+            head = nn.Linear(1, 1, bias=False, device="meta")
+            head.weight = nn.Parameter(model.draft_head, requires_grad=False)
+            fused.draft_lm_head = draft_linear(head)
+        if model.draft_ids is not None:
+            fused.recyclable.draft_ids = model.draft_ids.clone()
     with device:
         # Tables in fp32 whatever the weights: in bf16 an angle is off by up to a part in 256.
         config = model.config

@@ -1,6 +1,6 @@
 """From logits to a token: penalty, temperature, filters, and draws that do not depend on the other rows of a batch.
 
-B batch, V vocabulary, m drafted tokens.
+B batch, V vocabulary, D draft vocabulary, m drafted tokens.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.max(dim=-1).indices  # `argmax` takes four times as long on a CPU in bf16
 
 
-def exponential_noise(keys: Tensor, vocab_size: int) -> Tensor:
-    """Exponential noise `(..., V)` in fp32, each number a hash of two 32-bit keys `(..., 2)` and a token id."""
+def exponential_noise(keys: Tensor, ids_V: Tensor) -> Tensor:
+    """Exponential noise `(..., V)` in fp32 of these token ids, each a hash of an id and two 32-bit keys `(..., 2)`."""
     if keys.device.type == "cpu" and kernels.are_loaded():
-        return kernels.exponential_noise(keys.reshape(-1, 2), vocab_size).view(*keys.shape[:-1], vocab_size)
+        return kernels.exponential_noise(keys.reshape(-1, 2), ids_V).view(*keys.shape[:-1], len(ids_V))
     first, second = keys[..., :1], keys[..., 1:]
-    ids_V = torch.arange(vocab_size, device=keys.device)
     words = _mix((_mix(ids_V ^ first) + second) & _WORD)
     # Below 1, whose noise would be infinite: of a token that is certain, no weight would be left.
     uniform = ((words + 0.5) * 2.0**-32).to(torch.float32).clamp(max=1 - 2.0**-24)
@@ -156,6 +155,7 @@ class Sampler:
         self.config = config
         self.generators = list(generators)
         self.seeds_B2 = torch.empty(0)
+        self.ids_V = torch.empty(0)
         self.exponential_BNV = torch.empty(0)
         self.uniform_Bm = torch.empty(0)
 
@@ -172,6 +172,7 @@ class Sampler:
     def allocate(self, num_recycled: int, vocab_size: int, device: torch.device) -> None:
         """Make room for a step's numbers: one token of the backbone and `num_recycled` of the drafter."""
         batch = len(self.generators)
+        self.ids_V = torch.arange(vocab_size, device=device)
         self.seeds_B2 = torch.empty(batch, 2, dtype=torch.long, device=device)
         self.take(self.generators)
         if self.rejects:
@@ -196,24 +197,39 @@ class Sampler:
             uniform.uniform_(generator=generator)
 
     def choose(
-        self, logits_BV: Tensor, draw: int, position_B: Tensor, seen_BV: Tensor | None = None
+        self,
+        logits_BV: Tensor,
+        draw: int,
+        position_B: Tensor,
+        seen_BV: Tensor | None = None,
+        draft_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """A token for each row, and under rejection sampling the distribution it was drawn from.
+        """A token for each row, and under rejection sampling the distribution `(B, V)` it was drawn from.
 
         `draw` is 0 for the backbone's token of a step and k for the k-th drafted one; `position_B` is where it goes.
+        With `draft_ids` the logits are those of these D tokens.
         """
+        if draft_ids is not None and seen_BV is not None:
+            seen_BV = seen_BV[:, draft_ids]
         if not self.rejects:
             seen_BTV = None if seen_BV is None else seen_BV[:, None]
-            return self.choose_at(logits_BV[:, None], position_B[:, None], seen_BTV)[:, 0], None
+            return self.choose_at(logits_BV[:, None], position_B[:, None], seen_BTV, draft_ids)[:, 0], None
         probabilities_BV = processed_probabilities(logits_BV, self.config, seen_BV)
+        if draft_ids is not None:
+            zeros_BV = probabilities_BV.new_zeros(len(probabilities_BV), len(self.ids_V))
+            probabilities_BV = zeros_BV.index_copy_(1, draft_ids, probabilities_BV)
         return self.pick(probabilities_BV, draw), probabilities_BV
 
-    def choose_at(self, logits_BTV: Tensor, positions_BT: Tensor, seen_BTV: Tensor | None) -> Tensor:
-        """The tokens `(B, T)` of these positions, greedy or coupled."""
+    def choose_at(
+        self, logits_BTV: Tensor, positions_BT: Tensor, seen_BTV: Tensor | None, draft_ids: Tensor | None = None
+    ) -> Tensor:
+        """The tokens `(B, T)` of these positions, greedy or coupled; with `draft_ids` among these D."""
         if self.config.greedy:
-            return most_likely(penalised(logits_BTV, self.config, seen_BTV))
-        noise_BTV = exponential_noise(self.keys_at(positions_BT), logits_BTV.shape[-1])
-        return most_likely(_kept_weights(logits_BTV, self.config, seen_BTV) / noise_BTV)
+            index_BT = most_likely(penalised(logits_BTV, self.config, seen_BTV))
+        else:
+            noise_BTV = exponential_noise(self.keys_at(positions_BT), self.ids_V if draft_ids is None else draft_ids)
+            index_BT = most_likely(_kept_weights(logits_BTV, self.config, seen_BTV) / noise_BTV)
+        return index_BT if draft_ids is None else draft_ids[index_BT]
 
     def keys_at(self, positions_BT: Tensor) -> Tensor:
         """Keys of the noise at these positions, `(B, T, 2)`."""

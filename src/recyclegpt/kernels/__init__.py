@@ -115,9 +115,9 @@ def most_likely(x_nV: Tensor) -> Tensor:
     return result
 
 
-def exponential_noise(keys_n2: Tensor, vocab_size: int) -> Tensor:
-    """Exponential noise `(n, V)` in fp32, each number a hash of a row's two 32-bit keys and a token id."""
-    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), vocab_size)
+def exponential_noise(keys_n2: Tensor, ids_V: Tensor) -> Tensor:
+    """Exponential noise `(n, V)` in fp32 of these token ids, each a hash of an id and a row's two 32-bit keys."""
+    result: Tensor = torch.ops.recyclegpt.exponential_noise.default(keys_n2.contiguous(), ids_V)
     return result
 
 

@@ -73,15 +73,15 @@ inline Floats exponential_of(Words words) {
   return u < 0x1p-5f ? series : -log;
 }
 
-// Noise (n, V) of the keys (n, 2).
-Tensor exponential_noise(const Tensor& keys, int64_t V) {
-  const int64_t n = keys.size(0);
+// Noise (n, V) of the keys (n, 2) for the token ids (V).
+Tensor exponential_noise(const Tensor& keys, const Tensor& tokens) {
+  const int64_t n = keys.size(0), V = tokens.size(0);
   Tensor noise = torch::stable::new_empty(keys, {n, V}, ScalarType::Float);
   torch::stable::parallel_for(0, n * blocks_of(V), 1024, [&](int64_t from, int64_t to) {
     for (int64_t block = from; block < to; ++block) {
       const int64_t row = block / blocks_of(V), v = block % blocks_of(V) * kLanes;
       Words ids = {};
-      for (int lane = 0; lane < kLanes; ++lane) ids[lane] = uint32_t(v + lane);
+      for (int lane = 0; lane < kLanes; ++lane) ids[lane] = uint32_t(data<int64_t>(tokens)[std::min(v + lane, V - 1)]);
       const uint32_t first = uint32_t(data<int64_t>(keys)[2 * row]), second = uint32_t(data<int64_t>(keys)[2 * row + 1]);
       const Floats values = exponential_of(mix(mix(ids ^ first) + second));
       std::memcpy(mutable_data<float>(noise) + row * V + v, &values, std::min<int64_t>(kLanes, V - v) * sizeof(float));
@@ -94,7 +94,7 @@ Tensor exponential_noise(const Tensor& keys, int64_t V) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recyclegpt, library) {
   library.def("most_likely(Tensor x) -> Tensor");
-  library.def("exponential_noise(Tensor keys, int V) -> Tensor");
+  library.def("exponential_noise(Tensor keys, Tensor tokens) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recyclegpt, CPU, library) {

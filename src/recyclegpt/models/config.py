@@ -110,7 +110,17 @@ class RecycleConfig:
     norm_inputs: bool = False
     final_norm: bool = True
     first_input_norm: bool = True
+    draft_vocab: int | None = None
+    """Token ids D that the module may propose (`RecyclableModule.draft_ids`): its LM head is that many rows of the
+    backbone's (FR-Spec, github.com/thunlp/FR-Spec). None: the whole vocabulary."""
 
     def __post_init__(self) -> None:
+        problems = []
         if self.num_layers < 0:
-            raise ConfigError(f"num_layers: {self.num_layers} is negative; 0 means no recyclable module")
+            problems.append(f"num_layers: {self.num_layers} is negative; 0 means no recyclable module")
+        if self.draft_vocab is not None and self.draft_vocab < 2:
+            problems.append(
+                f"draft_vocab: {self.draft_vocab} leaves nothing to choose from; null is the whole vocabulary"
+            )
+        if problems:
+            raise ConfigError(problems)

@@ -1,6 +1,6 @@
 """The recyclable module: predicts one token further from a state already computed and the token that followed it.
 
-B batch, T positions, C model width.
+B batch, T positions, C model width, D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.layers import AttentionInputs, RMSNorm, TransformerLayer, run_layers
 
@@ -35,6 +36,13 @@ class RecyclableModule(nn.Module):
             for number in range(recycle.num_layers)
         )
         self.norm: nn.Module = RMSNorm(width, eps=eps) if recycle.final_norm else nn.Identity()
+        if recycle.draft_vocab is not None and recycle.draft_vocab > config.vocab_size:
+            raise ConfigError(f"draft_vocab: {recycle.draft_vocab} is more than vocab_size={config.vocab_size}")
+        # Low ids until the frequent ones are known: the earliest merges of a byte-pair vocabulary are common.
+        self.register_buffer("draft_ids", None if recycle.draft_vocab is None else torch.arange(recycle.draft_vocab))
+
+    draft_ids: Tensor | None
+    """The token ids that the module may propose, ascending `(D,)`; None: all."""
 
     def balance_fold(self, embedding_std: float) -> None:
         """Initialise the fold so that both inputs add equal variance to z_t, which starts with unit variance.

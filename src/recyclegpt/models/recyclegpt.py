@@ -1,6 +1,6 @@
 """RecycleGPT: backbone, recyclable module and the LM head they share.
 
-B batch, T positions, C model width, V vocabulary, N views, K unrolled steps.
+B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, K unrolled steps.
 """
 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
@@ -48,6 +48,7 @@ class RecycleGPT(
         self.backbone = Backbone(model)
         self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+        self.draft_lm_head: nn.Module | None = None  # of a model prepared for decoding: `draft_head`, packed
         num_positions = model.context_length + 2 * MAX_RECYCLED
         self.rotary = Rotary(model.head_dim, model.rope_theta, num_positions, model.rope_scaling)
         initialise(self, model.init_std)
@@ -102,6 +103,22 @@ class RecycleGPT(
         """Logits `(..., V)` of states of either kind."""
         return self.lm_head(state_BTC)
 
+    def draft_logits(self, state_BTC: Tensor) -> Tensor:
+        """Logits `(..., D)` of the module's states over its draft vocabulary; column i is token `draft_ids[i]`."""
+        if self.draft_lm_head is not None:
+            return self.draft_lm_head(state_BTC)
+        return self.logits(state_BTC) if self.draft_ids is None else F.linear(state_BTC, self.draft_head)
+
+    @property
+    def draft_ids(self) -> Tensor | None:
+        """Token ids that the module may propose, ascending `(D,)`; None: all."""
+        return None if self.recyclable is None else self.recyclable.draft_ids
+
+    @property
+    def draft_head(self) -> Tensor:
+        """The LM head's rows `(D, C)` that the module uses; gradients reach the head through them."""
+        return self.lm_head.weight if self.draft_ids is None else self.lm_head.weight[self.draft_ids]
+
     # --- training ---
 
     def states(
@@ -152,6 +169,8 @@ class RecycleGPT(
         """
         self.to_empty(device=device)
         self.rotary.float().fill()
+        if self.draft_ids is not None:
+            torch.arange(len(self.draft_ids), out=self.draft_ids)
         if self.config.tie_embeddings:
             self.lm_head.weight = self.backbone.embed_tokens.weight
 

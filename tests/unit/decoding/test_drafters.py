@@ -52,12 +52,19 @@ def test_lookup_equals_a_search_by_hand(texts: list[list[int]], num: int) -> Non
         [SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, top_p=0.9, repetition_penalty=1.3)]
     ),
     confidence=st.sampled_from([0.0, 0.3]),
+    draft_vocab=st.sampled_from([None, 3]),
 )
 def test_every_drafter_writes_the_autoregressive_text(
-    seed: int, num_recycled: int, lengths: list[int], drafter: str, sampling: SamplingConfig, confidence: float
+    seed: int,
+    num_recycled: int,
+    lengths: list[int],
+    drafter: str,
+    sampling: SamplingConfig,
+    confidence: float,
+    draft_vocab: int | None,
 ) -> None:
     """Greedy text and, with coupled sampling, sampled text too."""
-    decoder = Decoder(random_model(seed, vocab_size=7))
+    decoder = Decoder(random_model(seed, vocab_size=7, draft_vocab=draft_vocab))
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(7, (length,), generator=generator).tolist() for length in lengths]
     exact = decoder.generate(prompts, Verified(num_recycled, confidence, drafter), 40, sampling, [3], seed)

@@ -11,7 +11,7 @@ from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 
 def random_model(
-    seed: int, depth: int = 1, vocab_size: int = 23, layers: int = 2, sharpness: float = 0.4, **recycle: bool
+    seed: int, depth: int = 1, vocab_size: int = 23, layers: int = 2, sharpness: float = 0.4, **recycle: int | None
 ) -> RecycleGPT:
     """A tiny fp64 model with weights large enough that its text varies."""
     config = ModelConfig(vocab_size, 96, num_layers=layers, hidden_size=16, num_heads=4, num_kv_heads=2)
@@ -21,6 +21,8 @@ def random_model(
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=sharpness, generator=generator)
+    if model.draft_ids is not None:
+        model.draft_ids.copy_(torch.randperm(vocab_size, generator=generator)[: len(model.draft_ids)].sort().values)
     return model
 
 

@@ -29,6 +29,7 @@ VARIANTS = {
     "both inputs normed": (ModelConfig(37, 96, 1, 48, 3), RecycleConfig(1, norm_inputs=True)),
     "EAGLE": (ModelConfig(37, 96, 1, 32, 2), RecycleConfig(1, final_norm=False, first_input_norm=False)),
     "no module": (ModelConfig(16, 96, 2, 32, 4, head_dim=6), None),
+    "draft vocabulary": (ModelConfig(37, 96, 1, 32, 4), RecycleConfig(1, draft_vocab=11)),
     "Qwen2's biases": (ModelConfig(37, 96, 2, 32, 4, num_kv_heads=2, qkv_bias=True), RecycleConfig(1)),
     "Qwen3's norms": (ModelConfig(37, 96, 2, 32, 4, head_dim=6, qk_norm=True), RecycleConfig(1)),
     "all biases, stretched": (
@@ -43,6 +44,8 @@ def made(config: ModelConfig, recycle: RecycleConfig | None) -> RecycleGPT:
     model = RecycleGPT(config, recycle).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    if model.draft_ids is not None:
+        model.draft_ids.mul_(3)
     return model
 
 
@@ -56,10 +59,11 @@ def outputs(model: RecycleGPT, tokens_BT: Tensor, prefill: int) -> Tensor:
     while begin + width < tokens_BT.shape[1]:
         positions = torch.arange(begin, begin + width).expand(len(tokens_BT), -1)
         hidden = model.backbone_states(tokens_BT[:, begin : begin + width], positions, cache=cache)
-        logits.append(model.logits(hidden))
+        logits.append(model.logits(hidden).flatten(1))
         if model.recyclable is not None:
             following = tokens_BT[:, begin + 1 : begin + width + 1]
-            logits.append(model.logits(model.recycle(following, hidden, positions, cache=module_cache)))
+            recycled = model.recycle(following, hidden, positions, cache=module_cache)
+            logits.append(model.draft_logits(recycled).flatten(1))
         begin, width = begin + width, 1 + len(logits) % 3
     return torch.cat(logits, dim=1)
 
@@ -171,10 +175,10 @@ def outputs_without_a_cache(model: RecycleGPT, tokens_BT: Tensor) -> Tensor:
     logits = []
     for mask in (None, window_TT):
         hidden = model.backbone_states(tokens_BT, mask=mask)
-        logits.append(model.logits(hidden))
+        logits.append(model.logits(hidden).flatten(1))
         if model.recyclable is not None:
-            logits.append(model.logits(model.recycle(tokens_BT.roll(-1, 1), hidden, mask=mask)))
-    return torch.cat(logits)
+            logits.append(model.draft_logits(model.recycle(tokens_BT.roll(-1, 1), hidden, mask=mask)).flatten(1))
+    return torch.cat(logits, dim=1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -227,8 +231,14 @@ def test_int8_weights() -> None:
     exact, found = outputs(model.double(), tokens, 5), outputs(fuse(model.float(), torch.int8), tokens, 5)
     # A step is a 127th of an output's largest weight: most of a percent of a weight, three layers deep.
     assert float((found.double() - exact).norm() / exact.norm()) < 0.08
-    with pytest.raises(ConfigError, match="int8"):
-        fuse(model, torch.int8, use_kernels=False)
+    half, drafted = (outputs(fuse(model, torch.bfloat16, draft_dtype=kind), tokens, 5) for kind in (None, torch.int8))
+    same = half == drafted
+    assert same[:, : 5 * 37].all(), "the backbone's weights are not in int8"
+    assert not same.all()
+    assert float((drafted.double() - exact).norm() / exact.norm()) < 0.08
+    for kind in ({"dtype": torch.int8}, {"draft_dtype": torch.int8}):
+        with pytest.raises(ConfigError, match=f"{next(iter(kind))}: int8"):
+            fuse(model, use_kernels=False, **kind)
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")
@@ -239,12 +249,21 @@ def test_int8_weights() -> None:
     dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.int8]),
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     stops=st.sets(st.integers(0, 22), max_size=1),
+    draft_vocab=st.sampled_from([None, 9]),
+    draft_dtype=st.sampled_from([None, torch.int8]),
 )
 def test_verified_equals_autoregressive_in_every_format(
-    seed: int, num_recycled: int, dtype: torch.dtype, lengths: list[int], stops: set[int]
+    seed: int,
+    num_recycled: int,
+    dtype: torch.dtype,
+    lengths: list[int],
+    stops: set[int],
+    draft_vocab: int | None,
+    draft_dtype: torch.dtype | None,
 ) -> None:
     """Not within a tolerance: the kernels' results do not depend on how many tokens a pass reads."""
-    decoder = Decoder.optimised(random_model(seed, 1).float(), dtype)
+    model = random_model(seed, 1, draft_vocab=draft_vocab).float()
+    decoder = Decoder.optimised(model, dtype, draft_dtype=draft_dtype)
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(23, (length,), generator=generator).tolist() for length in lengths]
     plain = decoder.generate(prompts, Autoregressive(), 40, stop_tokens=list(stops))

@@ -69,16 +69,16 @@ def test_verified_sampling_has_the_backbones_distribution(num_recycled: int, sam
     assert p_value(model, Verified(num_recycled), sampling) > 1e-3
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "ngram+module"])
-def test_whoever_drafts_sampled_text_has_the_backbones_distribution(drafter: str) -> None:
-    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5)
+@pytest.mark.parametrize(("drafter", "draft_vocab"), [("ngram", None), ("ngram+module", None), ("module", 2)])
+def test_whoever_drafts_sampled_text_has_the_backbones_distribution(drafter: str, draft_vocab: int | None) -> None:
+    model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5, draft_vocab=draft_vocab)
     assert p_value(model, Verified(2, drafter=drafter), SamplingConfig(temperature=1.0, coupled=False)) > 1e-3
 
 
 def test_noise_is_exponential_and_differs_by_seed_position_and_token() -> None:
     sampler = Sampler.seeded(SamplingConfig(temperature=1.0), 50, 0, torch.device("cpu"))
     sampler.allocate(0, 400, torch.device("cpu"))
-    noise = exponential_noise(sampler.keys_at(torch.arange(20).expand(50, 20)), 400)
+    noise = exponential_noise(sampler.keys_at(torch.arange(20).expand(50, 20)), torch.arange(400))
     flat = noise.double().flatten().sort().values
     places = torch.arange(1, len(flat) + 1).double() / len(flat)
     assert float((1 - (-flat).exp() - places).abs().max()) < 1.95 / len(flat) ** 0.5  # Kolmogorov-Smirnov, p = 0.001
@@ -145,7 +145,7 @@ def test_noise_of_neighbouring_seeds_and_positions_is_independent() -> None:
     seeds = [5, 6, 5 + 2**32, 5 + 2**33, 2**62 - 1]
     sampler = Sampler(SamplingConfig(1.0), [torch.Generator().manual_seed(seed) for seed in seeds])
     sampler.allocate(1, 4096, torch.device("cpu"))
-    noise = exponential_noise(sampler.keys_at(torch.tensor([0, 1, 2, 1000])), 4096).flatten(0, 1)
+    noise = exponential_noise(sampler.keys_at(torch.tensor([0, 1, 2, 1000])), torch.arange(4096)).flatten(0, 1)
     uniform = 1 - (-noise.double()).exp()
     assert float((uniform.mean(dim=1) - 0.5).abs().max()) < 5 * (1 / 12 / 4096) ** 0.5
     between = torch.corrcoef(torch.cat([uniform, uniform.roll(1, 1)])).fill_diagonal_(0)
@@ -155,7 +155,7 @@ def test_noise_of_neighbouring_seeds_and_positions_is_independent() -> None:
 def test_certain_tokens_are_drawn_whatever_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "are_loaded", lambda: False)
     monkeypatch.setattr(sampling, "_mix", lambda words: torch.full_like(words, 2**32 - 1))
-    assert sampling.exponential_noise(torch.zeros(1, 2, dtype=torch.long), 8).isfinite().all()
+    assert sampling.exponential_noise(torch.zeros(1, 2, dtype=torch.long), torch.arange(8)).isfinite().all()
 
 
 def test_one_generator_does_not_serve_two_rows() -> None:

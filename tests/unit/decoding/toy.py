@@ -36,5 +36,10 @@ class CountingModel(nn.Module):
         token_BT = torch.where(right, tokens_BT + 1, tokens_BT + 2) % self.config.vocab_size
         return F.one_hot(token_BT, self.config.vocab_size).float()
 
+    draft_ids = None
+
+    def draft_logits(self, state: Tensor) -> Tensor:
+        return self.logits(state)
+
     def logits(self, state: Tensor) -> Tensor:
         return state

@@ -1,7 +1,8 @@
 """The recyclable module as a drafter: it re-reads the true pairs of a backbone pass, then writes m tokens.
 
 Its cache holds exactly the rows that training has seen: a pair (h_t, x_{t+1}) is read as soon as the true state h_t
-exists, over the provisional row made while drafting. B batch, T positions, C model width, V vocabulary.
+exists, over the provisional row made while drafting. B batch, T positions, C model width, V vocabulary, D draft
+vocabulary.
 """
 
 from __future__ import annotations
@@ -59,17 +60,19 @@ class ModuleDrafter:
         sure_B: Tensor | None = None
         self.num_drafted_B.fill_(0 if self.threshold > 0 else self.m)
         for number in range(1, self.m + 1):
-            logits_BV = self.model.logits(state_BC)
+            logits_BD = self.model.draft_logits(state_BC)
             position_B = self.text.position_B + number
             seen_BV: Tensor | None = None
             if self.sampler.config.penalises:
                 seen_BV = self.text.seen((position_B - 1)[:, None])[:, 0]
-            token_B, distribution_BV = self.sampler.choose(logits_BV, number, position_B, seen_BV)
+            token_B, distribution_BV = self.sampler.choose(logits_BD, number, position_B, seen_BV, self.model.draft_ids)
             self.text.write(position_B, token_B)
             if self.distributions_BmV is not None and distribution_BV is not None:
                 self.distributions_BmV[:, number - 1] = distribution_BV
             if self.threshold > 0:
-                now_B = largest_probability(logits_BV, self.sampler.config, seen_BV) > self.threshold
+                if seen_BV is not None and self.model.draft_ids is not None:
+                    seen_BV = seen_BV[:, self.model.draft_ids]
+                now_B = largest_probability(logits_BD, self.sampler.config, seen_BV) > self.threshold
                 sure_B = now_B if sure_B is None else sure_B & now_B
                 self.num_drafted_B.add_(sure_B)
                 if self.exits_early and not bool(sure_B.any()):
