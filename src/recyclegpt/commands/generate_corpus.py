@@ -107,8 +107,11 @@ def run(argv: Sequence[str]) -> int:
     meta, speed = corpus.finished(), None
     if meta is None:
         chat = trained.tokenizer.chat
+        decoder = Decoder.optimised(
+            trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()
+        )
         writer = BulkWriter(
-            Decoder.optimised(trained.model, dtype, decoding.compile, release=True), strategy, decoding.sampling(),
+            decoder, strategy, decoding.sampling(),
             decoding.seed, decoding.max_new_tokens, trained.tokenizer.stop_ids, asked.tokenizer.vocab_size,
             settings.batch_size, settings.sampled_share,
             trained.tokenizer.encode(chat.after_answer(), special_tokens=True) if settings.prompts and chat else (),
