@@ -50,6 +50,8 @@ def fuse(
         raise ConfigError(f"{key}: int8 weights need the CPU kernels of this package; decode in another dtype")
     make_layer, make_model = (KernelLayer, KernelGPT) if packs else (FusedLayer, RecycleGPT)
 
+    memory = kernels.HugePages()
+
     def linear(*modules: nn.Linear, int8: bool = int8) -> nn.Module:
         # `cat` copies: nothing here shares memory with a weight in training.
         weight_OI = torch.cat([module.weight.detach().to(dtype) for module in modules])
@@ -59,7 +61,7 @@ def fuse(
             for module in modules:
                 if module is not model.lm_head:
                     module.weight = nn.Parameter(torch.empty(0, dtype=own, device=device), requires_grad=False)
-        return PackedLinear(weight_OI, bias_O, int8) if packs else FusedLinear(weight_OI, bias_O)
+        return PackedLinear(weight_OI, bias_O, int8, memory) if packs else FusedLinear(weight_OI, bias_O)
 
     def norm(module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.RMSNorm):

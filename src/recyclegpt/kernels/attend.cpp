@@ -9,13 +9,14 @@ void attend_all(const Tensor& q, const Tensor& key, const Tensor& value, const T
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), G = key.size(1), S = key.size(2);
   const int64_t group = H / G, score_size = round_up(S);
   torch::stable::parallel_for(0, B * G, 1, [&](int64_t from, int64_t to) {
-    std::vector<float> query(kQueries * D), score(kQueries * score_size);
+    std::vector<typename Dot<E>::X> query(kQueries * D);
+    std::vector<float> score(kQueries * score_size);
     for (int64_t task = from; task < to; ++task) {
       const int64_t b = task / G, queries = (b * T * H + task % G * group) * D, slots = task * S * D;
       const Head<E> head = {
           data<E>(q) + queries, data<E>(key) + slots, data<E>(value) + slots, data<int64_t>(positions) + b * T,
-          mutable_data<E>(y) + queries, T, H, group, D, query.data(), score.data(), score_size};
-      head.template attend<kQueries>(0);
+          mutable_data<E>(y) + queries, H, group, D, query.data(), score.data(), score_size};
+      head.attend(0, T * group);
     }
   });
 }

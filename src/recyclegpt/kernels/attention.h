@@ -6,41 +6,67 @@
 
 namespace {
 
-constexpr int kQueries = 4;  // read a cache together
-constexpr int kSlots = 4;    // whose dot products run side by side
+constexpr int kQueries = 6;  // read a cache together
 
-// Q queries of one head, each in fp32 and scaled, and what they have found so far.
-template <int Q>
+// How a query (of elements X) meets a key (of elements E), kWidth numbers at a time.
+template <typename E>
+struct Dot {
+  using X = float;
+  static constexpr int kWidth = kLanes;
+  static Floats read(const E* from) { return load(from); }
+  static Floats add(Floats sum, const X* query, Floats keys) { return fused(load(query), keys, sum); }
+};
+#ifdef __AVX512BF16__
+template <>
+struct Dot<BFloat> {
+  using X = BFloat;
+  static constexpr int kWidth = 2 * kLanes;
+  static __m512bh read(const BFloat* from) { return (__m512bh)_mm512_loadu_si512(from); }
+  static Floats add(Floats sum, const X* query, __m512bh keys) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, read(query), keys);
+  }
+};
+#endif
+
+// Q queries of one head, and what they have found so far.
+template <typename E, int Q>
 struct Queries {
-  const float* query[Q];  // (D)
-  int64_t count[Q];       // slots that each may see
-  float* score[Q];        // (round_up(S))
+  const typename Dot<E>::X* query[Q];  // (D)
+  int64_t count[Q];                    // slots that each may see
+  float* score[Q];                     // (round_up(S))
 };
 
 // Scores of N slots from s on. A sum runs over the width in one order, whatever N and Q are.
 template <typename E, int Q, int N>
-inline void score_slots(const Queries<Q>& queries, const E* key, int64_t s, int64_t D) {
-  const int64_t whole = D / kLanes * kLanes;
-  Floats sum[Q][N] = {};
-  for (int64_t d = 0; d < whole; d += kLanes)
+inline void score_slots(const Queries<E, Q>& queries, const E* key, int64_t s, int64_t D, float scale) {
+  const int64_t whole = D / Dot<E>::kWidth * Dot<E>::kWidth;
+  static_assert(Q * N <= kLanes);
+  Floats sum[kLanes] = {};
+  for (int64_t d = 0; d < whole; d += Dot<E>::kWidth)
     for (int n = 0; n < N; ++n) {
-      const Floats keys = load(key + (s + n) * D + d);
-      for (int q = 0; q < Q; ++q) sum[q][n] = fused(load(queries.query[q] + d), keys, sum[q][n]);
+      const auto keys = Dot<E>::read(key + (s + n) * D + d);
+      for (int q = 0; q < Q; ++q) sum[q * N + n] = Dot<E>::add(sum[q * N + n], queries.query[q] + d, keys);
     }
+  const Floats scores = N == 1 ? Floats{} : totals(sum);
   for (int q = 0; q < Q; ++q)
     for (int n = 0; n < N; ++n) {
-      float score = total(sum[q][n]);
+      float score = N == 1 ? total(sum[q]) : scores[q * N + n];
       for (int64_t d = whole; d < D; ++d)
-        score = std::fma(queries.query[q][d], to_float(key[(s + n) * D + d]), score);
-      queries.score[q][s + n] = score;
+        score = std::fma(to_float(queries.query[q][d]), to_float(key[(s + n) * D + d]), score);
+      queries.score[q][s + n] = score * scale;
     }
 }
 
 // Turns the scores of a query into weights, zero from its count on, and returns one over their sum.
 inline float to_weights(float* score, int64_t count, int64_t last) {
-  const float largest = *std::max_element(score, score + count);
   std::fill(score + count, score + round_up(last), -INFINITY);
-  Floats sums = {};
+  Floats sums = {}, most = load(score);
+  for (int64_t s = kLanes; s < round_up(last); s += kLanes) {
+    const Floats scores = load(score + s);
+    most = scores > most ? scores : most;
+  }
+  float largest = most[0];
+  for (int lane = 1; lane < kLanes; ++lane) largest = std::max(largest, most[lane]);
   for (int64_t s = 0; s < round_up(last); s += kLanes) {
     Floats weights = exponential(load(score + s) - largest);
     for (int64_t lane = std::max<int64_t>(0, count - s); lane < kLanes; ++lane) weights[lane] = 0;
@@ -52,7 +78,7 @@ inline float to_weights(float* score, int64_t count, int64_t last) {
 
 // Values weighted by the scores of Q queries, N vectors of the head's width at a time.
 template <typename E, int Q, int N>
-inline void mix(const Queries<Q>& queries, const float* share, const E* value, int64_t last, int64_t D, E* const* y) {
+inline void mix(const Queries<E, Q>& queries, const float* share, const E* value, int64_t last, int64_t D, E* const* y) {
   Floats sum[Q][N] = {};
   for (int64_t s = 0; s < last; ++s)
     for (int n = 0; n < N; ++n) {
@@ -64,11 +90,14 @@ inline void mix(const Queries<Q>& queries, const float* share, const E* value, i
 }
 
 template <typename E, int Q>
-void attend_some(const Queries<Q>& queries, const E* key, const E* value, int64_t D, E** y) {
+void attend_some(const Queries<E, Q>& queries, const E* key, const E* value, int64_t D, E** y) {
+  const float scale = 1 / std::sqrt(float(D));
   const int64_t last = *std::max_element(queries.count, queries.count + Q);
+  constexpr int N = kLanes / Q;  // slots whose dot products run side by side
   int64_t s = 0;
-  for (; s + kSlots <= last; s += kSlots) score_slots<E, Q, kSlots>(queries, key, s, D);
-  for (; s < last; ++s) score_slots<E, Q, 1>(queries, key, s, D);
+  for (; s + N <= last; s += N) score_slots<E, Q, N>(queries, key, s, D, scale);
+  if (s < last && last >= N) score_slots<E, Q, N>(queries, key, last - N, D, scale);  // some a second time
+  else for (; s < last; ++s) score_slots<E, Q, 1>(queries, key, s, D, scale);
   float share[Q];
   for (int q = 0; q < Q; ++q) share[q] = to_weights(queries.score[q], queries.count[q], last);
   int64_t d = 0;
@@ -86,33 +115,36 @@ void attend_some(const Queries<Q>& queries, const E* key, const E* value, int64_
     }
 }
 
-// One key/value head of one row: T times `group` queries, Q together, then fewer.
+// One key/value head of one row. Of its T times `group` queries, Q together, then fewer.
 template <typename E>
 struct Head {
   const E *q, *key, *value;
   const int64_t* positions;
   E* y;
-  int64_t T, H, group, D;
-  float *query, *score;  // room for kQueries of each
+  int64_t H, group, D;
+  typename Dot<E>::X* query;  // room for kQueries, if their elements are not E
+  float* score;               // and for theirs
   int64_t score_size;
 
-  template <int Q>
-  void attend(int64_t next) const {
-    for (; next + Q <= T * group; next += Q) {
-      const float scale = 1 / std::sqrt(float(D));
-      Queries<Q> queries;
+  template <int Q = kQueries>
+  void attend(int64_t next, int64_t end) const {
+    for (; next + Q <= end; next += Q) {
+      Queries<E, Q> queries;
       E* to[Q];
       for (int i = 0; i < Q; ++i) {
         const int64_t t = (next + i) / group, at = (t * H + (next + i) % group) * D;
-        float* scaled = query + i * D;
-        for (int64_t d = 0; d < D; ++d) scaled[d] = to_float(q[at + d]) * scale;
-        queries.query[i] = scaled, queries.count[i] = positions[t] + 1, queries.score[i] = score + i * score_size;
+        if constexpr (std::is_same_v<E, typename Dot<E>::X>) queries.query[i] = q + at;
+        else {
+          for (int64_t d = 0; d < D; ++d) query[i * D + d] = to_float(q[at + d]);
+          queries.query[i] = query + i * D;
+        }
+        queries.count[i] = positions[t] + 1, queries.score[i] = score + i * score_size;
         to[i] = y + at;
       }
       attend_some<E, Q>(queries, key, value, D, to);
     }
     if constexpr (Q > 1)
-      if (next < T * group) attend<Q - 1>(next);
+      if (next < end) attend<Q - 1>(next, end);
   }
 };
 

@@ -48,7 +48,8 @@ class Pass {
   struct Own {
     Rows<E, W> rows;
     std::vector<E> normed, head;
-    std::vector<float> query, score;
+    std::vector<typename Dot<E>::X> query;
+    std::vector<float> score;
   };
 
   // A product's bias is added after it was rounded, as the operators do.
@@ -82,23 +83,25 @@ class Pass {
     }
     rotate_head(from, cos + position * s.D, sin + position * s.D, to, s.D);
   }
-  // Key/value head g of batch row b: its slots are written, then its group of query heads attends.
-  void attend(Own& own, const Layer& layer, const Slots& slots, int64_t b, int64_t g) {
-    E* keys = static_cast<E*>(slots.keys) + (b * s.G + g) * s.S * s.D;
-    E* values = static_cast<E*>(slots.values) + (b * s.G + g) * s.S * s.D;
-    for (int64_t row = b * s.T; row < (b + 1) * s.T; ++row) {
-      const E* from = qkv.data() + row * heads * s.D;
-      for (int64_t h = g * group; h < (g + 1) * group; ++h)
-        rotated(own, from + h * s.D, layer.q_norm, positions[row], q.data() + (row * s.H + h) * s.D);
-      rotated(own, from + (s.H + g) * s.D, layer.k_norm, positions[row], keys + positions[row] * s.D);
-      std::memcpy(values + positions[row] * s.D, from + (s.H + s.G + g) * s.D, s.D * sizeof(E));
+  // The queries of a row are rotated, its keys and values written into their slots.
+  void fill(Own& own, const Layer& layer, const Slots& slots, int64_t row) {
+    const E* from = qkv.data() + row * heads * s.D;
+    for (int64_t h = 0; h < s.H; ++h)
+      rotated(own, from + h * s.D, layer.q_norm, positions[row], q.data() + (row * s.H + h) * s.D);
+    for (int64_t g = 0; g < s.G; ++g) {
+      const int64_t to = ((row / s.T * s.G + g) * s.S + positions[row]) * s.D;
+      rotated(own, from + (s.H + g) * s.D, layer.k_norm, positions[row], static_cast<E*>(slots.keys) + to);
+      std::memcpy(static_cast<E*>(slots.values) + to, from + (s.H + s.G + g) * s.D, s.D * sizeof(E));
     }
-    const int64_t at = (b * s.T * s.H + g * group) * s.D, score_size = round_up(s.S);
+  }
+  // Some queries of key/value head g of batch row b.
+  void attend(Own& own, const Slots& slots, int64_t b, int64_t g, int64_t next, int64_t end) {
+    const int64_t at = (b * s.T * s.H + g * group) * s.D, cache = (b * s.G + g) * s.S * s.D, score_size = round_up(s.S);
     own.query.resize(kQueries * s.D), own.score.resize(kQueries * score_size);
     const Head<E> head = {
-        q.data() + at, keys, values, positions + b * s.T, y.data() + at, s.T, s.H, group, s.D,
-        own.query.data(), own.score.data(), score_size};
-    head.template attend<kQueries>(0);
+        q.data() + at, static_cast<const E*>(slots.keys) + cache, static_cast<const E*>(slots.values) + cache,
+        positions + b * s.T, y.data() + at, s.H, group, s.D, own.query.data(), own.score.data(), score_size};
+    head.attend(next, end);
   }
   // Gate and up of the same outputs, then their product. Block b of up stands F outputs after that of gate.
   void gate(const Own& own, const Product& product, int64_t phase) {
@@ -123,7 +126,7 @@ class Pass {
       : s(shape), cos(data<float>(cos)), sin(data<float>(sin)), positions(data<int64_t>(positions)), x(x),
         qkv(n * heads * s.D), q(n * s.H * s.D), y(n * s.H * s.D), gate_up(n * 2 * s.F), gated(n * s.F), team(phases) {}
 
-  static constexpr int kPhases = 5;  // of a layer
+  static constexpr int kPhases = 6;  // of a layer
 
   void run(const Layer* layers, const Slots* slots, int64_t depth, const void* last_norm) {
     team.run([&] {
@@ -134,18 +137,22 @@ class Pass {
         read_normed(own, layer.input_norm);
         times(own, layer.qkv, heads * s.D, phase, qkv.data(), nullptr);
         team.meet();
-        team.share(phase + 1, s.B * s.G, 1, [&](int64_t task, int64_t) {
-          attend(own, layer, slots[l], task / s.G, task % s.G);
+        team.share(phase + 1, n, 1, [&](int64_t row, int64_t) { fill(own, layer, slots[l], row); });
+        team.meet();
+        const int64_t queries = s.T * group, tiles = (queries + kQueries - 1) / kQueries;
+        team.share(phase + 2, s.B * s.G * tiles, 1, [&](int64_t task, int64_t) {
+          const int64_t head = task / tiles, next = task % tiles * kQueries;
+          attend(own, slots[l], head / s.G, head % s.G, next, std::min(queries, next + kQueries));
         });
         team.meet();
         own.rows.set(y.data(), n, s.H * s.D);
-        times(own, layer.out, s.C, phase + 2, x, x);
+        times(own, layer.out, s.C, phase + 3, x, x);
         team.meet();
         read_normed(own, layer.post_norm);
-        gate(own, layer.gate_up, phase + 3);
+        gate(own, layer.gate_up, phase + 4);
         team.meet();
         own.rows.set(gated.data(), n, s.F);
-        times(own, layer.down, s.C, phase + 4, x, x);
+        times(own, layer.down, s.C, phase + 5, x, x);
         team.meet();
       }
       if (last_norm)

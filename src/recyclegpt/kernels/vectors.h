@@ -95,12 +95,40 @@ inline float total(Floats values) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// The totals of 16 vectors, each summed in the order of `total`: halves are added, of two vectors side by side.
+inline Floats totals(const Floats* v) {
+  Floats eights[8], fours[4], twos[2];
+  for (int i = 0; i < 8; ++i) {
+    const Floats a = v[2 * i], b = v[2 * i + 1];
+    eights[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Floats a = eights[2 * i], b = eights[2 * i + 1];
+    fours[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const Floats a = fours[2 * i], b = fours[2 * i + 1];
+    twos[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+              __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  }
+  return __builtin_shufflevector(twos[0], twos[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(twos[0], twos[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
 inline int32_t total(Ints values) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_epi32((__m512i)values);
+#endif
   int32_t sum = 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += values[lane];
   return sum;
 }
 inline int32_t largest(Ints values) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_epi32((__m512i)values);
+#endif
   int32_t found = values[0];
   for (int lane = 1; lane < kLanes; ++lane) found = std::max(found, values[lane]);
   return found;
