@@ -15,7 +15,7 @@ from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
-from recyclegpt.models import RecycleGPT
+from recyclegpt.models import KVCache, RecycleGPT
 
 __all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
 
@@ -28,6 +28,8 @@ class Drafter(Protocol):
     distributions_BmV: Tensor | None
     """What each was drawn from, for rejection sampling; else None."""
 
+    cache: KVCache | None
+    """Keys and values of its own; None if it needs none."""
     exits_early: bool
     """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
 
