@@ -153,4 +153,6 @@ class _Steps:
         loss, dtype = self.config.loss, self.config.dtype
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
             states = self.model.states(views_NBT, None, loss.num_unrolled, loss.backbone_grad_scale)
-            self.last_loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
+            self.last_loss: Tensor = self.loss(
+                states, self.model.lm_head.weight, views_NBT, draft_ids_D=self.model.draft_ids
+            ).loss

@@ -97,7 +97,9 @@ class LitRecycleGPT(LightningModule):
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
         states = self.model.states(views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale)
-        terms: LossTerms = self.dual_loss(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress)
+        terms: LossTerms = self.dual_loss(
+            *(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress, self.model.draft_ids)
+        )
         return terms
 
     @property
@@ -108,13 +110,13 @@ class LitRecycleGPT(LightningModule):
         """Loss of one batch."""
         terms = self.loss_terms(batch)
         self.log("train/loss", terms.loss.detach(), prog_bar=True)
-        self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        if terms.backbone is not None:
+            self.log("train/loss_backbone", terms.backbone.nll_M.mean())
         if terms.recycle_K:
-            mask_M = terms.draft_mask_BT.flatten()
-            count = mask_M.sum().clamp(min=1)
             for step, rows in enumerate(terms.recycle_K, start=1):
                 name = "train/loss_recycle" if step == 1 else f"train/loss_recycle_{step}"
-                self.log(name, (rows.nll_M * mask_M).sum() / count)
+                mask_M = terms.draft_mask_BT.flatten() * (1.0 if rows.inside_M is None else rows.inside_M)
+                self.log(name, (rows.nll_M * mask_M).sum() / mask_M.sum().clamp(min=1))
             self.log("train/recycle_weight", self.dual_loss.config.recycle_weight_at(self._progress))
         loss = terms.loss.detach()
         self._window.append((batch, loss))
