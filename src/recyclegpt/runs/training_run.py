@@ -70,8 +70,10 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     few = cfg.trainer.get("overfit_batches", 0)
     datamodule.connect(cfg.model.context_length, 2 + cfg.loss.num_unrolled, cfg.seed, overfit_batches=few)
     datamodule.prepare()
+    # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
+    counts_V = datamodule.unigram_counts()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
+    built = make_model(cfg, parts, datamodule.tokenizer, counts_V)
     torch.set_float32_matmul_precision(matmul_precision(cfg))
     num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
@@ -96,8 +98,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     datamodule.check_lengths(trainer.world_size)
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
-    # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
-    unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
+    unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
@@ -166,6 +167,9 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
         f"memory  {memory}",
         f"folder  {relative(folder)}",
     ]
+    if model.draft_ids is not None:
+        drafted = f"{len(model.draft_ids):,} of {model.config.vocab_size:,} token ids"
+        lines.insert(2, f"drafts  {drafted}, {run.built.coverage:.2%} of the training tokens")
     if run.checkpoint is not None:
         lines.append(f"resumed {relative(run.checkpoint)}")
     print("\n".join(lines), file=sys.stderr)

@@ -182,8 +182,7 @@ class DualLoss(nn.Module):
                 teacher = {"teacher_MC": teacher_BTC.flatten(0, 1)}
             rows = losses(recycled_BTC, module_head_VC, label_BT.clamp(min=0), scale_BT, **teacher)
             if draft is not None:
-                predicted = draft_ids_D[rows.prediction_M]
-                rows = rows._replace(prediction_M=predicted, inside_M=inside_BT.flatten())
+                rows = rows._replace(prediction_M=draft.ids_D[rows.prediction_M], inside_M=inside_BT.flatten())
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)
         return LossTerms(loss, backbone, steps, counted(1))
@@ -193,9 +192,15 @@ class _DraftTargets:
     """What the module's rows are trained towards within a draft vocabulary, computed once for all unrolled steps."""
 
     def __init__(
-        self, ids_D: Tensor, head_VC: Tensor, hidden_BTC: Tensor, num_unrolled: int, share: float, best_BT: Tensor | None
+        self,
+        ids_D: Tensor,
+        head_VC: Tensor,
+        hidden_BTC: Tensor,
+        num_unrolled: int,
+        share: float,
+        best_BT: Tensor | None,
     ) -> None:
-        self.share = share
+        self.ids_D, self.share = ids_D, share
         self.column_V = torch.full((len(head_VC),), -1, device=ids_D.device)
         """The column of each token; -1 of those outside."""
         self.column_V[ids_D] = torch.arange(len(ids_D), device=ids_D.device)

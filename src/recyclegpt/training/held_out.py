@@ -63,8 +63,8 @@ class HeldOutMetrics:
     def metrics(self) -> dict[str, float]:
         """Losses in nats a token, perplexities, bits per byte, agreement; NaN where the model has no module.
 
-        With a draft vocabulary the module's loss is over the tokens inside it, so alternating decoding has none; a token
-        outside counts as disagreement.
+        With a draft vocabulary the module's loss is over the tokens inside, so that of alternating decoding is NaN; a
+        token outside counts as disagreement.
         """
         tokens, num_bytes, nll_backbone, nll_recycle, inside = self.sums.tolist()
         recycled, agreed = self.by_place.sum(1).tolist()
