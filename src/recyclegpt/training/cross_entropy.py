@@ -83,7 +83,7 @@ def chunked_cross_entropy(
 def most_likely(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
     """The token that each state predicts `(M,)`, int64."""
     weight_VC, rows = _narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
-    return torch.cat([F.linear(state_mC, weight_VC).argmax(dim=-1) for state_mC in state_MC.split(rows)])
+    return torch.cat([F.linear(state_mC, weight_VC).max(dim=-1).indices for state_mC in state_MC.split(rows)])
 
 
 def _narrowed(weight_VC: Tensor) -> Tensor:
