@@ -195,6 +195,8 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
         problems.append(
             "backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=... or model=hf"
         )
+    elif not frozen and cfg.training.cache_states:
+        problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
     if pretrained and cfg.model.get("dtype") not in (None, "float32"):

@@ -28,7 +28,7 @@ from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
 from recyclegpt.hardware.device import device_name
 from recyclegpt.hardware.memory import memory_of
-from recyclegpt.models import named_dtype
+from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.folder import RESULT
 from recyclegpt.runs.model import BuiltModel, make_model
@@ -38,6 +38,7 @@ from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.memory_plan import StepShape, memory_plan
+from recyclegpt.training.state_cache import StateCache, states_key
 
 T = TypeVar("T")
 log = logging.getLogger("recyclegpt")
@@ -99,9 +100,25 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
+    if cfg.training.cache_states:
+        module.state_cache = _state_cache(built.model, datamodule, trainer)
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
+
+
+def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> StateCache:
+    """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
+    if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ConfigError(
+            "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
+            "data=hf_stream or trainer=fsdp"
+        )
+    kept = ("data", "tokenizer", "row_length", "mask_documents")
+    facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
+    facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}
+    folder = data.cache_dir / "states" / states_key(model, facts)
+    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size)
 
 
 def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:
@@ -170,6 +187,8 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     if model.draft_ids is not None:
         drafted = f"{len(model.draft_ids):,} of {model.config.vocab_size:,} token ids"
         lines.insert(2, f"drafts  {drafted}, {run.built.coverage:.2%} of the training tokens")
+    if (cache := run.module.state_cache) is not None:
+        lines.append(f"states  {cache.num_bytes / 1e9:.3g} GB in {cache.folder}, {cache.share:.0%} of the rows there")
     if run.checkpoint is not None:
         lines.append(f"resumed {relative(run.checkpoint)}")
     print("\n".join(lines), file=sys.stderr)
