@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.hardware.device import device_name, peak_flops
-from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.hardware.memory import PeakMemory, keep_freed_memory
 from recyclegpt.hardware.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
@@ -97,6 +97,7 @@ class StepSpeed:
 
 def measure_steps(shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device) -> StepSpeed:
     """Time the steps of a model with random weights, made here and dropped afterwards."""
+    keep_freed_memory()
     with PeakMemory(device) as peak:
         steps = _Steps(shape, recycle, config, device)
         for _ in range(_WARM_UP):
