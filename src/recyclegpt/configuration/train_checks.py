@@ -73,6 +73,8 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
     """
     if not is_pretrained(cfg.model):
         return None
+    if not isinstance(cfg.model.path, str):
+        raise ConfigError(f"model.path: {cfg.model.path} is no text; begin a name that is a number with ./ (./2024)")
     backbone: PretrainedBackbone = build(cfg.model, "model")
     tokenizer = OmegaConf.select(cfg, "data.tokenizer")
     if tokenizer is not None:

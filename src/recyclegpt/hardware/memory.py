@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
 import torch

@@ -37,7 +37,7 @@ class ModuleDrafter:
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
         depth = model.recycle_config.num_layers
-        self.cache: KVCache | None = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
+        self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.distributions_BmV: Tensor | None = None
         if strategy.lossless and sampler.rejects:
