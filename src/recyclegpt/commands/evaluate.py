@@ -17,8 +17,8 @@ from recyclegpt.console import print_table
 from recyclegpt.data import TextFiles
 from recyclegpt.data.corpus import whole_texts
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
+from recyclegpt.evaluation.perplexity import NAMES, bits_name, score_texts
 from recyclegpt.evaluation.scoring import Scorer
-from recyclegpt.evaluation.whole_text import NAMES, bits_name, score_texts
 from recyclegpt.files import finite
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file that holds it, or a chat's messages")
     own.add_argument(
         "--chat", metavar="TEXT", nargs="?", const=True,
-        help="ask the text, or what --prompt, --prompt-file or stdin holds, by the tokenizer's chat template",
+        help="ask the text, or what --prompt, --prompt-file or stdin holds, by the tokenizer's chat template; with "
+        "none of them, on a terminal, talk",
     )  # fmt: skip
     own.add_argument("--mark", action="store_true", help="show drafted tokens in colour (on a terminal)")
     own.add_argument("--no-prompt", action="store_true", help="print the continuation alone")

@@ -75,11 +75,19 @@ class ChatTemplate(NamedTuple):
         except Exception as error:  # a template is a program, and fails in every way that programs do
             raise ConfigError(f"the chat template refuses the messages: {error}") from error
 
+    def after_answer(self) -> str:
+        """What it writes after an answer.
+
+        Raises:
+            ConfigError: as `render`.
+        """
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        return self.render(talk, False).partition(_ANSWER)[2]
+
     def end_of_answer(self, special: re.Pattern[str]) -> str | None:
         """The special token, of those that the pattern finds, that ends an answer; None if there is none."""
         try:
-            talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
-            found = special.search(self.render(talk, False).partition(_ANSWER)[2])
+            found = special.search(self.after_answer())
         except ConfigError:
             return None
         return found.group() if found else None

@@ -149,6 +149,11 @@ class TextDataModule(LightningDataModule):
         return train.num_tokens if isinstance(train, TokenShards) else None
 
     @property
+    def train_num_rows(self) -> int | None:
+        """Rows of the training split, by whose numbers batches name them; None for a stream."""
+        return None if self.train_num_tokens is None else self._packing().num_rows(self.train_num_tokens)
+
+    @property
     def settings(self) -> dict[str, str | int | bool]:
         """Everything that decides which rows come in which order."""
         settings: dict[str, str | int | bool] = {

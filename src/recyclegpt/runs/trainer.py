@@ -19,6 +19,7 @@ from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.errors import ConfigError
+from recyclegpt.hardware.memory import keep_freed_memory
 from recyclegpt.models import has_native_bf16
 
 log = logging.getLogger("recyclegpt")
@@ -32,6 +33,7 @@ def reset_globals() -> None:
         os.environ.pop(name, None)
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
+    keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Tips and device lists of Lightning; what matters here is logged by ourselves.
