@@ -7,10 +7,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from recyclegpt.decoding import TextStreamer
 from tests.chat_tokenizer import write_chat_tokenizer
 
 Run = Callable[..., int]
@@ -40,6 +42,48 @@ def test_every_way_to_ask_gives_one_answer(
     assert written("--chat") == answer, "what follows is a setting, not the question"
     assert written("--prompt", QUESTION, "--no-prompt") != answer, "without the template"
     assert run("generate", *settings, "--chat", "a", "--prompt", "b") == 2
+
+
+def test_a_talk_keeps_its_turns(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"checkpoint={folder}", "decoding.drafter=ngram", "decoding.max_new_tokens=12"]
+
+    def talk(*lines: str) -> tuple[list[str], str]:
+        terminal = io.StringIO("\n".join(lines))
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert run("generate", *settings, "--chat") == 0
+        printed = capsys.readouterr()
+        return printed.out.split("> ")[1:], printed.err
+
+    assert run("generate", *settings, "--chat", QUESTION) == 0
+    alone = capsys.readouterr().out
+    (first, second, _), told = talk(QUESTION, QUESTION, "/exit", "more")
+    assert first == alone
+    assert second != alone, "it does not see the turn before"
+    assert told.count("tokens/s") == told.count("mean accepted length") == 2
+    assert "oldest turns" not in told
+    _, told = talk(*[QUESTION] * 6, "x" * 999, QUESTION)
+    assert told.count("the oldest turns are left out") == 1
+    assert told.count("tokens/s") == 7, "a question longer than the context is refused, and the talk goes on"
+    add, num = TextStreamer.add, [0]
+
+    def interrupted(*arguments: Any) -> Any:
+        num[0] += 1
+        if num[0] == 5:
+            raise KeyboardInterrupt
+        return add(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextStreamer, "add", interrupted)
+        (stopped, after, _), _ = talk(QUESTION, QUESTION, "")
+    assert stopped != alone
+    assert alone.startswith(stopped.rstrip("\n"))
+    assert after not in (alone, second), "the part that was shown is a turn"
+    (folder / "tokenizer_config.json").unlink()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert run("generate", *settings, "--chat") == 2
 
 
 def test_an_answer_ends_with_the_template_s_token(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

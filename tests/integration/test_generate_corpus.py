@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,20 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.main import main
 from recyclegpt.data import Tokenized
 from recyclegpt.data.generated import GeneratedCorpus
+from recyclegpt.decoding import corpus_writer
+from tests.chat_tokenizer import write_chat_tokenizer
 
 Run = Callable[..., int]
 SIZES = ["num_documents=10", "num_val_documents=4", "prompt_tokens=8", "batch_size=4"]
 SIZES += ["decoding.max_new_tokens=40", "decoding.temperature=1.0"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pieces() -> Iterator[None]:
+    """A piece is a batch, so that there are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_writer, "ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +154,55 @@ def test_another_corpus_gives_the_prompts(
     assert all(document[:8] in places for document in train)
 
 
+def test_answers_to_prompts(
+    run: Run, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Conversations as the template writes them; more rows side by side, or a kill in between, change no byte."""
+    folder = write_chat_tokenizer(tiny_checkpoint())
+    asked = ["Why <|im_end|>?", "And?", "How is it? " * 99, "sky", "blue", "red"]
+    lines = [json.dumps({"prompt": text}) for text in asked[:-1]]
+    lines.append(json.dumps({"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "red"}]}))
+    Path("p.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    command = ["generate-corpus", f"checkpoint={folder}", "prompts=p.jsonl", "num_val_documents=1", "sampled_share=0.5"]
+    command += ["decoding.strategy=autoregressive", "decoding.max_new_tokens=9", "decoding.temperature=1"]
+    assert run(*command, "output_dir=out", "batch_size=2") == 0
+    assert "1 of 6 prompts leave no room" in caplog.text
+    tokenizer, train, val, _ = Tokenized("out").open(0)
+    for split, corpus in (("train", train), ("val", val)):
+        begin = 0
+        for length, num_prompt in np.load(f"out/{split}-documents.npy").tolist():
+            tokens, begin = corpus.read(begin, begin + length).tolist(), begin + length
+            question = tokenizer.decode(tokens[:num_prompt])
+            assert question.endswith("<|im_start|>assistant\n")
+            assert any(text in question for text in asked)
+            assert tokenizer.decode(tokens[num_prompt:]).endswith("<|im_end|>\n<|endoftext|>")
+        assert begin == corpus.num_tokens
+    whole = content(Path("out"))
+    write, calls = GeneratedCorpus.write, []
+
+    def stop_later(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratedCorpus, "write", stop_later)
+        assert run(*command, "output_dir=again", "batch_size=2") == 130
+    assert run(*command, "output_dir=again", "batch_size=2") == 0
+    assert content(Path("again")) == whole
+    assert run(*command, "output_dir=wide", "batch_size=4") == 0
+    shards = [name for name in whole if name.endswith(".npy")]
+    assert all((Path("wide") / name).read_bytes() == whole[name] for name in shards)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["decoding.strategy=alternating"], "decoding.strategy: alternating keeps tokens"),
         (["decoding.stop=[x]"], "decoding.stop: documents end with the end token"),
         (["batch_size=0", "num_documents=-1"], "num_documents: -1"),
+        (["sampled_share=2"], "sampled_share: 2.0 is not between"),
         (["prompt_tokens=60"], "exceed the context of 64; take 4"),
         (["num_documents=100000"], "ask for fewer"),
         (["output_dir=/proc/x"], "/proc/x cannot be written"),

@@ -33,7 +33,7 @@ ARROWS: dict[str, str] = {
     "commands": "runs export",
 }
 """Room: the rooms it may import. What those may import, it may import too."""
-FOR_EVERYONE = {"errors", "files", "console"}
+FOR_EVERYONE = {"errors", "files", "console", "gguf_header"}
 KNOW_HYDRA = {"configuration", "runs", "commands"}
 """Commands and runs read the values of a composed config; `configuration` alone composes one."""
 
@@ -45,7 +45,7 @@ def rooms_above(room: str) -> set[str]:
 
 
 CONFIG_PACKAGES = {"hydra", "omegaconf", "hydra_plugins"}
-OPTIONAL_PACKAGES = {"transformers", "lm_eval", "liger_kernel", "torchdata"}
+OPTIONAL_PACKAGES = {"transformers", "gguf", "lm_eval", "liger_kernel", "torchdata"}
 OWNERS = {
     "transformers": {"recyclegpt/export/transformers_model.py", "recyclegpt/benchmark/transformers_baseline.py"},
 }

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.hardware.device import device_name, peak_flops
-from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.hardware.memory import PeakMemory, keep_freed_memory
 from recyclegpt.hardware.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
@@ -55,6 +55,7 @@ def measure_steps(
     Returns:
         Medians over the steps, with the spread of the rate; unknown values are NaN.
     """
+    keep_freed_memory()
     with PeakMemory(device) as peak:
         steps = _Steps(shape, recycle, config, device)
         times = [steps.run() for _ in range(_WARM_UP + config.repetitions)][_WARM_UP:]
@@ -124,4 +125,6 @@ class _Steps:
         loss, dtype = self.config.loss, self.config.dtype
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
             states = self.model.states(views_NBT, None, loss.num_unrolled, loss.backbone_grad_scale)
-            self.last_loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
+            self.last_loss: Tensor = self.loss(
+                states, self.model.lm_head.weight, views_NBT, draft_ids_D=self.model.draft_ids
+            ).loss

@@ -16,8 +16,10 @@ from torch import nn
 
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.checkpoints.module_only import load_backbone_of
-from recyclegpt.data import TextDataModule, TextTokenizer
+from recyclegpt.data import TextTokenizer
+from recyclegpt.data.resume_state import state_in
 from recyclegpt.errors import ConfigError
+from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
@@ -43,7 +45,12 @@ class LoadedModel(NamedTuple):
     path: Path
     step: int
     backbone: Path | None = None
-    """Folder of the pretrained backbone that it was adapted to, or is."""
+    """Folder or GGUF file of the pretrained backbone that it was adapted to, or is."""
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """A `tokenizer.json`, or the GGUF file that holds everything."""
+        return self.path if self.path == self.backbone else self.path.parent / TOKENIZER
 
 
 def hyper_parameters(
@@ -121,7 +128,8 @@ def _existing(path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # a ValueError: a NUL byte
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ConfigError(
-            f"checkpoint: {path} {why}; give a run folder (outputs/train/NAME/TIME), a .ckpt file or a model folder"
+            f"checkpoint: {path} {why}; give a run folder (outputs/train/NAME/TIME), a .ckpt file, a model folder or a "
+            "GGUF file"
         ) from error
     return path
 
@@ -145,13 +153,16 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
 def load_trained(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
-    Also reads a folder that `export` wrote and a pretrained backbone in Hugging Face layout; these have no config.
+    Also reads a folder that `export` wrote, and a pretrained backbone in Hugging Face layout or GGUF; these have no
+    config.
 
     Raises:
         ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
     """
-    if ((folder := _existing(path)) / CONFIG).is_file():
-        return LoadedModel(*_read_model_folder(folder, device), {}, folder / CONFIG, 0, folder)
+    found = _existing(path)
+    if is_gguf(found) or (found / CONFIG).is_file():
+        model, tokenizer = _read_model(found, device)
+        return LoadedModel(model, tokenizer, {}, found if found.is_file() else found / CONFIG, 0, found)
     found = find_checkpoint(path)
     checkpoint = read_own_checkpoint(found, device)
     stored, state_dict = checkpoint["hyper_parameters"], checkpoint["state_dict"]
@@ -172,8 +183,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Loaded
     return LoadedModel(model.eval(), tokenizer, stored["config"], found, checkpoint["global_step"], backbone)
 
 
-def _read_model_folder(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, TextTokenizer]:
-    """Model and tokenizer of a folder with `CONFIG`; a pretrained backbone is a model without a recyclable module."""
+def _read_model(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, TextTokenizer]:
+    """Model and tokenizer of a folder with `CONFIG`, or a GGUF file; pretrained backbones have no recyclable module."""
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         own = isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
@@ -210,7 +221,7 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = TextDataModule.state_in(checkpoint)
+    data = state_in(checkpoint)
     if data is None:  # weights without a position in the data
         return TextTokenizer.from_file(file)
     tokenizer = TextTokenizer.from_file_with(file, data["settings"]["tokenizer"])

@@ -20,7 +20,7 @@ BACKBONE_SYMLINK = "backbone"
 def load_backbone_of(
     stored: Mapping[str, Any], recycle: RecycleConfig, checkpoint: Path, device: torch.device | str
 ) -> tuple[RecycleGPT, Path]:
-    """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder.
+    """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder or GGUF file.
 
     Args:
         stored: the checkpoint's hyper-parameters.
@@ -33,7 +33,7 @@ def load_backbone_of(
     """
     reference = stored["backbone"]
     link = checkpoint.parent.parent / BACKBONE_SYMLINK
-    path = str(link) if link.is_dir() else reference["path"]
+    path = str(link) if link.exists() else reference["path"]
     try:
         backbone = PretrainedBackbone(path, reference["revision"])
     except ConfigError as error:

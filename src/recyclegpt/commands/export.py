@@ -17,7 +17,7 @@ from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
 from recyclegpt.export.hub import push_folder, repository_problems
 from recyclegpt.export.model_card import CardFacts, model_card
 from recyclegpt.hardware.dtypes import DTYPES
-from recyclegpt.models.huggingface.shards import stored_dtype
+from recyclegpt.models.huggingface.pretrained import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.prompt_arguments import read_arguments
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import paint
+from recyclegpt.data.chat import render_chat
 from recyclegpt.data.prompt_file import Prompt, PromptSettings, chat_in, encode_prompts
+from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
+from recyclegpt.decoding.config import DecodingConfig
 from recyclegpt.errors import ConfigError, Problems
 
 
@@ -30,71 +33,28 @@ def run(argv: Sequence[str]) -> int:
     with problems.under():
         reading = read_settings(PromptSettings, cfg)
     problems.raise_any()
-    prompt = read_prompt(arguments)
+    asks_nothing = arguments.chat is True and arguments.prompt is None and arguments.prompt_file is None
+    talks = asks_nothing and sys.stdin.isatty()
+    prompt = Prompt(None) if talks else read_prompt(arguments)
     trained = load_trained(cfg.checkpoint, device)
     tokenizer, strategy = trained.tokenizer, decoding.strategy_for(trained.model)
     decoder = Decoder.optimised(
         trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()
     )
-    sampler = Sampler.seeded(decoding.sampling(), 1, decoding.seed, device)
-    counts = Counts()
-    pieces = tokenizer.decode_stream(skip_special_tokens=True)
-    stop_strings = StopStrings(decoding.stop, tokenizer.decode)
-    text = TextStreamer(stop_strings, pieces.step, pieces.finish)
-    rows = encode_prompts(tokenizer, [prompt], reading)
+    writer = TextWriter(decoder, strategy, decoding, tokenizer, arguments.mark)
+    if talks:
+        talk(writer)
+        return 0
+    (row,) = encode_prompts(tokenizer, [prompt], reading)
     if prompt.messages is None and tokenizer.chat is not None:
         print(
             "the tokenizer has a chat template, by which --chat asks; this prompt is continued as text", file=sys.stderr
         )
-    begin = time.perf_counter()
-    stream = decoder.stream(
-        rows, strategy, decoding.max_new_tokens, sampler, tokenizer.stop_ids, counts,
-        stop_strings,
-    )  # fmt: skip
-    first = [*itertools.islice(stream, 1)]  # a prompt that does not fit is refused before anything is printed
-    if prompt.text is not None and not arguments.no_prompt:
-        print(prompt.text, end="", flush=True)
-    for new in itertools.chain(first, stream):
-        for token, drafted in zip(new.tokens, new.drafted, strict=True):
-            _show(text.add(token, drafted), arguments.mark)
-    _show(text.end(), arguments.mark)
-    print(flush=True)
+    for _ in writer.write(row, "" if prompt.text is None or arguments.no_prompt else prompt.text):
+        pass
     if arguments.stats:
-        _print_stats(strategy, counts, time.perf_counter() - begin)
+        print(writer.stats(), file=sys.stderr)
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of this command, as opposed to Hydra overrides: a prompt never goes through Hydra's grammar."""
-    own = argparse.ArgumentParser(prog="recyclegpt generate", allow_abbrev=False, add_help=False)
-    source = own.add_mutually_exclusive_group()
-    source.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    source.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file that holds it, or a chat's messages")
-    own.add_argument(
-        "--chat", metavar="TEXT", nargs="?", const=True,
-        help="ask the text, or what --prompt, --prompt-file or stdin holds, by the tokenizer's chat template",
-    )  # fmt: skip
-    own.add_argument("--mark", action="store_true", help="show drafted tokens in colour (on a terminal)")
-    own.add_argument("--no-prompt", action="store_true", help="print the continuation alone")
-    own.add_argument("--stats", action="store_true", help="print speed and acceptance rate to stderr")
-    own.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, see below")
-    return own
-
-
-def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; what looks like a setting after a bare `--chat` is one.
-
-    Raises:
-        ConfigError: two prompts are given.
-    """
-    arguments = parser().parse_intermixed_args(list(argv))
-    if isinstance(arguments.chat, str):
-        if re.fullmatch(r"[+~]*[\w./@]+=\S*", arguments.chat) and f"--chat={arguments.chat}" not in argv:
-            arguments.overrides.append(arguments.chat)
-            arguments.chat = True
-        elif arguments.prompt is not None or arguments.prompt_file is not None:
-            raise ConfigError("--chat: its text and another prompt were given; give one of them")
-    return arguments
 
 
 def read_prompt(arguments: argparse.Namespace) -> Prompt:
@@ -126,17 +86,96 @@ def read_prompt(arguments: argparse.Namespace) -> Prompt:
     return Prompt(text) if messages is None else Prompt(None, messages)
 
 
-def _show(pieces: list[tuple[str, bool]], mark: bool) -> None:
-    for piece, drafted in pieces:
-        print(paint(piece, "green") if drafted and mark else piece, end="", flush=True)
+@dataclass
+class TextWriter:
+    """Decodes one text at a time and shows it on the terminal as it comes."""
+
+    decoder: Decoder
+    strategy: Strategy
+    decoding: DecodingConfig
+    tokenizer: TextTokenizer
+    mark: bool
+    """Show drafted tokens in colour."""
+
+    def write(self, row: Sequence[int], before: str = "") -> Iterator[str]:
+        """Show `before` and what follows this prompt; give it piece by piece.
+
+        Raises:
+            ConfigError: the prompt does not fit; nothing is shown then.
+        """
+        self.counts, self.begin = Counts(), time.perf_counter()
+        sampler = Sampler.seeded(self.decoding.sampling(), 1, self.decoding.seed, self.decoder.model.device)
+        pieces = self.tokenizer.decode_stream(skip_special_tokens=True)
+        stop_strings = StopStrings(self.decoding.stop, self.tokenizer.decode)
+        text = TextStreamer(stop_strings, pieces.step, pieces.finish)
+        stream = self.decoder.stream(
+            [row], self.strategy, self.decoding.max_new_tokens, sampler, self.tokenizer.stop_ids, self.counts,
+            stop_strings,
+        )  # fmt: skip
+        first = [*itertools.islice(stream, 1)]  # a prompt that does not fit is refused before anything is printed
+        print(before, end="", flush=True)
+        for new in itertools.chain(first, stream):
+            for token, drafted in zip(new.tokens, new.drafted, strict=True):
+                yield from self._show(text.add(token, drafted))
+        yield from self._show(text.end())
+        print(flush=True)
+
+    def _show(self, pieces: list[tuple[str, bool]]) -> Iterator[str]:
+        for piece, drafted in pieces:
+            print(paint(piece, "green") if drafted and self.mark else piece, end="", flush=True)
+            yield piece
+
+    def stats(self) -> str:
+        """Speed and acceptance of the last text."""
+        counts, seconds = self.counts, time.perf_counter() - self.begin
+        parts = [f"{self.strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s"]
+        parts.append(f"{counts.num_tokens / seconds:.1f} tokens/s, {counts.num_backbone_passes} backbone passes")
+        lossless = self.strategy.lossless
+        name, rate = ("acceptance rate", counts.acceptance) if lossless else ("agreement", counts.agreement)
+        if rate is not None:
+            parts.append(f"{name} {rate:.0%}")
+        if counts.num_verified:
+            parts.append(f"mean accepted length {counts.mean_accepted_length:.2f}")
+        return ", ".join(parts)
 
 
-def _print_stats(strategy: Strategy, counts: Counts, seconds: float) -> None:
-    parts = [f"{strategy.name}: {counts.num_tokens} tokens in {seconds:.2f} s"]
-    parts.append(f"{counts.num_backbone_passes} backbone passes")
-    name, rate = ("acceptance rate", counts.acceptance) if strategy.lossless else ("agreement", counts.agreement)
-    if rate is not None:
-        parts.append(f"{name} {rate:.0%}")
-    if counts.num_verified:
-        parts.append(f"mean accepted length {counts.mean_accepted_length:.2f}")
-    print(", ".join(parts), file=sys.stderr)
+def talk(writer: TextWriter) -> None:
+    """Answer the terminal's lines until one is empty or `/exit`, or input ends; Ctrl-C stops an answer.
+
+    Where the context is full, the oldest turns are left out.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
+    context, new = writer.decoder.model.config.context_length, writer.decoding.max_new_tokens
+    room, told = max(context - new, context // 2), False
+    turns: list[dict[str, str]] = []
+    render_chat(writer.tokenizer, [{"role": "user", "content": ""}])
+    print("Ctrl-C stops an answer; an empty line, /exit or Ctrl-D ends the chat", file=sys.stderr)
+    while (line := _line()) not in ("", "/exit"):
+        turns.append({"role": "user", "content": line})
+        row = render_chat(writer.tokenizer, turns)
+        while len(row) > room and len(turns) > 1:
+            turns = turns[2:]
+            row = render_chat(writer.tokenizer, turns)
+            if not told:
+                print(f"the context of {context} tokens is full; the oldest turns are left out", file=sys.stderr)
+            told = True
+        answer: list[str] = []
+        try:
+            answer.extend(writer.write(row))
+        except KeyboardInterrupt:
+            print()
+        except ConfigError as error:
+            print(*error.problems, sep="\n", file=sys.stderr)
+            del turns[-1]
+            continue
+        turns.append({"role": "assistant", "content": "".join(answer)})
+        print(writer.stats(), file=sys.stderr)
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

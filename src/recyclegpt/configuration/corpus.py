@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
-from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recyclegpt.data import TextDataModule
 
 
 def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
@@ -20,7 +22,7 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     Raises:
         ConfigError: it cannot be read, or its tokens are not the model's.
     """
-    folder, config = trained.path.parent, trained.config
+    config = trained.config
     if "data" in cfg:
         datamodule = given_corpus(cfg, trained)
     else:
@@ -31,7 +33,7 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
         if "data" in cfg:
             raise ConfigError(
                 f"data: its tokenizer differs from the model's; tokenize the corpus with that one: "
-                f"data.tokenizer.kind=file data.tokenizer.path={folder / TOKENIZER}"
+                f"data.tokenizer.kind=file data.tokenizer.path={trained.tokenizer_file}"
             )
         raise ConfigError(
             f"data: the text that {trained.path} was trained on has changed since, and its tokenizer with it; "
@@ -49,7 +51,7 @@ def given_corpus(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     settings = to_plain(cfg)["data"]
     # The model knows only its own tokens, whatever tokenizer the group would build.
     if settings.get("tokenizer") is not None:
-        own = {"kind": "file", "path": str(trained.path.parent / TOKENIZER), "end_token": trained.tokenizer.eos_token}
+        own = {"kind": "file", "path": str(trained.tokenizer_file), "end_token": trained.tokenizer.eos_token}
         settings["tokenizer"] = {"_target_": "recyclegpt.data.TokenizerConfig", **own}
     return corpus_of(settings)
 
@@ -65,6 +67,8 @@ def corpus_of(settings: Any) -> TextDataModule:
     Raises:
         ConfigError: it describes something else.
     """
+    from recyclegpt.data import TextDataModule  # late: it imports Lightning
+
     if not isinstance(built := build(settings, "data"), TextDataModule):
         raise ConfigError(f"data: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
     return built

@@ -31,6 +31,10 @@ class GeneratedPiece(NamedTuple):
     """Consecutive documents."""
 
     tokens: NDArray[Any]
+    lengths: NDArray[np.int64]
+    """For each document its number of tokens."""
+    num_prompt: NDArray[np.int64]
+    """For each document how many of them are its prompt."""
     num_new: NDArray[np.int64]
     """For each document the number of tokens that the model wrote."""
     ends: NDArray[np.int64]
@@ -123,7 +127,8 @@ class GeneratedCorpus:
                 of_split["num_new_tokens"] += int(piece.num_new.sum())
                 for end in piece.ends.tolist():
                     of_split[f"num_{ends[end]}"] += 1
-                yield TokenPiece(piece.tokens, len(piece.ends), int(num_bytes_V[piece.tokens].sum()))
+                documents = np.stack([piece.lengths, piece.num_prompt], axis=1)
+                yield TokenPiece(piece.tokens, len(piece.ends), int(num_bytes_V[piece.tokens].sum()), documents)
 
         facts = {"identity": self.identity, "totals": totals}
         meta = write_shards(pieces, tokenizer, self.folder, {FACTS: facts}, tokens_per_shard)

@@ -166,6 +166,7 @@ class TokenPiece(NamedTuple):
     tokens: NDArray[Any]
     num_documents: int  # that end in it
     num_bytes: int  # of UTF-8 text that the tokens stand for
+    documents: NDArray[np.int64] | None = None  # kept beside the shards: a row each, its tokens and those of its prompt
 
 
 def write_shards(
@@ -229,6 +230,7 @@ def _write_split(
     shards: list[dict[str, Any]] = []
     totals = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
     buffered: list[NDArray[Any]] = []
+    documents = []
     num_buffered = 0
 
     def flush() -> None:
@@ -243,9 +245,13 @@ def _write_split(
         totals["num_tokens"] += len(piece.tokens)
         totals["num_documents"] += piece.num_documents
         totals["num_bytes"] += piece.num_bytes
+        if piece.documents is not None:
+            documents.append(piece.documents)
         if num_buffered >= tokens_per_shard:
             flush()
             num_buffered = 0
     if num_buffered:
         flush()
+    if documents:
+        np.save(folder / f"{split}-documents.npy", np.concatenate(documents), allow_pickle=False)
     return {"shards": shards, **totals}

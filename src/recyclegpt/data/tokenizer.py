@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers
 
 from recyclegpt.data.chat_template import ChatTemplate, read_chat_template, write_chat_template
+from recyclegpt.data.gguf_tokenizer import read_gguf_tokenizer
 from recyclegpt.data.text_stream import BYTE_PIECE, TextStream, byte_symbols, count_bytes
 from recyclegpt.data.train_bpe import train_bpe
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_whole
+from recyclegpt.gguf_header import is_gguf
 
 # The Rust thread pool prints a warning in every forked DataLoader worker unless this was decided before the fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -43,7 +45,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     """Size of a trained vocabulary, its 256 bytes and the end token included; the other kinds bring their own."""
     path: str | None = None
-    """A `tokenizer.json`, or the folder that holds it (kind `file`)."""
+    """A `tokenizer.json`, the folder that holds it, or a GGUF file (kind `file`)."""
     end_token: str | None = None
     """Token that ends a document; null: `<|endoftext|>`, or the usual one that the file holds."""
 
@@ -114,11 +116,15 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, end_token: str | None = None) -> TextTokenizer:
-        """Read a `tokenizer.json`, or the one in a folder. A model's folder also declares which tokens end a text.
+        """Read a `tokenizer.json`, the one in a folder, or that of a GGUF file. Models also declare what ends a text.
 
         Raises:
             ConfigError: there is none, or it cannot be parsed.
         """
+        if is_gguf(Path(path).expanduser()):
+            tokenizer, ends, chat = read_gguf_tokenizer(Path(path).expanduser())
+            declared = [*ends, *(name for name in KNOWN_END_TOKENS if tokenizer.token_to_id(name) is not None)]
+            return cls(tokenizer, end_token or declared[0], declared, chat)
         tokenizer, file = _read(path)
         declared = read_stop_tokens(file.parent, tokenizer)
         return cls(tokenizer, end_token or next(iter(declared), None), declared, read_chat_template(file.parent))
@@ -165,14 +171,18 @@ class TextTokenizer:
     def encode_spans(self, text: str) -> list[tuple[int, int, int, bool]]:
         """Each id of a text with special tokens, the characters it spans (from, up to), and whether it is special."""
         encoded = self._encode(text, special_tokens=True)
-        special = {self._tokenizer.token_to_id(token) for token in self.special_tokens}
-        return [(one, *span, one in special) for one, span in zip(encoded.ids, encoded.offsets, strict=True)]
+        return [(one, *span, one in self.special_ids) for one, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
     @cached_property
     def special_tokens(self) -> list[str]:
         """The spelling of each special token, longest first."""
         added = [token["content"] for token in self._content["added_tokens"] if token["special"]]
         return sorted(added, key=len, reverse=True)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the special tokens."""
+        return frozenset(token["id"] for token in self._content["added_tokens"] if token["special"])
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:

@@ -128,7 +128,7 @@ class Decoder:
         m, limits = strategy.num_recycled, tracker.limits
         check_every = (CHECK_EVERY if tracker.may_stop else CHECK_EVERY_WITHOUT_STOPS)[self.model.device.type]
         # A row may stand at its limit, have m tokens drafted there, and the drafter's rows look one token further.
-        key, session, step = self._take_session(strategy, sampler, len(prompts), max(limits) + m + 2)
+        key, session, step = self.take_session(strategy, sampler, len(prompts), max(limits) + m + 2)
         num_slots = session.text.tokens_BS.shape[1]
         furthest = max(len(prompt) for prompt in prompts)
         was_training = self.model.training
@@ -158,12 +158,9 @@ class Decoder:
                     furthest += m + 1
         finally:
             self.model.train(was_training)
-            if isinstance(step, GraphedStep):
-                self._idle[key] = session, step
-                while len(self._idle) > self.max_idle:
-                    self._idle.popitem(last=False)
+            self.give_back(key, session, step)
 
-    def _take_session(
+    def take_session(
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
     ) -> tuple[object, Session, Callable[[int], None]]:
         """A session and its step: on CUDA an idle one that fits, since its graphs exist."""
@@ -178,6 +175,13 @@ class Decoder:
             return key, session, graphed
         session = Session(self.model, strategy, sampler, batch, num_slots, self.backbone_states, self.recycle)
         return key, session, GraphedStep(session.step, session.state) if self.use_graphs else session.step
+
+    def give_back(self, key: object, session: Session, step: Callable[[int], None]) -> None:
+        """Keep a session that was taken, where it has graphs."""
+        if isinstance(step, GraphedStep):
+            self._idle[key] = session, step
+            while len(self._idle) > self.max_idle:
+                self._idle.popitem(last=False)
 
     def forget(self) -> None:
         """Drop all idle sessions and their graphs."""

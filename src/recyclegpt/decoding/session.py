@@ -101,6 +101,23 @@ class Session:
             self.drafter.draft(hidden_BTC, positions_BT, last_B, num_slots_read)
             self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
+    def take_row(self, row: int, other: Session, width: int) -> None:
+        """Go on in this row with the only row of another session, which has just read a prompt of `width` tokens."""
+        for mine, its in zip(self.state(), other.state(), strict=True):
+            of_rows = -1 if mine is self.record_5B else 0
+            mine.select(of_rows, row).copy_(its.select(of_rows, 0))
+        self.text.limit_B[row] = other.text.limit_B[0]
+        self.sampler.generators[row] = other.sampler.generators[0]
+        self.sampler.take(self.sampler.generators)
+        for mine, its in zip(self._cached(), other._cached(), strict=True):
+            mine[row, :, :width].copy_(its[0, :, :width])
+
+    def _cached(self) -> list[Tensor]:
+        drafts = None if self.drafter is None else self.drafter.cache
+        return [
+            tensor for cache in (self.cache, drafts) if cache is not None for tensor in (*cache.keys, *cache.values)
+        ]
+
     def step(self, num_slots_read: int) -> None:
         """One backbone pass over the newest m + 1 tokens, their verification, and m tokens drafted after the result."""
         text, drafter = self.text, self.drafter

@@ -46,7 +46,8 @@ def held_out_metrics(
         documents = None if batch.documents_NBT is None else batch.documents_NBT.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             states = model.states(views, documents)
-            held_out.add(dual_loss(states, model.lm_head.weight, views, documents), views)
+            terms = dual_loss(states, model.lm_head.weight, views, documents, draft_ids_D=model.draft_ids)
+            held_out.add(terms, views)
     return held_out.metrics()
 
 

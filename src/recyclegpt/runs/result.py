@@ -35,10 +35,11 @@ def result_table(result: dict[str, Any], num_recycled: int) -> str:
     nan = math.nan
     metrics = {name: nan if value is None else value for name, value in result["metrics"].items()}
     unigram, backbone, module = (metrics[f"val/loss_{name}"] for name in ("unigram", "backbone", "recycle"))
+    alternating = metrics["val/ppl_alternating"]
     quality = [
         ("backbone", backbone, metrics["val/ppl_backbone"], metrics["val/bits_per_byte"], nan),
         ("module", module, metrics["val/ppl_recycle"], nan, metrics["val/agreement"]),
-        ("alternating", (backbone + module) / 2, metrics["val/ppl_alternating"], nan, nan),
+        ("alternating", math.log(alternating), alternating, nan, nan),
         ("unigram model", unigram, math.exp(unigram), nan, nan),
     ]
     header = ("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement")

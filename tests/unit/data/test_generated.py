@@ -23,7 +23,8 @@ IDENTITY = {"decoding.temperature": 1.0, "checkpoint": "a" * 64, "decoding.top_k
 def piece(split: Split, number: int) -> GeneratedPiece:
     text = f"{split} {number}".encode()
     tokens = np.array([*text, END, *text, END], np.uint16)
-    return GeneratedPiece(tokens, np.array([len(text), 2]), np.array([0, 1]))
+    lengths = np.array([len(text) + 1] * 2)
+    return GeneratedPiece(tokens, lengths, np.array([1, 4]), np.array([len(text), 2]), np.array([0, 1]))
 
 
 def corpus(folder: Path) -> GeneratedCorpus:
@@ -64,6 +65,7 @@ def test_the_folder_holds_all_pieces_in_order(tmp_path: Path) -> None:
     assert len(meta["splits"]["train"]["shards"]) == 2
     assert meta[FACTS]["identity"] == IDENTITY
     assert meta[FACTS]["totals"]["train"] == {"num_new_tokens": 3 * (7 + 2), "num_length": 3, "num_stop": 3}
+    assert np.load(tmp_path / "out" / "val-documents.npy").tolist() == [[6, 1], [6, 4]]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

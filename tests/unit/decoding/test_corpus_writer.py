@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.decoding.corpus_writer import BulkWriter, Document, batches
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified, corpus_writer
+from recyclegpt.decoding.corpus_writer import BulkWriter, Document, pieces
 from recyclegpt.errors import ConfigError
 
 from .test_exactness import random_model
@@ -18,20 +18,21 @@ SAMPLED = SamplingConfig(temperature=1.5)
 PROMPTS = [[seed, (7 * seed) % 22, 3] for seed in range(10)]
 
 
-def writer(strategy: Strategy, seed: int = 0, sampling: SamplingConfig = SAMPLED, new_tokens: int = 20) -> BulkWriter:
-    return BulkWriter(Decoder(random_model(3)), strategy, sampling, seed, new_tokens, [END], 23)
+def writer(
+    strategy: Strategy,
+    seed: int = 0,
+    sampling: SamplingConfig = SAMPLED,
+    share: float = 1.0,
+    suffix: tuple[int, ...] = (),
+) -> BulkWriter:
+    """Three rows: each takes several prompts, one after the other."""
+    return BulkWriter(Decoder(random_model(3)), strategy, sampling, seed, 20, [END], 23, 3, share, suffix)
 
 
-def documents(writer: BulkWriter, batch: int, split: int = 0) -> list[Document]:
-    return [
-        document
-        for first, stop in batches(len(PROMPTS), batch)
-        for document in writer.write(PROMPTS[first:stop], split, first)
-    ]
-
-
-@pytest.mark.parametrize("strategy", [Autoregressive(), Verified(), Verified(2, 0.2)])
-@pytest.mark.parametrize("sampling", [SAMPLED, SamplingConfig()])
+@pytest.mark.parametrize(
+    "strategy", [Autoregressive(), Verified(), Verified(2, 0.2), Verified(2, drafter="ngram+module")]
+)
+@pytest.mark.parametrize("sampling", [SAMPLED, SamplingConfig(), SamplingConfig(1.5, coupled=False)])
 def test_every_document_is_what_its_prompt_gives_alone(strategy: Strategy, sampling: SamplingConfig) -> None:
     expected = []
     for number, prompt in enumerate(PROMPTS):
@@ -40,7 +41,7 @@ def test_every_document_is_what_its_prompt_gives_alone(strategy: Strategy, sampl
         alone = Decoder(random_model(3)).generate([prompt], strategy, 20, sampling, [END], generators=[generator])
         text = alone.tokens[0]
         expected.append([*prompt, *text, *([] if text[-1] == END else [END])])
-    found = documents(writer(strategy, seed=5, sampling=sampling), batch=4, split=1)
+    found = writer(strategy, seed=5, sampling=sampling).write(PROMPTS, 1, 0)
     assert [document.tokens for document in found] == expected
     if not sampling.greedy:
         assert {document.end for document in found} == {"stop", "length"}, "the texts all end alike"
@@ -48,7 +49,7 @@ def test_every_document_is_what_its_prompt_gives_alone(strategy: Strategy, sampl
 
 
 def test_what_was_written_before_does_not_matter() -> None:
-    whole = documents(writer(Verified()), batch=4)
+    whole = writer(Verified()).write(PROMPTS, 0, 0)
     late = writer(Verified())
     assert late.write(PROMPTS[8:10], 0, 8) == whole[8:10]
     assert late.write(PROMPTS[4:8], 0, 4) == whole[4:8]
@@ -88,6 +89,17 @@ def test_text_that_is_not_the_backbones_is_refused() -> None:
         writer(Alternating())
 
 
-def test_batches_cover_every_document_once() -> None:
-    assert batches(10, 4) == [(0, 4), (4, 8), (8, 10)]
-    assert batches(4, 4) == [(0, 4)]
+def test_a_share_is_sampled_and_the_template_s_end_follows() -> None:
+    sampled, mixed = writer(Verified()).write(PROMPTS, 0, 0), writer(Verified(), share=0.5).write(PROMPTS, 0, 0)
+    greedy = writer(Verified(), sampling=SamplingConfig()).write(PROMPTS, 0, 0)
+    chosen = [document == sampled[place] for place, document in enumerate(mixed)]
+    assert 0 < sum(chosen) < len(PROMPTS)
+    assert mixed == [(sampled if chosen[place] else greedy)[place] for place in range(len(PROMPTS))]
+    ended = writer(Verified(), suffix=(END, 5)).write(PROMPTS, 0, 0)
+    assert [document.tokens for document in ended] == [[*document.tokens, 5, END] for document in sampled]
+
+
+def test_pieces_cover_every_document_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_writer, "ROUNDS", 2)
+    assert pieces(10, 2) == [(0, 4), (4, 8), (8, 10)]
+    assert pieces(4, 2) == [(0, 4)]

@@ -15,7 +15,7 @@ from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
-from recyclegpt.models import RecycleGPT
+from recyclegpt.models import KVCache, RecycleGPT
 
 __all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
 
@@ -30,6 +30,10 @@ class Drafter(Protocol):
 
     exits_early: bool
     """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
+
+    @property
+    def cache(self) -> KVCache | None:
+        """Keys and values of its own; None if it needs none."""
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.

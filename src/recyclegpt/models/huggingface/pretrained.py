@@ -1,4 +1,4 @@
-"""A pretrained backbone, from disk or the hub, read tensor by tensor into a `RecycleGPT`."""
+"""A pretrained backbone, from a folder, a GGUF file or the hub, read tensor by tensor into a `RecycleGPT`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.hardware.dtypes import DTYPES
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
+from recyclegpt.models.huggingface.gguf import GGUFTensors
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
 from recyclegpt.models.huggingface.shards import FLOATS, Shards
@@ -25,10 +26,10 @@ _MOST_NAMED = 5
 
 
 class PretrainedBackbone:
-    """A Llama, Mistral, Qwen2 or Qwen3 checkpoint: a folder in Hugging Face layout, or a name on the hub.
+    """A Llama, Mistral, Qwen2 or Qwen3 checkpoint: a folder in Hugging Face layout, a GGUF file, or a name on the hub.
 
     Args:
-        path: the folder or name.
+        path: the folder, file or name.
         revision: branch, tag or commit of a name on the hub.
         context_length: tokens of a training row; None: all that the checkpoint allows. Texts may still be as long as
             `config.context_length`.
@@ -46,8 +47,11 @@ class PretrainedBackbone:
         self.path, self.revision, self.dtype = path, revision, DTYPES[dtype]
         self.folder = locate(path, revision)
         try:
-            self.config = read_config(self.folder)
-            self._shards = Shards(self.folder)
+            if self.folder.is_dir():
+                self.config = read_config(self.folder)
+            self._tensors = open_tensors(self.folder)
+            if isinstance(self._tensors, GGUFTensors):
+                self.config = self._tensors.read_config()
             self._check_tensors()
         except ConfigError as error:
             raise ConfigError([f"path: {problem}" for problem in error.problems]) from error
@@ -58,11 +62,11 @@ class PretrainedBackbone:
 
     def fingerprint(self) -> str:
         """See `Shards.fingerprint`."""
-        return self._shards.fingerprint()
+        return self._tensors.fingerprint()
 
     def reference(self) -> dict[str, Any]:
         """Plain values to find the checkpoint again, and to recognise it."""
-        known = self.folder.resolve() if Path(self.path).expanduser().is_dir() else self.path
+        known = self.folder.resolve() if Path(self.path).expanduser().exists() else self.path
         return {"path": str(known), "revision": self.revision, "fingerprint": self.fingerprint()}
 
     def load(self, recycle: RecycleConfig | None = None, device: torch.device | str = "cpu") -> RecycleGPT:
@@ -80,7 +84,7 @@ class PretrainedBackbone:
         model.materialise(device)
         wanted, problems = backbone_weights(model), []
         tied: torch.Tensor | None = None
-        for name, tensor in self._shards.tensors():
+        for name, tensor in self._tensors.tensors():
             if name in wanted:
                 if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
                     problems.append(f"path: {self.folder}: {name} is not finite; copy the checkpoint again")
@@ -100,21 +104,33 @@ class PretrainedBackbone:
         with torch.device("meta"):
             wanted = backbone_weights(RecycleGPT(self.config))
         unused = (*_UNUSED, HEAD) if self.config.tie_embeddings else _UNUSED
-        shapes, dtypes = self._shards.shapes, self._shards.dtypes
+        shapes, dtypes, config_file = self._tensors.shapes, self._tensors.dtypes, self._tensors.config_file
         problems = [f"{name} is missing; copy the checkpoint again" for name in wanted if name not in shapes]
         problems += [
-            f"{name} is not part of the architecture in its config.json"
+            f"{self._tensors.stored_name(name)} is not part of the architecture in its {config_file}"
             for name in shapes
             if name not in wanted and not name.endswith(unused)
         ]
         problems += [
-            f"{name} is {dtypes[name]} {list(shapes[name])}, its config.json says {list(weight.shape)} of floats"
+            f"{self._tensors.stored_name(name)} is {dtypes[name]} {list(shapes[name])}, its {config_file} says "
+            f"{list(weight.shape)} of floats"
             for name, weight in wanted.items()
             if name in shapes and (shapes[name] != tuple(weight.shape) or dtypes[name] not in FLOATS)
         ]
         if problems:
             more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
             raise ConfigError([f"{self.folder}: {problem}" for problem in problems[:_MOST_NAMED] + more])
+
+
+def open_tensors(path: Path) -> Shards | GGUFTensors:
+    """The tensors of a checkpoint's folder or GGUF file."""
+    return Shards(path) if path.is_dir() else GGUFTensors(path)
+
+
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """The dtype shared by all floats of a checkpoint, fp32 for quantised ones; None if there are several."""
+    found = {name for name in open_tensors(path).dtypes.values() if name in FLOATS}
+    return FLOATS[found.pop()] if len(found) == 1 else None
 
 
 def load_backbone(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +26,8 @@ class Shards:
     Raises:
         ConfigError: there are no safetensors, or files are missing or damaged; naming all of them.
     """
+
+    config_file = "config.json"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,22 +56,24 @@ class Shards:
 
     def fingerprint(self) -> str:
         """A hash of file names, sizes and 64 samples of each file, without reading all of it."""
-        digest = hashlib.sha256()
-        for file in sorted(self._names):
-            path = self.folder / file
-            size = path.stat().st_size
-            digest.update(f"{file} {size}".encode())
-            with path.open("rb") as opened:
-                for number in range(_SAMPLES):
-                    opened.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-                    digest.update(opened.read(_SAMPLE_BYTES))
-        return digest.hexdigest()
+        return sampled_hash(self.folder / file for file in sorted(self._names))
+
+    def stored_name(self, name: str) -> str:
+        """A tensor's name in the file."""
+        return name
 
 
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The dtype shared by all floating-point tensors of a checkpoint; None if there are several."""
-    found = {name for name in Shards(folder).dtypes.values() if name in FLOATS}
-    return FLOATS[found.pop()] if len(found) == 1 else None
+def sampled_hash(files: Iterable[Path]) -> str:
+    """See `Shards.fingerprint`."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as opened:
+            for number in range(_SAMPLES):
+                opened.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[str]:
