@@ -1,4 +1,4 @@
-"""Every option of every group composes and can be built; every experiment and sweep runs."""
+"""Every option of every group composes and can be built; every experiment runs, and every sweep is fair."""
 
 from __future__ import annotations
 
