@@ -53,7 +53,7 @@ gpu-report: $(STAMP)  ## measure decoding and training on this machine's GPU int
 
 notebook: $(STAMP)  ## open the notebooks in the browser (installs JupyterLab into .venv the first time)
 	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(PIP) install 'jupyterlab>=4,<5'
-	@$(BIN)/jupyter lab --notebook-dir . notebooks/01_quickstart.ipynb $(ARGS)
+	@$(BIN)/python -m jupyterlab --notebook-dir . notebooks/01_quickstart.ipynb $(ARGS)
 
 tensorboard: $(STAMP)  ## show the curves of all runs in the browser
 	@$(BIN)/tensorboard --logdir outputs $(ARGS)

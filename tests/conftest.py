@@ -5,6 +5,8 @@ torch, Hydra and datasets are touched only where a test has imported them, so th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -38,6 +40,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+# Compiled once for all processes and sessions: a library's name tells its sources, torch and processor.
+KERNELS = Path(__file__).parents[1] / ".pytest_cache" / "kernels"
+KERNELS.mkdir(parents=True, exist_ok=True)
+(CACHE / "recyclegpt").mkdir()
+(CACHE / "recyclegpt" / "kernels").symlink_to(KERNELS)
 # A fixture of a wider scope may train, and leave these behind before the first test that uses it begins.
 LEFT_BY_LIGHTNING = {
     "PL_GLOBAL_SEED",
@@ -99,11 +106,26 @@ def _torch_as_imported() -> Iterator[None]:
     random.seed(SEED)
     if (torch := sys.modules.get("torch")) is not None:
         _reset(torch)
+    if "recyclegpt.kernels" in sys.modules:
+        _compile_kernels()
+    if (stopwatch := sys.modules.get("recyclegpt.hardware.stopwatch")) is not None:
+        stopwatch.COPY_BYTES["cpu"] = 2**20  # gigabytes would be moved in each bench
     yield
     if (torch := sys.modules.get("torch")) is not None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         _reset(torch)
+
+
+@functools.cache
+def _compile_kernels() -> None:
+    """In one process, while the others wait."""
+    from filelock import FileLock
+
+    from recyclegpt.kernels import build
+
+    with FileLock(KERNELS / "lock"), contextlib.suppress(build.KernelsUnavailableError):
+        build.load()
 
 
 def _reset(torch: ModuleType) -> None:

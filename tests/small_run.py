@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from recyclegpt.commands.main import main
 
-SMALL = ("debug=smoke", "data=text_files", "data.tokenizer.vocab_size=300")
-"""Makes any training run take seconds: two epochs of three steps. `small_on(corpus)` adds the corpus."""
+SMALL = ("debug=smoke", "data=text_files", "data.tokenizer.vocab_size=300", "~callbacks.trade_off")
+"""Makes any training run take a second: two epochs of three steps, no picture. `small_on(corpus)` adds the corpus."""
 EVERY_STEP = "checkpointing.every_n_steps=1"
 KEEP_ALL = "checkpointing.keep=9"
 TINY_SHAPE = ("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64")

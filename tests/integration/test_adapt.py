@@ -61,6 +61,9 @@ def test_a_run_resumes_exactly(run: Run, quick: list[str], tiny_checkpoint: Call
         *quick,
         "checkpointing.every_n_steps=2",
         "checkpointing.keep=9",
+        "recycle.draft_vocab=265",
+        "loss.target=distill",
+        "training.cache_states=true",
     ]
     assert run(*command, "hydra.run.dir=whole") == 0
     assert run(*command, "hydra.run.dir=again", "resume=whole/checkpoints/step_0000002.ckpt") == 0

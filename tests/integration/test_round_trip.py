@@ -36,6 +36,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     folder = tiny_checkpoint(architecture)
     quick = ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", "callbacks=no_monitor"]
     quick += ["model.context_length=160"]  # as an exported folder is evaluated: at the length of its backbone
+    quick += ["recycle.draft_vocab=265", "loss.target=distill"]
     assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
     model = load_trained("run").model
     tokens_BT = torch.randint(300, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,10 @@ def test_in_adapted_evaluated_out_and_in_again(
     with torch.no_grad():
         read = again.states(torch.stack([tokens_BT, tokens_BT.roll(-1, 1)]))
         logits = theirs(tokens_BT).logits
+    assert model.draft_ids is not None
+    assert not torch.equal(model.draft_ids, torch.arange(265))
+    for same in (again, load_trained("whole").model, theirs.core):
+        assert torch.equal(same.draft_ids, model.draft_ids)
     assert torch.equal(read.hidden_BTC, states.hidden_BTC)
     assert torch.equal(read.recycled_KBTC[0], states.recycled_KBTC[0])
     assert torch.equal(logits, model.logits(states.hidden_BTC))
@@ -85,4 +90,4 @@ def test_in_adapted_evaluated_out_and_in_again(
     assert run("export", "checkpoint=run", "format=vllm", "output_dir=draft", "target=backbone") == 0
     draft = load_file("draft/model.safetensors")
     assert torch.equal(draft["model.fc.weight"], model.recyclable.fc.weight.float())  # type: ignore[union-attr]
-    assert not any("embed" in name or "lm_head" in name for name in draft)
+    assert not any("embed" in name or "lm_head" in name or "draft_ids" in name for name in draft)

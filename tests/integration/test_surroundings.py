@@ -25,9 +25,10 @@ def test_what_an_allocation_of_slurm_left_behind_is_ignored(
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     assert run("train", *small, *QUICK, "hydra.run.dir=run") == 0
     assert "SLURM_NTASKS=4 is ignored" in Path("run/train.log").read_text()
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    for name, value in {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "4"}.items():
+        monkeypatch.setenv(name, value)
     assert run("train", *small, *QUICK, "hydra.run.dir=two") == 2
-    assert "--ntasks" in capsys.readouterr().err
+    assert "SLURM_NTASKS=4 says that this is one of several processes" in capsys.readouterr().err
 
 
 def test_a_home_that_cannot_be_written_and_a_run_folder_in_it(
@@ -114,9 +115,10 @@ def test_a_line_break_as_it_is_typed_ends_the_text(run: Run, trained: Path, caps
 def test_a_rank_left_behind_is_refused(
     run: Run, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"LOCAL_RANK": "1", "RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     assert run("train", *small, *QUICK, "hydra.run.dir=run") == 2
-    assert "unset LOCAL_RANK" in capsys.readouterr().err
+    assert "unset LOCAL_RANK WORLD_SIZE" in capsys.readouterr().err
 
 
 def test_a_chat_saved_with_a_byte_order_mark_is_a_chat(

@@ -64,7 +64,6 @@ class ControlledSweeper(Sweeper):
         self.params, self.controls = dict(params or {}), dict(controls or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra calls it before `sweep`."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -92,7 +91,6 @@ class ControlledSweeper(Sweeper):
         return results
 
     def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
-        """All jobs, the grid's first."""
         shared = [o for o in overrides if not o.is_sweep_override() or o.get_key_element() == SEED]
         distinct = {frozenset(job): job for job in reversed(_grid(overrides))}
         jobs = list(reversed(distinct.values()))

@@ -36,10 +36,10 @@ def step_breakdown(
     num_slots = middle + 2 * m + 2
     session = Session(model, strategy, sampler, len(prompts), num_slots, decoder.backbone_states, decoder.recycle)
     session.prefill([[0] * middle for _ in prompts], [middle + m + 1] * len(prompts), num_slots)
+    block_BT = session.text.tokens_BS[:, middle : middle + m + 1].contiguous()
     positions_BT = session.text.position_B[:, None] + session.block_T
-    block_BT = session.text.tokens_BS.gather(1, positions_BT)
     hidden_BTC = session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots)
-    logits_BTV, draft_logits_BTD = model.logits(hidden_BTC), model.draft_logits(hidden_BTC)
+    logits_BTV, draft_logits_BD = model.logits(hidden_BTC), model.draft_logits(hidden_BTC[:, 0])
     one = block_BT[:, :1], hidden_BTC[:, :1].contiguous(), positions_BT[:, :1]
     drafts = DraftTokens(block_BT[:, 1:], torch.full_like(session.text.position_B, m), None)
 
@@ -60,7 +60,7 @@ def step_breakdown(
         best_BT = most_likely(logits_BTV)
         strategy.verify(VerifyLogits(logits_BTV, best_BT, best_BT, None), drafts, sampler)
         for number in range(1, m + 1):
-            sampler.choose(draft_logits_BTD[:, 0], number, session.text.position_B, draft_ids=model.draft_ids)
+            sampler.choose(draft_logits_BD, number, session.text.position_B, draft_ids=model.draft_ids)
 
     def step() -> None:
         session.text.position_B.fill_(middle)

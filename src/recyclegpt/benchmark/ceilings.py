@@ -96,21 +96,16 @@ class PassTimer:
     def __init__(
         self, decoder: Decoder, num_recycled: int, position: int, batch: int = 1, clock: Clock = time.perf_counter
     ) -> None:
-        """Warm up the passes of a model with a module, compiled or as CUDA graphs as the decoder runs them.
-
-        They stand at `position` in the context: attention reads that many slots.
-        """
+        """Warm up the passes of a model with a module, compiled or as CUDA graphs as the decoder runs them."""
         self.num_recycled, self.stopwatch = num_recycled, Stopwatch(decoder.model.device, clock)
-        with torch.no_grad():
-            passes = _passes(decoder, num_recycled + 1, position, batch)
-            self.passes = [as_graph(made, decoder.model.device) for made in passes]
+        passes, block = Passes(decoder, position, num_recycled + 1, batch), num_recycled + 1
+        self.passes = [passes.backbone(1), passes.backbone(block), passes.module(block), passes.module(1)]
         self.rounds: list[tuple[float, float, float, float]] = []
         self.measure(2)
         self.rounds = []
 
     @torch.no_grad()
     def measure(self, rounds: int) -> None:
-        """Add this many rounds."""
         for _ in range(rounds):
             seconds = self.stopwatch.seconds(*self.passes * SWEEPS_PER_ROUND)
             one, block, module_block, module_one = (
@@ -123,32 +118,41 @@ class PassTimer:
         return PassCosts(self.num_recycled, *map(statistics.median, zip(*self.rounds, strict=True)))
 
 
-def _passes(decoder: Decoder, block: int, position: int, batch: int) -> list[Callable[[], object]]:
-    """Backbone over one token and over a block, module over a block and over one row; the LM head in each."""
-    model, num_slots = decoder.model, decoder.bucketed(position + block)
-    shape = (batch, num_slots, model.dtype, model.device)
-    cache = KVCache(model.config, model.config.num_layers, *shape)
-    module_cache = KVCache(model.config, model.recycle_config.num_layers, *shape)
-    state_BTC = torch.zeros(batch, block, model.config.hidden_size, dtype=model.dtype, device=model.device)
-    positions_BT = torch.arange(position, position + block, device=model.device).expand(batch, -1)
-    tokens_BT = torch.zeros_like(positions_BT)
+class Passes:
+    """Single passes of a decoder, the LM head in each, at a position in the context: attention reads that far."""
 
-    def made(width: int, module: bool) -> Callable[[], object]:
-        tokens, states, positions = (x[:, :width].contiguous() for x in (tokens_BT, state_BTC, positions_BT))
+    def __init__(self, decoder: Decoder, position: int, widest: int, batch: int = 1) -> None:
+        model = decoder.model
+        self.decoder, self.num_slots = decoder, decoder.bucketed(position + widest)
+        shape = (batch, self.num_slots, model.dtype, model.device)
+        self.cache = KVCache(model.config, model.config.num_layers, *shape)
+        self.module_cache = KVCache(model.config, model.recycle_config.num_layers, *shape)
+        self.positions_BT = torch.arange(position, position + widest, device=model.device).expand(batch, -1)
 
-        def backbone_pass() -> object:
-            hidden = decoder.backbone_states(tokens, positions, cache=cache, num_slots_read=num_slots)
-            return most_likely(model.logits(hidden))
+    def backbone(self, width: int) -> Callable[[], object]:
+        model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
+        tokens_BT = torch.zeros_like(positions_BT)
 
-        def module_pass() -> object:
-            hidden = decoder.recycle(tokens, states, positions, cache=module_cache, num_slots_read=num_slots)
-            return most_likely(model.draft_logits(hidden[:, -1]))
+        def run() -> object:
+            read = {"cache": self.cache, "num_slots_read": self.num_slots}
+            return most_likely(model.logits(self.decoder.backbone_states(tokens_BT, positions_BT, **read)))
 
-        return module_pass if module else backbone_pass
+        return as_graph(run, model.device)
 
-    return [made(1, False), made(block, False), made(block, True), made(1, True)]
+    def module(self, width: int) -> Callable[[], object]:
+        model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
+        tokens_BT = torch.zeros_like(positions_BT)
+        states_BTC = torch.zeros(*tokens_BT.shape, model.config.hidden_size, dtype=model.dtype, device=model.device)
+
+        def run() -> object:
+            read = {"cache": self.module_cache, "num_slots_read": self.num_slots}
+            hidden_BTC = self.decoder.recycle(tokens_BT, states_BTC, positions_BT, **read)
+            return most_likely(model.draft_logits(hidden_BTC[:, -1]))
+
+        return as_graph(run, model.device)
 
 
+@torch.no_grad()
 def as_graph(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """On CUDA a graph of it, as decoding replays its steps; elsewhere itself."""
     if device.type != "cuda":

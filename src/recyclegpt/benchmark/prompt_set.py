@@ -75,29 +75,15 @@ def bench_prompts(
 
 def _rows(speeds: Mapping[str, dict[str, Speed]], named: Mapping[str, Strategy]) -> list[Row]:
     together = {name: _together([of[name] for of in speeds.values()]) for name in named}
-    return [
-        _row(category, named[name], speed, of[Autoregressive().label])
-        for category, of in {**speeds, OVERALL: together}.items()
-        for name, speed in of.items()
-    ]
+    rows = []
+    for category, of in {**speeds, OVERALL: together}.items():
+        baseline = of[Autoregressive().label]
+        for name, speed in of.items():
+            row = {"category": category, **speed.row(named[name], baseline), "num_prompts": len(speed.texts)}
+            rows.append(row | {"equal": statistics.mean(map(operator.eq, speed.texts, baseline.texts))})
+    return rows
 
 
 def _together(speeds: Sequence[Speed]) -> Speed:
     """All categories as one: tokens and seconds are added up within each repetition that all have begun."""
     return Speed([sum(runs[1:], runs[0]) for runs in zip(*(speed.runs for speed in speeds), strict=False)])
-
-
-def _row(category: str, strategy: Strategy, speed: Speed, baseline: Speed) -> Row:
-    counts = speed.counts
-    return {
-        "category": category,
-        "strategy": strategy.name,
-        "drafter": strategy.drafter if strategy.num_recycled else None,
-        "num_recycled": strategy.num_recycled,
-        "num_prompts": len(speed.texts),
-        **speed.rates(baseline),
-        "mean_accepted_length": counts.mean_accepted_length,
-        "acceptance": counts.acceptance,
-        "agreement": counts.agreement,
-        "equal": statistics.mean(map(operator.eq, speed.texts, baseline.texts)),
-    }

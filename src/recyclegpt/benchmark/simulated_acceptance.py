@@ -1,4 +1,4 @@
-"""A verified decoder with a given acceptance rate: what drafting is worth if the module were accepted that often.
+"""A verified decoder with given acceptance rates: what drafting is worth if the drafter were accepted that often.
 
 Random weights are as fast as trained ones, but their acceptance means nothing. Every pass is computed as usual and its
 verdict is then replaced, so the speed is real and the text is meaningless.
@@ -21,16 +21,18 @@ PATTERN_LENGTH = 4096
 
 @dataclass(frozen=True)
 class SimulatedAcceptance(Verified):
-    """Accepts each drafted token with this probability, as long as it accepted the one before."""
+    """Accepts the token drafted k-th with the k-th of these rates where all before it were accepted."""
 
-    probability: float = 1.0
+    rates: tuple[float, ...] = (1.0,)
+    """The last one also holds for every later position."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Spread more evenly than random draws: a short text accepts about the share that was asked for.
         m = self.num_recycled
+        rates = (*self.rates, *[self.rates[-1]] * m)[:m]
         pattern = [
-            next((place for place in range(m) if _spread(step, place) >= self.probability), m)
+            next((place for place, rate in enumerate(rates) if _spread(step, place) >= rate), m)
             for step in range(PATTERN_LENGTH)
         ]
         object.__setattr__(self, "_pattern", torch.tensor(pattern))
@@ -41,7 +43,6 @@ class SimulatedAcceptance(Verified):
 
     @property
     def state(self) -> tuple[Tensor, ...]:
-        """The number of the step."""
         return (self._turn,)
 
     def verify(self, backbone: VerifyLogits, drafts: DraftTokens, sampler: Sampler) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,6 @@ class Speed:
 
     @property
     def tokens_per_s(self) -> float:
-        """Median over repetitions."""
         return statistics.median(self.repetitions)
 
     @property
@@ -71,17 +70,26 @@ class Speed:
         """Backbone passes per second, median over repetitions."""
         return statistics.median(run.num_passes / run.seconds for run in self.runs if run.num_timed)
 
-    def rates(self, baseline: Speed) -> dict[str, Any]:
-        """Medians and spreads, as the rows of a benchmark hold them.
+    def speedups(self, baseline: Speed) -> list[float]:
+        """Ratio of the rates within each repetition, so that a machine's slow moments hit both."""
+        return list(map(operator.truediv, self.repetitions, baseline.repetitions))
 
-        The speedup is the median of the ratios within each repetition, so that a machine's slow moments hit both.
-        """
-        ratios = list(map(operator.truediv, self.repetitions, baseline.repetitions))
+    def row(self, strategy: Strategy | None, baseline: Speed) -> dict[str, Any]:
+        """What every benchmark says of a decoder: medians, spreads, counts. `strategy` is None for an outside one."""
+        ratios = self.speedups(baseline)
+        counts, m = self.counts, 0 if strategy is None else strategy.num_recycled
         return {
+            "strategy": "transformers" if strategy is None else strategy.name,
+            "drafter": strategy.drafter if strategy is not None and m else None,
+            "num_recycled": m,
             "tokens_per_s": self.tokens_per_s,
             "spread": [min(self.repetitions), max(self.repetitions)],
             "speedup": statistics.median(ratios),
             "speedup_spread": [min(ratios), max(ratios)],
+            "mean_accepted_length": counts.mean_accepted_length,
+            "acceptance": counts.acceptance,
+            "acceptance_by_position": counts.acceptance_by_position,
+            "agreement": counts.agreement,
         }
 
 
@@ -144,7 +152,6 @@ def decode(
     batch: int = 1,
     clock: Clock = time.perf_counter,
 ) -> Run:
-    """Decode all prompts, `batch` at a time, and time it."""
     device = decoder.model.device
     run = Run()
     batches = [prompts[begin : begin + batch] for begin in range(0, len(prompts), batch)]

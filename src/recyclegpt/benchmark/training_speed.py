@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.hardware.device import device_name, peak_flops
-from recyclegpt.hardware.memory import PeakMemory
+from recyclegpt.hardware.memory import PeakMemory, keep_freed_memory
 from recyclegpt.hardware.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
@@ -32,8 +32,6 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What is timed."""
-
     batch: int
     """Rows of a forward pass."""
     row_length: int
@@ -49,68 +47,43 @@ class StepConfig:
     seed: int = 1
 
 
-@dataclass
-class StepSpeed:
-    """Times of one model's steps, and what follows from them."""
+def measure_steps(
+    shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device
+) -> dict[str, Any]:
+    """Time the steps of a model with random weights, made here and dropped afterwards.
 
-    config: StepConfig
-    recycle: RecycleConfig
-    flops_per_token: float
-    seconds: dict[str, list[float]]
-    """Of every timed step, by phase."""
-    peak_memory_bytes: float
-    peak_flops: float
-    """Dense bf16 peak of the device, operations a second; NaN where unknown."""
-
-    @property
-    def steps_s(self) -> list[float]:
-        """Seconds of each step."""
-        return [sum(phases) for phases in zip(*self.seconds.values(), strict=True)]
-
-    @property
-    def tokens(self) -> int:
-        """Positions of a step."""
-        return self.config.batch * self.config.row_length * self.config.accumulate
-
-    def row(self) -> dict[str, Any]:
-        """Medians over the steps, with the spread of the rate; unknown values are NaN."""
-        step_s = statistics.median(self.steps_s)
-        rates = [self.tokens / seconds for seconds in self.steps_s]
-        return {
-            "recycle_num_layers": self.recycle.num_layers,
-            "num_unrolled": self.config.loss.num_unrolled if self.recycle.num_layers else 0,
-            "batch": self.config.batch,
-            "row_length": self.config.row_length,
-            "accumulate": self.config.accumulate,
-            "dtype": str(self.config.dtype).removeprefix("torch."),
-            "compile": self.config.compile,
-            "activation_checkpointing": int(self.config.activation_checkpointing),
-            "tokens_per_s": self.tokens / step_s,
-            "spread": [min(rates), max(rates)],
-            "step_s": step_s,
-            **{f"{name}_s": statistics.median(self.seconds[name]) for name in PHASES},
-            "flops_per_token": self.flops_per_token,
-            "mfu": self.flops_per_token * self.tokens / step_s / self.peak_flops,
-            "peak_memory_bytes": self.peak_memory_bytes,
-        }
-
-
-def measure_steps(shape: ModelConfig, recycle: RecycleConfig, config: StepConfig, device: torch.device) -> StepSpeed:
-    """Time the steps of a model with random weights, made here and dropped afterwards."""
+    Returns:
+        Medians over the steps, with the spread of the rate; unknown values are NaN.
+    """
+    keep_freed_memory()
     with PeakMemory(device) as peak:
         steps = _Steps(shape, recycle, config, device)
-        for _ in range(_WARM_UP):
-            steps.run()
-        times = [steps.run() for _ in range(config.repetitions)]
-    seconds = {name: [time[name] for time in times] for name in PHASES}
+        times = [steps.run() for _ in range(_WARM_UP + config.repetitions)][_WARM_UP:]
+    tokens = config.batch * config.row_length * config.accumulate
+    rates = [tokens / sum(time.values()) for time in times]
     flops = flops_per_token(shape, recycle, config.row_length, config.loss.num_unrolled)
-    return StepSpeed(config, recycle, flops, seconds, peak.bytes, peak_flops(device_name(device)))
+    return {
+        "recycle_num_layers": recycle.num_layers,
+        "num_unrolled": config.loss.num_unrolled if recycle.num_layers else 0,
+        "batch": config.batch,
+        "row_length": config.row_length,
+        "accumulate": config.accumulate,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "compile": config.compile,
+        "activation_checkpointing": int(config.activation_checkpointing),
+        "tokens_per_s": statistics.median(rates),
+        "spread": [min(rates), max(rates)],
+        "step_s": tokens / statistics.median(rates),
+        **{f"{name}_s": statistics.median(time[name] for time in times) for name in PHASES},
+        "flops_per_token": flops,
+        "mfu": flops * statistics.median(rates) / peak_flops(device_name(device)),
+        "peak_memory_bytes": peak.bytes,
+    }
 
 
-def module_shares(with_module: StepSpeed, without: StepSpeed) -> dict[str, float]:
-    """What the module adds to a step: share of operations and share of time."""
-    flops = with_module.flops_per_token / without.flops_per_token - 1
-    seconds = statistics.median(with_module.steps_s) / statistics.median(without.steps_s) - 1
+def module_shares(module: dict[str, Any], none: dict[str, Any]) -> dict[str, float]:
+    """What the module adds to a step, by the rows of both models: share of operations and share of time."""
+    flops, seconds = (module[key] / none[key] - 1 for key in ("flops_per_token", "step_s"))
     return {"flops_share": flops, "time_share": seconds, "time_beyond_flops": seconds - flops}
 
 
@@ -131,7 +104,6 @@ class _Steps:
         self.taken, self.stopwatch = 0, Stopwatch(device)
 
     def run(self) -> dict[str, float]:
-        """Seconds of one step, by phase."""
         passes = [self._forward, self._backward] * self.config.accumulate
         *pass_s, optimizer_s = self.stopwatch.seconds(*passes, self._update)
         return {"forward": sum(pass_s[::2]), "backward": sum(pass_s[1::2]), "optimizer": optimizer_s}
@@ -153,4 +125,6 @@ class _Steps:
         loss, dtype = self.config.loss, self.config.dtype
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
             states = self.model.states(views_NBT, None, loss.num_unrolled, loss.backbone_grad_scale)
-            self.last_loss: Tensor = self.loss(states, self.model.lm_head.weight, views_NBT).loss
+            self.last_loss: Tensor = self.loss(
+                states, self.model.lm_head.weight, views_NBT, draft_ids_D=self.model.draft_ids
+            ).loss

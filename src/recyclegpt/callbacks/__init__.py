@@ -2,9 +2,8 @@
 
 from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
-from recyclegpt.callbacks.epoch_summary import EpochSummary
 from recyclegpt.callbacks.hyperparameters import HyperParameters
-from recyclegpt.callbacks.progress import ProgressBar
+from recyclegpt.callbacks.progress import EpochSummary, ProgressBar
 from recyclegpt.callbacks.rng import RngIsolation
 from recyclegpt.callbacks.tensorboard import TensorBoardLogger
 from recyclegpt.callbacks.throughput import Throughput

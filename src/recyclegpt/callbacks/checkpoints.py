@@ -59,7 +59,6 @@ class CheckpointEverySteps(Checkpoint):
         self._due = self._stop_postponed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the loaded checkpoint, and take over signal handling from Lightning."""
         self._last_step = trainer.global_step
         self._saved_step = trainer.global_step if trainer.ckpt_path else None
         if trainer.is_global_zero and self.folder.is_dir():
@@ -92,7 +91,6 @@ class CheckpointEverySteps(Checkpoint):
             self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was due at the epoch's last batch."""
         self._save_and_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

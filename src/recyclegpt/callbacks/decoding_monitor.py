@@ -11,6 +11,7 @@ import copy
 import html
 import json
 import math
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from recyclegpt.benchmark import PassCosts, Speed, byte_ceiling, measure_pass_costs, measure_speed
 from recyclegpt.callbacks.rng import isolated_rng
-from recyclegpt.callbacks.tensorboard import DESCRIPTIONS
+from recyclegpt.callbacks.tensorboard import BY_POSITION, DESCRIPTIONS
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
 from recyclegpt.files import write_whole
@@ -42,7 +43,8 @@ class DecodingMonitor(Callback):
 
     Args:
         decoding: the settings of `conf/decoding`; of these the monitor uses `num_recycled`, `confidence_threshold`,
-            `dtype` and those of sampling. All three decoders are measured, whatever `strategy` says.
+            `drafter` (of verified decoding), `dtype` and those of sampling. All three decoders are measured, whatever
+            `strategy` says.
         folder: run folder for `decoding.jsonl`; none is written if null.
         num_prompts: held-out prompts, from different documents where there are enough.
         prompt_tokens: length of each.
@@ -84,7 +86,8 @@ class DecodingMonitor(Callback):
         """Decode, log every tag, append a row to `decoding.jsonl`, show samples in TensorBoard."""
         if trainer.sanity_checking:
             return
-        metrics = dict.fromkeys(TAGS, math.nan)
+        places = range(1, self.decoding.num_recycled + 1)
+        metrics = dict.fromkeys([*TAGS, *(f"{BY_POSITION}{place}" for place in places)], math.nan)
         if self._is_due(trainer):
             begin = time.perf_counter()
             try:
@@ -123,7 +126,7 @@ class DecodingMonitor(Callback):
         costs = None
         if model.recyclable is not None:
             recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
-            strategies += [Alternating(*recycled), Verified(*recycled)]
+            strategies += [Alternating(*recycled), Verified(*recycled, self.decoding.drafter)]
             costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
         how = (self.new_tokens, self.decoding.sampling(), self.repetitions, self.budget_s, self.seed)
         return measure_speed(decoder, prompts, strategies, *how), costs, prompts
@@ -140,10 +143,10 @@ class DecodingMonitor(Callback):
             alternating, verified = speeds["alternating"], speeds["verified"]
             acceptance = _or_nan(verified.counts.acceptance)
             metrics |= {
-                "decode/speedup_alternating": alternating.rates(plain)["speedup"],
-                "decode/speedup_verified": verified.rates(plain)["speedup"],
+                "decode/speedup_alternating": statistics.median(alternating.speedups(plain)),
+                "decode/speedup_verified": statistics.median(verified.speedups(plain)),
                 "decode/ceiling_alternating": costs.ceiling(),
-                "decode/ceiling_verified": costs.ceiling(acceptance),
+                "decode/ceiling_verified": costs.ceiling(acceptance) if self.decoding.drafter == "module" else math.nan,
                 "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),
                 "decode/verify_cost": costs.verify_cost,
                 "decode/draft_cost": costs.draft_cost,
@@ -152,16 +155,22 @@ class DecodingMonitor(Callback):
                 "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
             }
+            shares = enumerate(verified.counts.acceptance_by_position, start=1)
+            metrics |= {f"{BY_POSITION}{place}": share for place, share in shares}
         return metrics
 
     def _write(
         self, trainer: Trainer, metrics: dict[str, float], speeds: dict[str, Speed], prompts: list[list[int]]
     ) -> None:
         if self.folder is not None:
+            kept = {tag: value for tag, value in metrics.items() if not tag.startswith(BY_POSITION)}
+            verified = speeds.get("verified")
             row: dict[str, Any] = {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                **{tag: value if math.isfinite(value) else None for tag, value in metrics.items()},
+                **{tag: value if math.isfinite(value) else None for tag, value in kept.items()},
+                "acceptance_by_position": verified and verified.counts.acceptance_by_position,
+                "drafter": verified and self.decoding.drafter,
                 "num_recycled": self.decoding.num_recycled,
                 "prompts": len(prompts),
                 "prompt_tokens": self.prompt_tokens,

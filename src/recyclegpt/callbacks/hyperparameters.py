@@ -40,7 +40,6 @@ class HyperParameters(Callback):
         }
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write columns and values, before the first scalar."""
         types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
         columns = [
             api_pb2.HParamInfo(

@@ -29,7 +29,6 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Restore what `capture_rng` returned."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
@@ -41,7 +40,6 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Restore the global generators afterwards, also after an error."""
     state = capture_rng()
     try:
         yield
@@ -89,11 +87,9 @@ class RngIsolation(Callback):
         self._loaded = ranks[rank]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier run left behind."""
         self._after_batch = self._held = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Restore loaded states, once."""
         if self._loaded is not None:
             restore_rng(self._loaded)
             self._loaded = None
@@ -101,16 +97,13 @@ class RngIsolation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Capture the states, in case validation follows."""
         self._after_batch = capture_rng()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold the states of training."""
         within_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._held = self._after_batch if within_fit and self._after_batch is not None else capture_rng()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the states of training."""
         if self._held is not None:
             restore_rng(self._held)
             self._held = None

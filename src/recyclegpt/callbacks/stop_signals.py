@@ -44,7 +44,6 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in handled}
 
     def restore(self) -> None:
-        """Put the handlers back that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}

@@ -47,6 +47,8 @@ DESCRIPTIONS = {
 }
 """Tag: what TensorBoard shows when its chart is asked for a description."""
 
+BY_POSITION = "decode/acceptance_by_position/"
+"""Tags 1, 2, ... of verified decoding: there are as many as tokens drafted in a step."""
 RESULTS = tuple(tag for tag in DESCRIPTIONS if tag.startswith(("val/", "decode/")) and tag != "decode/seconds")
 """What a run is compared by; the last values stand in `result.json`."""
 DECODERS = ("autoregressive", "alternating", "verified")
@@ -75,7 +77,8 @@ class TensorBoardLogger(tensorboard.TensorBoardLogger):
             self.experiment.add_custom_scalars(LAYOUT)
         rest = {}
         for tag, value in metrics.items():
-            description = "Learning rate." if tag.startswith("lr-") else DESCRIPTIONS.get(tag)
+            families = {"lr-": "Learning rate.", BY_POSITION: "Share of the tokens drafted here that were accepted."}
+            description = next((families[name] for name in families if tag.startswith(name)), DESCRIPTIONS.get(tag))
             if tag in self._known or description is None:
                 rest[tag] = value
                 continue

@@ -30,7 +30,6 @@ class Throughput(Callback):
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`clock`: seconds from any origin, never going back."""
         self.clock = clock
         self.total_tokens = 0
         self._seconds = self._wait_s = 0.0
@@ -54,7 +53,6 @@ class Throughput(Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock if it is stopped; else count the time since the last batch as waiting."""
         now = self.clock()
         if self._started_at is None:
             self._started_at = now
@@ -64,7 +62,6 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, and log when an optimizer step completes a log interval."""
         self.total_tokens += batch.views_NBT[0].numel() * trainer.world_size
         every_n_steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and trainer.global_step % every_n_steps == 0 and trainer.global_step > self._logged[3]:
@@ -73,13 +70,11 @@ class Throughput(Callback):
         self._batch_ended_at = self.clock()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         if self._started_at is not None:
             synchronise(pl_module.device)
             self._seconds, self._started_at = self.total_seconds, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock for good."""
         self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -15,8 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from recyclegpt.callbacks.tensorboard import DECODERS
-from recyclegpt.reporting.draw import draw_canvas
-from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series
+from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series, draw_canvas
 from recyclegpt.training import LitRecycleGPT
 
 PR_CURVE = "recycled/agreement_by_confidence"
@@ -24,8 +23,6 @@ FIGURE = "recycled/trade_off"
 
 
 class TradeOffFigure(Callback):
-    """Draws speed against quality, and agreement by confidence and by place. The figure needs matplotlib."""
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All metrics of the epoch have been logged by now."""
         if trainer.sanity_checking or not trainer.is_global_zero:

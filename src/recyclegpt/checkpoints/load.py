@@ -16,7 +16,8 @@ from torch import nn
 
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.checkpoints.module_only import load_backbone_of
-from recyclegpt.data import TextDataModule, TextTokenizer
+from recyclegpt.data import TextTokenizer
+from recyclegpt.data.resume_state import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -220,7 +221,7 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = TextDataModule.state_in(checkpoint)
+    data = state_in(checkpoint)
     if data is None:  # weights without a position in the data
         return TextTokenizer.from_file(file)
     tokenizer = TextTokenizer.from_file_with(file, data["settings"]["tokenizer"])

@@ -14,15 +14,14 @@ from recyclegpt.commands.bench_prompts import measure_prompts
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.files import finite, write_json
-from recyclegpt.reporting.bench_figure import bench_figure
-from recyclegpt.reporting.draw import draw_png
+from recyclegpt.reporting.figure import draw_png
+from recyclegpt.reporting.figures import bench_figure
 from recyclegpt.runs.folder import remove_empty_parents
 
 log = logging.getLogger("recyclegpt")
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
     cfg = compose_or_explain("bench", list(argv))
     grid = read_grid(cfg)
     with output_folder(cfg.output_dir) as folder:

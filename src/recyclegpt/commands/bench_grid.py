@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
+from recyclegpt.benchmark import bytes_ratio, step_breakdown
 from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
+from recyclegpt.benchmark.tables import cost_tables
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
 from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.device import choose_device
 from recyclegpt.configuration.hash import to_plain
@@ -30,20 +32,12 @@ from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, DecodingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
 log = logging.getLogger("recyclegpt")
-COLUMNS = {
-    "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth", "num_recycled": "m", "batch": "batch",
-    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "tokens_per_s": "tokens/s",
-    "speedup": "speedup", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "acceptance": "acceptance",
-    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_utilisation": "bandwidth",
-    "time_to_first_token_s": "first s",
-}  # fmt: skip
-SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
-SIMULATED = (0.7, 1.0)
+SIMULATED = (0.7,)
 """Acceptance rates at which random weights are measured: their own means nothing."""
 Prompts = Callable[[int, int], list[list[int]]]
 """Gives (number, length) prompts."""
@@ -58,6 +52,7 @@ class GridSettings(BenchConfig):
     compile: tuple[bool, ...] = (False,)
     kernels: bool = True
     breakdown: bool = True
+    tables: bool = False
     vocab_size: int = 32000
 
     def __post_init__(self) -> None:
@@ -76,7 +71,11 @@ class GridSettings(BenchConfig):
         for one, many in (("strategy:", "strategies:"), ("drafter:", "drafters:")):
             problems.found = [re.sub(f"^{one}", many, problem) for problem in dict.fromkeys(problems.found)]
         least = max(self.num_recycled, default=0) + 2  # prefill and one step write as many
-        problems.found += [f"acceptance: {p} is not between 0 and 1" for p in self.acceptance or () if not 0 <= p <= 1]
+        problems.found += [
+            f"acceptance_by_position: {p} is not between 0 and 1"
+            for p in self.acceptance_by_position or ()
+            if not 0 <= p <= 1
+        ]
         problems.found += [
             f"baselines: {name!r} is unknown; there is transformers" for name in {*self.baselines} - {"transformers"}
         ]
@@ -86,12 +85,22 @@ class GridSettings(BenchConfig):
 
 
 class Grid(NamedTuple):
-    """What is measured, and where."""
-
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
     draft_dtype: torch.dtype | None
+
+    def decoder(self, model: RecycleGPT, dtype: torch.dtype, compiled: bool, release: bool) -> tuple[Decoder, Row]:
+        """A decoder of this model, and what all its rows say."""
+        decoder = Decoder.optimised(model, dtype, compiled, self.settings.kernels, release, self.draft_dtype)
+        dtypes = [kind and str(kind).removeprefix("torch.") for kind in (dtype, self.draft_dtype)]
+        return decoder, {
+            "recycle_num_layers": model.recycle_config.num_layers,
+            "draft_vocab": model.recycle_config.draft_vocab,
+            "draft_dtype": dtypes[1],
+            "dtype": dtypes[0],
+            "compile": decoder.compiled,
+        }
 
 
 def read_grid(cfg: DictConfig) -> Grid:
@@ -128,7 +137,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
     depths: tuple[int, ...] | tuple[None] = settings.recycle_num_layers or (None,)
     with ExternalCpuLoad() as load:
         for depth, dtype, compiled in itertools.product(depths, grid.dtypes, dict.fromkeys(settings.compile)):
-            found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, with_breakdown=not rows)
+            found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, is_first=not rows)
             rows += found
             first = first or facts
     costs = next((row for row in rows if row["verify_cost"] is not None), rows[0])
@@ -139,6 +148,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
         "costs": {name: costs[name] for name in ("verify_cost", "draft_cost")} | {"bytes_ratio": first["bytes_ratio"]},
         "rows": rows,
         "breakdown": first["breakdown"],
+        "tables": first["tables"],
     }
     _print(document, settings.repetitions)
     return document
@@ -146,7 +156,7 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
 
 def _measure_model(
     cfg: DictConfig, grid: Grid, checkpoint: str | None, depth: int | None, dtype: torch.dtype, compiled: bool,
-    with_breakdown: bool,
+    is_first: bool,
 ) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
     """One depth, number format and way to compile, so that memory holds one model at a time."""
     settings = grid.settings
@@ -161,17 +171,22 @@ def _measure_model(
     if baselines and dtype == torch.int8:
         log.warning("transformers has no int8 weights of this kind, so it is not measured in dtype int8")
         baselines = ()
-    acceptance = SIMULATED if checkpoint is None and settings.acceptance is None else settings.acceptance
-    name = str(dtype).removeprefix("torch.")
-    config = dataclasses.replace(settings, baselines=baselines, acceptance=acceptance, seed=cfg.seed, dtype_name=name)
+    given = settings.acceptance_by_position or (SIMULATED if checkpoint is None else None)
+    config = dataclasses.replace(settings, baselines=baselines, acceptance_by_position=given, seed=cfg.seed)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, not baselines, grid.draft_dtype)
+    decoder, of_all = grid.decoder(model, dtype, compiled, release=not baselines)
     rows = []
     for group in bench(decoder, config, prompts, model if baselines else None):
-        rows += group
-        _print_progress(group)
-    breakdown = _breakdown(decoder, config, prompts) if with_breakdown and settings.breakdown else {}
-    return rows, {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": breakdown}
+        rows += [of_all | row for row in group]
+        shape = ", ".join(f"{COLUMNS[key]} {rows[-1][key]}" for key in SHAPE)  # a line a group: a grid may take long
+        print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
+    once: dict[str, Any] = {"model": facts, "bytes_ratio": bytes_ratio(decoder.model), "breakdown": {}, "tables": None}
+    if is_first and settings.breakdown:
+        once["breakdown"] = _breakdown(decoder, config, prompts)
+    if is_first and settings.tables:
+        how = {"dtype": dtype, "use_kernels": settings.kernels, "draft_dtype": grid.draft_dtype}
+        once["tables"] = cost_tables(decoder, settings.prompt_tokens[0] + settings.new_tokens[0] // 2, **how)
+    return rows, once
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:
@@ -208,45 +223,28 @@ def _random_weights(cfg: DictConfig, grid: Grid, dtype: torch.dtype, depth: int 
 
 
 def _breakdown(decoder: Decoder, config: BenchConfig, prompts: Prompts) -> dict[str, dict[str, float]]:
-    """The parts of a step, of the first combination of every decoder asked for."""
     rows, m = prompts(config.batch[0], config.prompt_tokens[0]), config.num_recycled[0]
     names = ["autoregressive"] if decoder.model.recyclable is None else ["autoregressive", *config.strategies]
-    seconds = {}
-    for name in dict.fromkeys(names):
-        strategy = make_strategy(name, m)
-        if name == "verified" and config.acceptance:
-            strategy = SimulatedAcceptance(m, probability=config.acceptance[-1])
-        seconds[name] = step_breakdown(decoder, rows, strategy, config.new_tokens[0])
-    return seconds
-
-
-def _print_progress(group: list[Row]) -> None:
-    """One line a group to stderr: a grid may take long."""
-    shape = ", ".join(f"{COLUMNS[key]} {group[0][key]}" for key in SHAPE)
-    print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
+    strategies = {name: config.simulated(make_strategy(name, m)) for name in names}
+    return {name: step_breakdown(decoder, rows, it, config.new_tokens[0]) for name, it in strategies.items()}
 
 
 def _print(document: dict[str, Any], repetitions: int) -> None:
-    """The document of a bench: a row a measurement, what they have in common, and where the time of a step goes."""
+    """The document of a bench: a row a measurement, and where the time of a step goes."""
     rows, hardware = document["rows"], document["hardware"]
-    varied = {"strategy", "num_recycled", "tokens_per_s"}
-    varied |= {key for key in COLUMNS if len({str(row.get(key)) for row in rows}) > 1}
-    print_table(
-        [[row.get(key) for key in COLUMNS if key in varied] for row in rows],
-        header=[word for key, word in COLUMNS.items() if key in varied],
-    )
-    common = [f"{COLUMNS[key]} {rows[0][key]}" for key in SHAPE if key not in varied]
-    print(
-        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads; "
-        f"{', '.join([*common, f'median of {repetitions} interleaved repetitions after a warm-up'])}\n"
-        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device"
-    )
+    facts = [
+        f"{document['model']['num_parameters']:,} parameters",
+        f"median of {repetitions} interleaved repetitions after a warm-up",
+        f"bandwidth: share of the {hardware['copy_bytes_per_s'] / 1e9:.1f} GB/s that a copy moves on this device",
+    ]
     if any(row.get("acceptance_given") for row in rows):
-        print("verified: every pass is computed, then the given share of the drafted tokens is accepted")
-    warn_contended(hardware)
+        facts.append("verified: every pass is computed, then the given share of the drafted tokens is accepted")
+    print_rows([row | {"spread": None, "speedup_spread": None} for row in rows], hardware, facts)
     if document["breakdown"]:
         print()
         print_table(
             [(name, *(seconds[part] * 1e3 for part in PARTS)) for name, seconds in document["breakdown"].items()],
             header=("ms of a step", *PARTS),
         )
+    if document["tables"]:
+        print_tables(document["tables"])

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from recyclegpt.benchmark.prompt_set import Row, bench_prompts, fit_prompts
+from recyclegpt.benchmark.speed import decode
+from recyclegpt.benchmark.tables import text_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_grid import Grid
+from recyclegpt.commands.bench_table import print_rows, print_tables
+from recyclegpt.configuration.corpus import corpus_for
 from recyclegpt.configuration.schemas import read_settings
-from recyclegpt.console import print_table
 from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
-from recyclegpt.decoding import Decoder
+from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on, warn_contended
+from recyclegpt.hardware.device import measured_on
 from recyclegpt.models.parameter_count import model_facts
-
-COLUMNS = {
-    "category": "category", "strategy": "strategy", "drafter": "drafter", "num_recycled": "m", "num_prompts": "prompts",
-    "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
-    "mean_accepted_length": "mean accepted length", "acceptance": "acceptance", "agreement": "agreement",
-    "equal": "equal",
-}  # fmt: skip
 
 
 def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]:
@@ -61,20 +59,20 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
             "bench.drafters=[ngram], or train a module with `recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
-    rows = encode_prompts(tokenizer, found, reading)
-    rows = fit_prompts(rows, model.config.context_length, new_tokens, tokenizer.eos_id)
+    encoded = encode_prompts(tokenizer, found, reading)
+    encoded = fit_prompts(encoded, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
-    for prompt, row in zip(found, rows, strict=True):
+    for prompt, row in zip(found, encoded, strict=True):
         by_category[prompt.category].append(row)
     facts = model_facts(model)
-    decoder = Decoder.optimised(model, dtype, compiled, settings.kernels, True, grid.draft_dtype)
+    decoder, of_all = grid.decoder(model, dtype, compiled, release=not settings.tables)
     document: dict[str, Any] = {
         "prompts": str(cfg.prompts),
         "checkpoint": str(trained.path),
         "hardware": None,
         "model": facts,
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": decoder.compiled,
+        "dtype": of_all["dtype"],
+        "compile": of_all["compile"],
         "new_tokens": new_tokens,
         "repetitions": settings.repetitions,
         "complete": False,
@@ -83,25 +81,26 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     with ExternalCpuLoad() as load, tqdm(desc="decoding", unit=" prompts", total=total, mininterval=1) as bar:
 
         def keep(measured: list[Row]) -> None:
-            write_json(folder / "prompts.json", {**document, "rows": measured})
+            write_json(folder / "prompts.json", {**document, "rows": [of_all | row for row in measured]})
             bar.update()
 
-        document["rows"] = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
-    document |= {"hardware": measured_on(grid.device, load.share), "complete": True}
+        rows = bench_prompts(decoder, by_category, strategies, new_tokens, settings.repetitions, keep)
+    hardware = measured_on(grid.device, load.share)
+    document |= {"hardware": hardware, "complete": True, "rows": [of_all | row for row in rows]}
+    if settings.tables:
+        texts = decode(decoder, encoded, Autoregressive(), new_tokens).texts
+        counts_V = torch.zeros(0)
+        with contextlib.suppress(ConfigError):  # a model without a run has no corpus
+            counts_V = corpus_for(cfg, trained).unigram_counts()
+        document["tables"] = text_tables(model, encoded, texts, max(settings.num_recycled), counts_V)
     write_json(folder / "prompts.json", document)
-    _print(document)
+    notes = [
+        f"{document['model']['num_parameters']:,} parameters, {document['dtype']}",
+        f"{new_tokens} new tokens a prompt, one prompt at a time, greedy",
+        f"median of {settings.repetitions} interleaved repetitions after a warm-up",
+        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one",
+    ]
+    print_rows(document["rows"], hardware, notes)
+    if settings.tables:
+        print_tables(document["tables"])
     return document
-
-
-def _print(document: dict[str, Any]) -> None:
-    hardware = document["hardware"]
-    spreads = ("spread", "speedup_spread")
-    cells = [row | {key: "{:.3g}-{:.3g}".format(*row[key]) for key in spreads} for row in document["rows"]]
-    print_table([[row[key] for key in COLUMNS] for row in cells], header=list(COLUMNS.values()))
-    print(
-        f"\n{document['model']['num_parameters']:,} parameters on {hardware['device']}, {hardware['threads']} threads, "
-        f"{document['dtype']}; {document['new_tokens']} new tokens a prompt, one prompt at a time, greedy; median of "
-        f"{document['repetitions']} interleaved repetitions after a warm-up\n"
-        "mean accepted length: tokens per backbone pass; equal: share of texts that equal the autoregressive one"
-    )
-    warn_contended(hardware)

@@ -23,7 +23,6 @@ FILE_NAME = "bench.json"
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command: measures every complete run that has no trustworthy `bench.json` of the same settings yet."""
     cfg = compose_or_explain("bench_runs", list(argv))
     grid = read_grid(cfg)
     settings = asdict(grid.settings) | {"device": cfg.device, "seed": cfg.seed}

@@ -6,13 +6,13 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark.training_speed import StepConfig, StepSpeed, measure_steps, module_shares
+from recyclegpt.benchmark.training_speed import StepConfig, measure_steps, module_shares
 from recyclegpt.commands.bench import output_folder
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import device_and_dtype
@@ -24,7 +24,7 @@ from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on, warn_contended
+from recyclegpt.hardware.device import device_name, measured_on, peak_flops, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig
 
@@ -55,7 +55,6 @@ class StepSettings(Training):
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
     cfg = compose_or_explain("bench_training", list(argv))
     device, shape, recycle, config = read_step(cfg)
     with output_folder(cfg.output_dir) as folder:
@@ -91,14 +90,10 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
             f"row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
             "lower one or raise the other"
         )
-    shared = {field.name for field in fields(StepConfig)} & {*vars(given)}
     config = StepConfig(
-        batch=given.batch_size,
-        optimizer=built["optimizer"],
-        loss=LossConfig(num_unrolled=given.num_unrolled),
-        dtype=dtype,
-        **{name: getattr(given, name) for name in shared} | {"row_length": row_length},
-    )
+        given.batch_size, row_length, built["optimizer"], LossConfig(num_unrolled=given.num_unrolled), dtype,
+        given.compile, given.activation_checkpointing, given.accumulate, given.repetitions, given.seed,
+    )  # fmt: skip
     return device, shape, built["recycle"], config
 
 
@@ -115,14 +110,14 @@ def measure_training(
     """
     if device.type == "cuda" and config.dtype != torch.float32:
         torch.set_float32_matmul_precision("high")  # as training does
-    speeds: dict[str, StepSpeed] = {}
+    rows: dict[str, dict[str, Any]] = {}
     try:
         with ExternalCpuLoad() as load:
             for name, module in {"module": recycle, "none": RecycleConfig(num_layers=0)}.items():
                 if name == "module" and not recycle.num_layers:
                     continue
-                speeds[name] = measure_steps(shape, module, config, device)
-                print(f"{name}: {speeds[name].row()['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
+                rows[name] = measure_steps(shape, module, config, device)
+                print(f"{name}: {rows[name]['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
                 gc.collect()
                 torch.cuda.empty_cache()
     except RuntimeError as error:
@@ -135,9 +130,9 @@ def measure_training(
         ) from error
     optimizer = cfg.optimizer._target_.rpartition(".")[2]
     document = {
-        "hardware": {**measured_on(device, load.share), "peak_flops": speeds["none"].peak_flops},
-        "rows": [{"variant": name, "optimizer": optimizer, **speed.row()} for name, speed in speeds.items()],
-        "module": module_shares(speeds["module"], speeds["none"]) if "module" in speeds else None,
+        "hardware": {**measured_on(device, load.share), "peak_flops": peak_flops(device_name(device))},
+        "rows": [{"variant": name, "optimizer": optimizer, **row} for name, row in rows.items()],
+        "module": module_shares(rows["module"], rows["none"]) if "module" in rows else None,
     }
     _print(document)
     return document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,12 +14,15 @@ from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for, given_corpus, row_length
 from recyclegpt.configuration.device import computing_dtype, device_and_dtype
 from recyclegpt.console import print_table
-from recyclegpt.data import TextFiles, TextFilesData
+from recyclegpt.data import TextFiles
 from recyclegpt.data.corpus import whole_texts
 from recyclegpt.evaluation import held_out_metrics, unigram_loss
+from recyclegpt.evaluation.perplexity import NAMES, bits_name, score_texts
 from recyclegpt.evaluation.scoring import Scorer
-from recyclegpt.evaluation.whole_text import NAMES, bits_name, score_texts
 from recyclegpt.files import finite
+
+if TYPE_CHECKING:
+    from recyclegpt.data import TextDataModule
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,7 +51,7 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
         trained.model.double()
     autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
     about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
-    if "data" in cfg and isinstance(given := given_corpus(cfg, trained), TextFilesData):
+    if "data" in cfg and isinstance((given := given_corpus(cfg, trained)).source, TextFiles):
         return about | _evaluate_files(cfg, given, trained, autocast)
     datamodule = corpus_for(cfg, trained)
     batches = datamodule.val_dataloader()
@@ -62,7 +65,7 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _evaluate_files(
-    cfg: DictConfig, given: TextFilesData, trained: LoadedModel, autocast: torch.dtype | None
+    cfg: DictConfig, given: TextDataModule, trained: LoadedModel, autocast: torch.dtype | None
 ) -> dict[str, Any]:
     """Every document of the given files, whole, whatever its length."""
     tokenizer, length = trained.tokenizer, row_length(trained)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from recyclegpt.checkpoints.load import load_trained
+from recyclegpt.commands.prompt_arguments import read_arguments
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import read_settings
@@ -56,40 +55,6 @@ def run(argv: Sequence[str]) -> int:
     if arguments.stats:
         print(writer.stats(), file=sys.stderr)
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of this command, as opposed to Hydra overrides: a prompt never goes through Hydra's grammar."""
-    own = argparse.ArgumentParser(prog="recyclegpt generate", allow_abbrev=False, add_help=False)
-    source = own.add_mutually_exclusive_group()
-    source.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    source.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file that holds it, or a chat's messages")
-    own.add_argument(
-        "--chat", metavar="TEXT", nargs="?", const=True,
-        help="ask the text, or what --prompt, --prompt-file or stdin holds, by the tokenizer's chat template; with "
-        "none of them, on a terminal, talk",
-    )  # fmt: skip
-    own.add_argument("--mark", action="store_true", help="show drafted tokens in colour (on a terminal)")
-    own.add_argument("--no-prompt", action="store_true", help="print the continuation alone")
-    own.add_argument("--stats", action="store_true", help="print speed and acceptance rate to stderr")
-    own.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, see below")
-    return own
-
-
-def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; what looks like a setting after a bare `--chat` is one.
-
-    Raises:
-        ConfigError: two prompts are given.
-    """
-    arguments = parser().parse_intermixed_args(list(argv))
-    if isinstance(arguments.chat, str):
-        if re.fullmatch(r"[+~]*[\w./@]+=\S*", arguments.chat) and f"--chat={arguments.chat}" not in argv:
-            arguments.overrides.append(arguments.chat)
-            arguments.chat = True
-        elif arguments.prompt is not None or arguments.prompt_file is not None:
-            raise ConfigError("--chat: its text and another prompt were given; give one of them")
-    return arguments
 
 
 def read_prompt(arguments: argparse.Namespace) -> Prompt:

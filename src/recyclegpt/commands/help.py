@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from argparse import ArgumentParser
+from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
 
 import yaml
 
@@ -19,17 +19,19 @@ UNEXPLAINED = r"^(defaults|hydra|paths)\b"
 """Sections and groups that are about Hydra and where things lie."""
 PARTS = ("default", "base")
 """Files of a group that its choices are made from."""
+PARSERS = {"generate": "prompt_arguments", "doctor": "doctor", "report": "report"}
+"""Modules with the parsers of the commands that have one; a command itself may take seconds to import."""
 EXAMPLES = Path(__file__).with_name("examples.yaml")
 WIDTH = 110
 
 
-def help_text(name: str, module: ModuleType, summary: str) -> str:
-    """The page of a command and its module; `summary` is for one without a config file."""
+def help_text(name: str, summary: str) -> str:
+    """The page of a command; `summary` is for one without a config file."""
     file = find_conf() / f"{name.replace('-', '_')}.yaml"
     description, groups, settings = _read(file) if file.is_file() else ("", {}, "")
     description = description or f"{summary[0].upper()}{summary[1:]}."
-    if hasattr(module, "parser"):
-        parser: ArgumentParser = module.parser()
+    if name in PARSERS:
+        parser: ArgumentParser = import_module(f"recyclegpt.commands.{PARSERS[name]}").parser()
         parser.description = " ".join(text for text in (description, parser.description) if text)
         blocks = [parser.format_help().rstrip()]
     else:

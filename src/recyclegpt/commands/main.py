@@ -68,20 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # provenance, and children of DDP, are made from it
     config_name = name.replace("-", "_")
-    asks_for_help = bool({"-h", "--help"} & {*rest})
     from recyclegpt.configuration.compose import check_typing, find_conf  # `recyclegpt --help` needs no Hydra
 
     try:
-        if not asks_for_help and (find_conf() / f"{config_name}.yaml").is_file():
+        if {"-h", "--help"} & {*rest}:
+            from recyclegpt.commands.help import help_text
+
+            print(help_text(name, COMMANDS[name]))
+            return 0
+        if (find_conf() / f"{config_name}.yaml").is_file():
             check_typing(config_name, rest)
         if name != "doctor":
             provide_cache()
         module = importlib.import_module(f"recyclegpt.commands.{config_name}")
-        if asks_for_help:
-            from recyclegpt.commands.help import help_text
-
-            print(help_text(name, module, COMMANDS[name]))
-            return 0
         return int(module.run(rest))
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)

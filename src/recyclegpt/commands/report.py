@@ -14,20 +14,14 @@ from recyclegpt.reporting.tables import summary_cells
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
-    settings: dict[str, str] = {}
-    folders = []
-    for text in parser().parse_args(list(argv)).given:
-        key, equals, value = text.partition("=")
-        if equals and key in ("output_dir", "title"):
-            settings[key] = value
-        else:
-            folders.append(text)
+    given = parser().parse_args(list(argv)).given
+    folders = [text for text in given if not text.startswith("output_dir=")]
     if not folders:
         raise ConfigError("FOLDER: none is given; name a sweep, a run, or a folder above them")
-    output = Path(settings.get("output_dir", folders[0])).expanduser()
+    chosen = [text.partition("=")[2] for text in given if text.startswith("output_dir=")]
+    output = Path([*folders[:1], *chosen][-1]).expanduser()
     try:
-        report = write_report(folders, output, settings.get("title"))
+        report = write_report(folders, output)
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written ({error})") from error
     header, rows = summary_cells(report.settings)
@@ -50,13 +44,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
     own = argparse.ArgumentParser(
         prog="recyclegpt report",
-        usage="recyclegpt report FOLDER ... [output_dir=FOLDER] [title=TEXT]",
+        usage="recyclegpt report FOLDER ... [output_dir=FOLDER]",
         description="Writes results.csv, summary.csv, figures/*.png, report.md and report.html.",
-        epilog="settings:\n  output_dir: where to write; default: the first FOLDER\n  title: heading of the report",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="settings: output_dir, where to write; default: the first FOLDER",
         allow_abbrev=False,
         add_help=False,
     )

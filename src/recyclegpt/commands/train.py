@@ -89,9 +89,9 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         if isinstance(error, ConfigError) and not started:
             raise
         said = _as_ours(error)
-        if isinstance(said, Stopped) and in_multirun():  # its folder is named by the time, unless the tag is given
-            how = f"sweep.tag={cfg.sweep.tag} resume=auto"
-            said = Stopped(said.message.replace("resume=auto", how), int(said.code or 0))
+        if isinstance(said, Stopped | RunError) and in_multirun():  # its folder is named by the time, or by a tag
+            told = str(said).replace("resume=auto", f"sweep.tag={cfg.sweep.tag} resume=auto")
+            said = Stopped(told, int(said.code or 0)) if isinstance(said, Stopped) else RunError(told)
         try:
             if not isinstance(said, ConfigError | RunError | Stopped):
                 (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -32,6 +32,8 @@ def explain_composition(error: BaseException) -> str:
         remedy = requoted(override)
         hint = 'put each text in it in quotes, "TEXT"' if remedy is None else f"type {shlex.quote(remedy)}"
         return f"{override}: cannot be read, since text with characters like ~ ( ) # = needs quotes; {hint}"
+    if several := re.match(r"Ambiguous value for argument '(.*?)'", str(error)):
+        return f"{several[1]}: several values are a sweep, which -m starts; a list has brackets, KEY=[A,B]"
     if needed := _NEEDED.match(str(error)):
         names = sorted({*needed[2].split()} - {"default"})
         return f"{needed[1]}: has to be chosen: {needed[1]}=NAME, one of {', '.join(names)}"
@@ -88,7 +90,8 @@ def value_problems(cfg: DictConfig) -> list[str]:
         if not missing:
             OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        return [f"{error.full_key}: {_first_line(error)}"]
+        hint = "; a dollar sign of the text itself is written \\${" if "Interpolation" in str(error) else ""
+        return [f"{error.full_key}: {_first_line(error)}{hint}"]
     return [f"{key}: has no value; set {key}=..." for key in missing]
 
 

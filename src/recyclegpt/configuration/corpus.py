@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
 from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
-from recyclegpt.data import TextDataModule
 from recyclegpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recyclegpt.data import TextDataModule
 
 
 def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
@@ -65,6 +67,8 @@ def corpus_of(settings: Any) -> TextDataModule:
     Raises:
         ConfigError: it describes something else.
     """
+    from recyclegpt.data import TextDataModule  # late: it imports Lightning
+
     if not isinstance(built := build(settings, "data"), TextDataModule):
         raise ConfigError(f"data: {type(built).__name__} is no corpus; choose one with data=GROUP data.KEY=VALUE")
     return built

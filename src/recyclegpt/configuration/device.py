@@ -56,16 +56,16 @@ def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> t
 
 
 def unescape(text: str) -> str:
-    r"""`\n`, `\t`, `\r`, `\\` and `\uXXXX` as the characters they stand for; other backslashes stay.
+    r"""`\n`, `\t`, `\r`, `\0`, `\\`, `\xXX` and `\uXXXX` as the characters they stand for; other backslashes stay.
 
     A shell and Hydra hand them over as they were typed. As in JSON, two `\uXXXX` may make one character.
 
     Raises:
         ConfigError: half of such a pair stands alone.
     """
-    named = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-    escape = re.compile(r"\\(?:([ntr\\])|u([0-9a-fA-F]{4}))")
-    read = escape.sub(lambda found: named[found[1]] if found[1] else chr(int(found[2], 16)), text)
+    named = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
+    escape = re.compile(r"\\(?:([ntr0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
+    read = escape.sub(lambda found: named[found[1]] if found[1] else chr(int(found[2] or found[3], 16)), text)
     try:
         return read.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from hydra.utils import get_object
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.configuration.schemas import to_dataclass
@@ -97,8 +96,14 @@ def build(node: Any, path: str = "", /, **extra: Any) -> Any:
         raise ConfigError([_under(path, problem) for problem in error.problems]) from error
     except ModuleNotFoundError as error:  # a logger whose package is optional
         raise ConfigError(f"{path}: {plain[TARGET]} needs a package that is not installed ({error})") from error
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except _refusals() as error:
         raise ConfigError(f"{path}: {plain[TARGET]} refuses its settings: {error}") from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # late: it takes seconds
+
+    return TypeError, ValueError, MisconfigurationException
 
 
 def _is_in(name: str, packages: Iterable[str]) -> bool:

@@ -47,6 +47,7 @@ class Training:
     compile: bool = False
     activation_checkpointing: bool | int = False
     max_skipped_steps: int = 10
+    cache_states: bool = False
 
     def __post_init__(self) -> None:
         counts = ("activation_checkpointing", "max_skipped_steps")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recyclegpt.checkpoints.load import find_checkpoint
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import section_problems
+from recyclegpt.data.draft_vocabulary import read_draft_ids
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.huggingface import PretrainedBackbone
@@ -24,9 +25,9 @@ VOCABULARY_MULTIPLE = 64
 
 
 def build_parts(cfg: DictConfig) -> dict[str, Any]:
-    """What a run is made of, by group: model, recycle, loss, data, optimizer, scheduler.
+    """What a run is made of, by group: model, recycle, loss, data, optimizer, scheduler; and `draft_ids`.
 
-    The model is a shape whose vocabulary is not yet known, or a pretrained backbone.
+    The model is a shape whose vocabulary is not yet known, or a pretrained backbone; the ids are those of a file.
     With a pretrained backbone `cfg.data.tokenizer` becomes that of the checkpoint. Nothing is read or written but the
     config of a checkpoint.
 
@@ -40,9 +41,15 @@ def build_parts(cfg: DictConfig) -> dict[str, Any]:
     with problems.under():
         # The vocabulary is known only once the tokenizer is; the rest of the shape can be judged without it.
         parts["model"] = pretrained_backbone(cfg) or build(cfg.model, "model", vocab_size=VOCABULARY_MULTIPLE)
+    parts["draft_ids"], extra = None, {}
+    if isinstance(file := cfg.recycle.get("draft_vocab"), str):
+        extra = {"draft_vocab": 2}
+        with problems.under():
+            parts["draft_ids"] = read_draft_ids(file)
+            extra = {"draft_vocab": len(parts["draft_ids"])}
     for key in ("recycle", "loss", "data", "optimizer", "scheduler"):
         with problems.under():
-            parts[key] = build(cfg[key], key)
+            parts[key] = build(cfg[key], key, **(extra if key == "recycle" else {}))
     if {"model", "recycle"} <= parts.keys():
         model = parts["model"]
         shape = model if isinstance(model, ModelConfig) else model.config
@@ -66,6 +73,8 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
     """
     if not is_pretrained(cfg.model):
         return None
+    if not isinstance(cfg.model.path, str):
+        raise ConfigError(f"model.path: {cfg.model.path} is no text; begin a name that is a number with ./ (./2024)")
     backbone: PretrainedBackbone = build(cfg.model, "model")
     tokenizer = OmegaConf.select(cfg, "data.tokenizer")
     if tokenizer is not None:
@@ -188,6 +197,8 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
         problems.append(
             "backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=... or model=hf"
         )
+    elif not frozen and cfg.training.cache_states:
+        problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
     if pretrained and cfg.model.get("dtype") not in (None, "float32"):

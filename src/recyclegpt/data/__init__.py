@@ -1,16 +1,20 @@
 """How text becomes rows of tokens: sources, tokenizer, packing, resumable streams, LightningDataModule."""
 
+from typing import TYPE_CHECKING, Any
+
 from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import tokenize_corpus
-from recyclegpt.data.datamodule import TextDataModule
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.modules import HFStreamData, PythonStdlibData, TextFilesData, TokenizedData
 from recyclegpt.data.packing import Packing
 from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
+
+if TYPE_CHECKING:
+    from recyclegpt.data.datamodule import TextDataModule
+    from recyclegpt.data.modules import HFStreamData, PythonStdlibData, TextFilesData, TokenizedData
 
 __all__ = [
     "Batch",
@@ -30,3 +34,12 @@ __all__ = [
     "TokenizerConfig",
     "tokenize_corpus",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, because Lightning takes seconds to import and not every command needs it.
+    if name in __all__:
+        from recyclegpt.data import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

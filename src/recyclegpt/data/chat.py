@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from recyclegpt.data.chat_template import Messages
-from recyclegpt.data.source import Record, Skipped, Source, Split
+from recyclegpt.data.source import Record, Skipped
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
 _MARK = "\ufdd0"
 """Stands inside the special tokens that a message spells; Unicode assigns it no character."""
-
-
-def read_messages(value: Any) -> list[dict[str, Any]]:
-    """The messages in a value of a file, checked; content in text parts is joined.
-
-    Raises:
-        ValueError: saying what is wrong.
-    """
-    if not isinstance(value, list) or not value:
-        raise ValueError("messages are not a list with at least one message")
-    return [_message(number, message) for number, message in enumerate(value, start=1)]
-
-
-def _message(number: int, message: Any) -> dict[str, Any]:
-    content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
-        content = "".join(str(part["text"]) for part in content)
-    if isinstance(content, str) and isinstance(message.get("role"), str):
-        content.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
-        return {**message, "content": content}
-    raise ValueError(f"message {number} is not an object with a role and a content of text")
 
 
 def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
@@ -83,17 +63,15 @@ def encode_marked(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids[:-1]
 
 
-def documents(
-    source: Source, split: Split, skipped: Skipped, tokenizer: TextTokenizer | None = None
-) -> Iterator[Record]:
-    """The readable, non-empty documents of a split, conversations as ids; the others are counted in `skipped`.
+def documents(records: Iterable[Record], skipped: Skipped, tokenizer: TextTokenizer | None = None) -> Iterator[Record]:
+    """The readable, non-empty documents among records, conversations as ids; the others are counted in `skipped`.
 
     Raises:
         ConfigError: more documents are unreadable than `skipped` allows.
     """
-    for number, record in enumerate(source.records(split), start=1):
+    for number, record in enumerate(records, start=1):
         record = record if tokenizer is None else written(record, tokenizer)
-        if skipped.is_readable(record, f"{source.kind}, {split} document {number}"):
+        if skipped.is_readable(record, f"{skipped.corpus}, document {number}"):
             yield record
 
 
@@ -101,12 +79,20 @@ def written(record: Record, tokenizer: TextTokenizer) -> Record:
     """A record that holds a conversation, as ids where the tokenizer can write it; any other as it is."""
     if record.messages is None or tokenizer.chat is None:
         return record
-    where = (record.problem or "").partition(": ")[0]
     try:
-        messages = read_messages(record.messages)
-        return Record("", ids=render_chat(tokenizer, messages, add_generation_prompt=False))
-    except ValueError as error:
-        return Record("", f"{where}: {error}")
+        return Record("", ids=render_chat(tokenizer, record.messages, add_generation_prompt=False))
+    except ConfigError as error:
+        return Record("", f"{(record.problem or '').partition(': ')[0]}: {error}")
+
+
+def ids_after_a_turn(tokenizer: TextTokenizer) -> list[int]:
+    """What follows the end token inside a conversation, where that token ends a turn, and not a whole document."""
+    talk = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
+    try:
+        ids = render_chat(tokenizer, talk, add_generation_prompt=False)
+    except ConfigError:
+        return []
+    return sorted({after for token, after in itertools.pairwise(ids) if token == tokenizer.eos_id})
 
 
 def document_ids(record: Record, tokenizer: TextTokenizer) -> list[int]:

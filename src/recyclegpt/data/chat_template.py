@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,7 +20,39 @@ Messages = Sequence[Mapping[str, Any]]
 """`{"role": ..., "content": ...}` each."""
 _ANSWER = "\ufdd0"
 """Stands for an answer; Unicode assigns it no character."""
+log = logging.getLogger("recyclegpt")
 TEMPLATE_FILE, SPECIAL_FILE = "chat_template.jinja", "tokenizer_config.json"
+
+
+CHATS = ("messages", "conversations")
+"""Fields that hold a conversation: its messages, or as ShareGPT has them."""
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""ShareGPT's."""
+
+
+def read_messages(value: Any) -> list[dict[str, Any]]:
+    """The messages in a value of a file, checked; content in text parts is joined, ShareGPT's keys are translated.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError("messages are not a list with at least one message")
+    return [_message(number, message) for number, message in enumerate(value, start=1)]
+
+
+def _message(number: int, message: Any) -> dict[str, Any]:
+    message = message if isinstance(message, dict) else {}
+    role, content = message.get("role"), message.get("content")
+    if role is None and isinstance(role := message.get("from"), str):
+        role, content, message = _ROLES.get(role, role), message.get("value"), {}
+    if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+        content = "".join(str(part["text"]) for part in content)
+    if isinstance(content, str) and isinstance(role, str):
+        content.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+        # Columns of a table hold None where a message lacks a key.
+        return {**{key: one for key, one in message.items() if one is not None}, "role": role, "content": content}
+    raise ValueError(f"message {number} is not an object with a role and a content of text")
 
 
 class ChatTemplate(NamedTuple):
@@ -76,7 +109,12 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     source = settings.get("chat_template")
     if isinstance(source, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
-        source = named.get("default")
+        source = named.get("default") or (named.popitem()[1] if len(named) == 1 else None)
+        if source is None and not (folder / TEMPLATE_FILE).is_file():
+            names = ", ".join(map(str, named))
+            log.warning(
+                "%s: none of its chat templates (%s) is the default; write one to %s", folder, names, TEMPLATE_FILE
+            )
     if (folder / TEMPLATE_FILE).is_file():
         try:
             source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 from filelock import FileLock
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from recyclegpt.data.chat import document_ids, documents, written
+from recyclegpt.data.chat import document_ids, documents
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.packed_rows import TokenArray, Tokens
 from recyclegpt.data.shards import (
@@ -158,7 +157,7 @@ def _write(
 ) -> dict[str, Any]:
     skipped = Skipped(max_skipped, source.kind)
     meta = write_shards(
-        lambda split: token_pieces(split, documents(source, split, skipped, tokenizer), tokenizer, skipped),
+        lambda split: token_pieces(split, source.records(split), tokenizer, skipped),
         tokenizer,
         folder,
         {"source": source.kind, "source_fingerprint": fingerprint},
@@ -174,13 +173,13 @@ def token_pieces(
 ) -> Iterator[TokenPiece]:
     """Tokens of documents, each between the tokens that begin and end one, encoded in batches on all cores.
 
-    Documents that spell a special token are counted in `skipped`.
+    Records that cannot be read, and documents that spell a special token, are counted in `skipped`.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     num_bytes_V = tokenizer.token_num_bytes()
     begins, spells = True, False
     with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for batch in _batches(records):
+        for batch in _batches(documents(records, skipped, tokenizer)):
             encoded = iter(tokenizer.encode_batch([record.text for record in batch if record.ids is None]))
             for record in batch:
                 if record.ids is None:
@@ -202,11 +201,9 @@ def whole_texts(source: TextFiles, tokenizer: TextTokenizer, max_skipped: int) -
         ConfigError: no document can be read, or more than `max_skipped` cannot.
     """
     skipped = Skipped(max_skipped, source.kind)
-    records = (written(record, tokenizer) for record in source.whole())
-    readable = (record for record in records if skipped.is_readable(record))
     text: list[int] = []
     found = False
-    for piece in token_pieces("val", readable, tokenizer, skipped):
+    for piece in token_pieces("val", source.whole(), tokenizer, skipped):
         text += piece.tokens.tolist()
         if piece.num_documents:
             found = True
@@ -248,24 +245,21 @@ def _read_stream(
     source: HFStream, split: Split, tokenizer: TextTokenizer, skipped: Skipped, limit: int | None = None
 ) -> TokenArray:
     """The tokens of a split of a stream in memory, documents joined by the end token; at most `limit` of them."""
-    pieces: list[NDArray[np.int64]] = []
-    length = 0
-    num_read = 0
-    for record in source.records(split):
-        num_read += 1
-        record = written(record, tokenizer)
-        if skipped.is_readable(record):
-            skipped.spells(record.text, tokenizer.special_pattern)
-            pieces.append(np.array(document_ids(record, tokenizer), np.int64))
-            length += len(pieces[-1])
+    pieces = [np.empty(0, np.int64)]
+    length = num_found = 0
+    for piece in token_pieces(split, source.records(split), tokenizer, skipped):
+        pieces.append(piece.tokens.astype(np.int64))
+        length += len(piece.tokens)
+        num_found += piece.num_documents
         if limit is not None and length >= limit:
             break
+    num_read = num_found + len(skipped.problems) + skipped.num_empty
     if split == "val" and num_read < source.num_val_documents:
         found = f"data.num_val_documents: {source.name} has {num_read} documents, fewer than {source.num_val_documents}"
         if source.val_split is None:
             raise skipped.error(f"{found}, so that none is left to train on; lower it")
         _log.warning("%s; all of them are used", found)
-    if not pieces:
+    if not length:
         raise skipped.error(f"data.name: {source.name} has no readable {split} document")
     return TokenArray(np.concatenate(pieces)[:limit])
 
@@ -273,7 +267,7 @@ def _read_stream(
 def _training_texts(source: Source, max_skipped: int) -> Iterator[str]:
     num_chars = 0
     skipped = Skipped(max_skipped, source.kind)
-    for record in documents(source, "train", skipped, None):
+    for record in documents(source.records("train"), skipped):
         yield record.text[: MAX_TRAINING_CHARS - num_chars]
         num_chars += len(record.text)
         if num_chars >= MAX_TRAINING_CHARS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from recyclegpt.data.batch import Batch
+from recyclegpt.data.chat import ids_after_a_turn
 from recyclegpt.data.corpus import Corpus, open_corpus
 from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches
@@ -149,6 +149,11 @@ class TextDataModule(LightningDataModule):
         return train.num_tokens if isinstance(train, TokenShards) else None
 
     @property
+    def train_num_rows(self) -> int | None:
+        """Rows of the training split, by whose numbers batches name them; None for a stream."""
+        return None if self.train_num_tokens is None else self._packing().num_rows(self.train_num_tokens)
+
+    @property
     def settings(self) -> dict[str, str | int | bool]:
         """Everything that decides which rows come in which order."""
         settings: dict[str, str | int | bool] = {
@@ -201,7 +206,8 @@ class TextDataModule(LightningDataModule):
     def _packing(self) -> Packing:
         if not self.row_length:
             raise RuntimeError("call connect(row_length, num_views, seed) before asking for rows")
-        return Packing(self.row_length, self.num_views, self.mask_documents, self.tokenizer.eos_id)
+        inner = ids_after_a_turn(self.tokenizer) if self.mask_documents else ()
+        return Packing(self.row_length, self.num_views, self.mask_documents, self.tokenizer.eos_id, inner)
 
     def _val_batches(self, rank: int, world_size: int) -> ValBatches:
         tokens, packing = self.corpus.val, self._packing()
@@ -232,12 +238,6 @@ class TextDataModule(LightningDataModule):
         """The position of every rank. Collective: where processes train together, all of them have to call it."""
         state = self._state if self._loader is None else self._loader.state
         return make_state(state, self.settings, self._rank()[1])
-
-    @classmethod
-    def state_in(cls, checkpoint: Mapping[str, Any]) -> Any:
-        """The state of a data module in a checkpoint, where Lightning files it under its class's name; or None."""
-        kinds: list[type] = [TextDataModule, *TextDataModule.__subclasses__()]
-        return next((checkpoint[kind.__name__] for kind in kinds if kind.__name__ in checkpoint), None)
 
     def problems_with(self, state_dict: Any, world_size: int) -> list[str]:
         """Why a run of `world_size` processes cannot resume exactly from a saved state; empty if it can."""

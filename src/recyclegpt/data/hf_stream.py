@@ -1,23 +1,28 @@
-"""A dataset of the Hugging Face hub, or a local one, read as a stream through `datasets`."""
+"""A dataset of the Hugging Face hub, or a local one, read as a stream; `datasets` finds and opens its files."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from recyclegpt.data.readers import parse_json, row_record
+from recyclegpt.data.readers import suffix_of, unpack
+from recyclegpt.data.rows import rows_of
 from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
+
+_SUFFIXES = {"Json": ".jsonl", "Csv": ".csv", "Parquet": ".parquet", "Arrow": ".arrow", "Cache": ".arrow", "Text": ""}
+"""What files are, by the class that reads them in `datasets`."""
 
 
 @dataclass(eq=False)
 class HFStream:
-    """What `datasets.load_dataset(..., streaming=True)` gives.
+    """The rows of the files that `datasets.load_dataset` would read.
 
     Validation text is a named split, or the first documents of the training split; training leaves out every document
     whose text equals one of them.
@@ -45,9 +50,7 @@ class HFStream:
 
     def __post_init__(self) -> None:
         self._val_digests: frozenset[bytes | None] | None = None
-        self._json: set[str] = set()
-        """Splits that are read as lines of JSON."""
-        self._datasets: dict[str, bytes] = {}
+        self._files: dict[str, list[tuple[str, str]]] = {}
         positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         if self.val_split == self.train_split:
@@ -65,63 +68,61 @@ class HFStream:
     def fingerprint(self) -> str:
         """sha256 of the request: the content of a stream is unknown until it has been read."""
         asked = ("name", "config", "train_split", "val_split", "num_val_documents", "field", "data_files", "revision")
-        return hashlib.sha256(json.dumps([self.kind, 1, *(getattr(self, key) for key in asked)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.kind, 2, *(getattr(self, key) for key in asked)]).encode()).hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
         """Documents of a split, in the order of the stream."""
         return (record for record, _ in DocumentReader(self, split))
 
-    def load(self, split: Split) -> Any:
-        """A streaming dataset of a split, independent of earlier ones; the source is looked up once per process.
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        """Address and suffix of each file of a split; the dataset is looked up once per process.
 
         Raises:
-            ConfigError: there is no such dataset, configuration, split or column.
+            ConfigError: there is no such dataset, configuration or split, or its files hold no rows of text.
         """
-        wanted = self._split_name(split)
-        if wanted not in self._datasets:
-            files = {"data_files": self.data_files, "revision": self.revision}
+        wanted = self.train_split if split == "train" or self.val_split is None else self.val_split
+        if wanted not in self._files:
+            import datasets
+
             try:
-                dataset = self._load(wanted, files)
+                found = datasets.load_dataset_builder(
+                    self.name, self.config, data_files=self.data_files, revision=self.revision
+                )
             except Exception as error:
-                raise self.unreadable(error, f" (config {self.config}, split {wanted})") from error
-            if wanted not in self._json and dataset.column_names is not None and self.field not in dataset.column_names:
-                known = ", ".join(sorted(dataset.column_names))
-                raise ConfigError(f"data.field: {self.name} has no column {self.field!r}; choose from {known}")
-            self._datasets[wanted] = pickle.dumps(dataset)
-        # A dataset holds its position, so two readers must not share one.
-        return pickle.loads(self._datasets[wanted])
+                raise self._unreadable(error, f" (config {self.config}, split {wanted})") from error
+            kinds = {one.__name__ for one in type(found).__mro__} & {*_SUFFIXES}
+            splits = found.config.data_files or {name: _cached(found, name) for name in found.info.splits or ()}
+            if not kinds:
+                why = f"its files are read as {type(found).__name__}, not as rows of text"
+                raise ConfigError(f"data.name: {self.name}: {why}; convert it, or read it with data=text_files")
+            if not splits.get(wanted):
+                known = ", ".join(split for split in splits if splits[split]) or "none"
+                raise ConfigError(f"data: {self.name} has no files of a split {wanted}; splits with files: {known}")
+            suffix = _SUFFIXES[kinds.pop()]
+            manager = datasets.StreamingDownloadManager()
+            inside = (
+                manager.iter_files(manager.extract(one)) if one.endswith(".zip") else [one] for one in splits[wanted]
+            )
+            self._files[wanted] = [
+                (one, ".tsv" if (suffix, suffix_of(one)) == (".csv", ".tsv") else suffix)
+                for many in inside
+                for one in many
+            ]
+        return self._files[wanted]
 
-    def is_json(self, split: Split) -> bool:
-        """Whether a split that has been loaded gives lines of JSON in a column `text`."""
-        return self._split_name(split) in self._json
+    def read(self, address: str, suffix: str) -> Iterator[Record]:
+        """The documents of a file.
 
-    def _split_name(self, split: Split) -> str:
-        return self.train_split if split == "train" or self.val_split is None else self.val_split
-
-    def _load(self, wanted: str, files: dict[str, Any]) -> Any:
-        """Only the column of the text matters: others may come and go from file to file, or change their type."""
-        import datasets
+        Raises:
+            ConfigError: the connection fails, which `datasets` has retried for minutes.
+        """
         from datasets.utils.file_utils import xopen
 
-        builder = datasets.load_dataset_builder(self.name, self.config, **files)
-        kinds, found = {one.__name__ for one in type(builder).__mro__}, (builder.config.data_files or {}).get(wanted)
-        if "Json" in kinds and found:
-            with xopen(found[0], "rb") as first:
-                is_array = first.read(64).lstrip().startswith(b"[")
-            if not is_array:  # read line by line, so that a bad one costs only itself; Latin-1 keeps every byte
-                self._json.add(wanted)
-                lines = {"data_files": {wanted: list(found)}, "encoding": "latin-1"}
-                return datasets.load_dataset("text", split=wanted, streaming=True, **lines)
-        dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
-        options: dict[str, Any] = {}
-        if "Parquet" in kinds and self.field in (dataset.column_names or (self.field,)):
-            options = {"columns": [self.field]}
-        elif "Csv" in kinds:  # with `usecols`, pandas cuts rows with too many cells in silence
-            options = {"on_bad_lines": "warn"}
-        if options:
-            files |= options
-            dataset = datasets.load_dataset(self.name, self.config, split=wanted, streaming=True, **files)
-        return dataset
+        try:
+            with xopen(address, "rb") as raw, unpack(raw, address) as opened:
+                yield from rows_of(opened, suffix, address, self.field)
+        except Exception as error:
+            raise self._unreadable(error, f" ({address})") from error
 
     def val_digests(self) -> frozenset[bytes | None]:
         """Digests of the validation documents, which training leaves out."""
@@ -129,8 +130,7 @@ class HFStream:
             self._val_digests = frozenset(digest(record) for record, _ in DocumentReader(self, "val")) - {None}
         return self._val_digests
 
-    def unreadable(self, error: Exception, part: str = "") -> ConfigError:
-        """What to raise; `datasets` has retried a failing connection for minutes."""
+    def _unreadable(self, error: Exception, part: str) -> ConfigError:
         return ConfigError(f"data.name: {self.name}{part} cannot be read: {error!r}; check the name and the network")
 
 
@@ -140,60 +140,49 @@ class DocumentReader:
     Args:
         source: the stream.
         split: which split; validation documents are left out of the training split.
-        part: number of this reader among `num_parts` that share the split; each document is read by one of them.
+        part: number of this reader among `num_parts` that share the split: its files, or where those cannot be shared
+            evenly, its documents.
         state: resume after the document that came with it; None: from the start.
     """
 
-    def __init__(self, source: HFStream, split: Split, part: int = 0, num_parts: int = 1, state: Any = None) -> None:
+    def __init__(
+        self, source: HFStream, split: Split, part: int = 0, num_parts: int = 1, state: dict[str, int] | None = None
+    ) -> None:
         self._source = source
         self._split: Split = split
         self._part = part
         self._num_parts = num_parts
-        self._state = state
+        self._state = state or {"file": 0, "row": 0, "number": 0}
 
-    def __iter__(self) -> Iterator[tuple[Record, Any]]:
+    def __iter__(self) -> Iterator[tuple[Record, dict[str, int]]]:
         source = self._source
         if self._split == "val":
-            for number, pair in enumerate(self._read()):
-                if number == source.num_val_documents:
-                    return
-                yield pair
+            yield from itertools.islice(self._read(), source.num_val_documents)
             return
         held_out = source.val_digests()
         for record, state in self._read():
             if digest(record) not in held_out:
                 yield record, state
 
-    def _read(self) -> Iterator[tuple[Record, Any]]:
-        from datasets.distributed import split_dataset_by_node
+    def _read(self) -> Iterator[tuple[Record, dict[str, int]]]:
+        files = self._source.files(self._split)
+        by_file = len(files) % self._num_parts == 0
+        first, done, number = self._state["file"], self._state["row"], self._state["number"]
+        for place in range(first, len(files)):
+            if by_file and place % self._num_parts != self._part:
+                continue
+            for row, record in enumerate(self._source.read(*files[place]), start=1):
+                if place == first and row <= done:
+                    continue
+                number += 1
+                if by_file or (number - 1) % self._num_parts == self._part:
+                    yield record, {"file": place, "row": row, "number": number}
 
-        dataset = self._source.load(self._split)
-        self._is_json = self._source.is_json(self._split)
-        if self._num_parts > 1:
-            dataset = split_dataset_by_node(dataset, rank=self._part, world_size=self._num_parts)
-        if self._state is not None:
-            dataset.load_state_dict(self._state)
-        # `iter` and not `__iter__`: inside a worker the latter would divide the documents a second time.
-        batches = enumerate(dataset.iter(batch_size=1), start=1)
-        while True:
-            try:
-                number, batch = next(batches)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._source.unreadable(error) from error
-            if (record := self._record(batch, number)) is not None:
-                yield record, dataset.state_dict()
 
-    def _record(self, batch: dict[str, list[Any]], number: int) -> Record | None:
-        """A document; None of a blank line."""
-        source, row = self._source, {name: values[0] for name, values in batch.items()}
-        since = "" if self._state is None else " since the run was resumed"
-        where = f"{source.name}, {self._split}, part {self._part + 1} of {self._num_parts}, document {number}{since}"
-        if self._is_json:
-            line = row["text"].encode("latin-1")
-            return row_record(parse_json(line), source.field, where) if line.strip() else None
-        return row_record(row, source.field, where)
+def _cached(builder: Any, split: str) -> list[str]:
+    """Files of a split that `datasets` keeps from when there was a network."""
+    tables = sorted(map(str, Path(builder.cache_dir).glob("*.arrow")))
+    return [table for table in tables if re.search(rf"-{split}(-\d+-of-\d+)?\.arrow$", table)]
 
 
 def digest(record: Record) -> bytes | None:
@@ -201,4 +190,4 @@ def digest(record: Record) -> bytes | None:
     if record.problem is not None and record.messages is None:
         return None
     text = record.text or json.dumps(record.messages, sort_keys=True)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
+    return hashlib.sha256(text.encode()).digest()[:16]

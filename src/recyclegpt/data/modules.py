@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, ClassVar
 
 from recyclegpt.data.datamodule import TextDataModule
 from recyclegpt.data.hf_stream import HFStream
@@ -11,50 +12,34 @@ from recyclegpt.data.stdlib import PythonStdlib
 from recyclegpt.data.text_files import TextFiles
 
 
-class TextFilesData(TextDataModule):
+class _OfSource(TextDataModule):
+    source_type: ClassVar[type[Any]]
+
+    def __init__(self, *arguments: Any, tokenizer: Any = None, **settings: Any) -> None:
+        own = inspect.signature(self.source_type).parameters
+        given = {key: settings.pop(key) for key in [*settings] if key in own}
+        super().__init__(self.source_type(*arguments, **given), tokenizer, **settings)
+
+
+class TextFilesData(_OfSource):
     """`TextDataModule` of `TextFiles`: any text on disk: files, folders and patterns."""
 
-    def __init__(
-        self,
-        paths: list[str],
-        val_paths: list[str] | None = None,
-        val_fraction: float = 0.05,
-        field: str = "text",
-        as_text: bool = False,
-        **shared: Any,
-    ) -> None:
-        super().__init__(TextFiles(paths, val_paths, val_fraction, field, as_text), **shared)
+    source_type = TextFiles
 
 
-class PythonStdlibData(TextDataModule):
+class PythonStdlibData(_OfSource):
     """`TextDataModule` of `PythonStdlib`: the interpreter's own standard library."""
 
-    def __init__(self, root: str | None = None, **shared: Any) -> None:
-        super().__init__(PythonStdlib(root), **shared)
+    source_type = PythonStdlib
 
 
-class HFStreamData(TextDataModule):
+class HFStreamData(_OfSource):
     """`TextDataModule` of `HFStream`: a dataset of the Hugging Face hub, streamed."""
 
-    def __init__(
-        self,
-        name: str,
-        config: str | None = None,
-        train_split: str = "train",
-        val_split: str | None = None,
-        num_val_documents: int = 1000,
-        field: str = "text",
-        data_files: str | list[str] | dict[str, Any] | None = None,
-        revision: str | None = None,
-        shuffle_buffer: int = 1000,
-        **shared: Any,
-    ) -> None:
-        text = (name, config, train_split, val_split, num_val_documents, field, data_files, revision)
-        super().__init__(HFStream(*text, shuffle_buffer), **shared)
+    source_type = HFStream
 
 
-class TokenizedData(TextDataModule):
+class TokenizedData(_OfSource):
     """`TextDataModule` of `Tokenized`: token shards, which bring their own tokenizer."""
 
-    def __init__(self, path: str, verify: bool = True, tokenizer: None = None, **shared: Any) -> None:
-        super().__init__(Tokenized(path, verify), tokenizer, **shared)
+    source_type = Tokenized

@@ -5,6 +5,7 @@ The packer is the only owner of the shift: models and losses never roll a tensor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ class Packing:
     """Number the documents of each row, so that attention can stay inside them."""
     eos_id: int = 0
     """The token that ends a document."""
+    inner_ids: Sequence[int] = ()
+    """Where one of these follows it, it ends a turn of a conversation, which is one document."""
 
     def __post_init__(self) -> None:
         if self.row_length < 1:
@@ -56,6 +59,7 @@ class Packing:
         documents = None
         if self.mask_documents:
             ends_BW = windows_BW == self.eos_id
+            ends_BW[:, :-1] &= ~np.isin(windows_BW[:, 1:], self.inner_ids)
             # An end token belongs to the document it ends, so the count goes up after it.
             documents = self._shift((np.cumsum(ends_BW, axis=1) - ends_BW).astype(np.int32))
         return self._shift(windows_BW.astype(np.int64)), documents

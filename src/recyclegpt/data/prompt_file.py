@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recyclegpt.data.chat import read_messages, render_chat
-from recyclegpt.data.chat_template import Messages
+from recyclegpt.data.chat import render_chat
+from recyclegpt.data.chat_template import CHATS, Messages, read_messages
+from recyclegpt.data.readers import open_file
+from recyclegpt.data.rows import DAMAGE, json_values
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
@@ -91,17 +93,18 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
         first, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return None
-    if isinstance(first, list) and first and all(isinstance(one, dict) and "role" in one for one in first):
-        first = {"messages": first}
-    if not isinstance(first, dict) or "messages" not in first:
+    if isinstance(first, list) and first and all(isinstance(one, dict) and {"role", "from"} & {*one} for one in first):
+        first = {CHATS[0]: first}
+    key = next((key for key in CHATS if isinstance(first, dict) and key in first), None)
+    if key is None:
         return None
     if text.lstrip()[end:].strip():
         raise ValueError("more follows the first chat; give one, or many to `recyclegpt bench prompts=FILE`")
-    return read_messages(first["messages"])
+    return read_messages(first[key])
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a file of JSON lines, each with a category if it likes.
+    """The prompts of a file of JSON, one a line or in a list, each with a category if it likes.
 
     A line holds `prompt`, a plain text; or `messages`, a chat; or `turns`, Spec-Bench's questions, of which the first
     is asked, since those after it follow an answer of another model's.
@@ -110,22 +113,18 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ConfigError: the file cannot be read or holds nothing, or a line is something else; naming the first.
     """
     path = Path(path).expanduser()
-    try:
-        # Not `splitlines`: U+2028 and its like may stand in a JSON string as they are.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     prompts: list[Prompt] = []
     num_longer = 0
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                values = json.loads(line)
-                prompts.append(_prompt(values))
-            except (ValueError, RecursionError) as error:
-                reason = f"is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
-                raise ConfigError(f"prompts: {path}:{number}: {reason}") from error
-            num_longer += "messages" not in values and len(values.get("turns") or ()) > 1
+    try:
+        with open_file(path) as opened:
+            for where, values in json_values(opened):
+                try:
+                    prompts.append(_prompt(values))
+                except ValueError as error:
+                    raise ConfigError(f"prompts: {path}{where}: {error}") from error
+                num_longer += not {*CHATS} & {*values} and len(values.get("turns") or ()) > 1
+    except (OSError, *DAMAGE) as error:
+        raise ConfigError(f"prompts: {path} cannot be read ({error})") from error
     if not prompts:
         raise ConfigError(f'prompts: {path} is empty; give a line {{"category": "...", "prompt": "..."}} for each')
     if num_longer:
@@ -135,14 +134,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def _prompt(values: Any) -> Prompt:
     """The prompt of a line. ValueError says what is wrong with the line."""
+    if isinstance(values, ValueError):
+        raise values
     values = values if isinstance(values, dict) else {}
     category, turns = values.get("category") or UNNAMED, values.get("turns") or [values.get("prompt")]
     if not isinstance(category, str) or category == OVERALL:
         raise ValueError(
             f"its category is {category!r}; choose a text other than {OVERALL!r}, the name of the last row"
         )
-    if "messages" in values:
-        return Prompt(None, read_messages(values["messages"]), category)
+    for key in CHATS:
+        if key in values:
+            return Prompt(None, read_messages(values[key]), category)
     text = turns[0] if isinstance(turns, list) else None
     if not isinstance(text, str) or not text:
         raise ValueError("lacks a prompt, messages, or turns that begin with a text that is not empty")

@@ -33,6 +33,11 @@ def make_state(state: State | None, settings: Mapping[str, Any], world_size: int
     return {"format": STATE_FORMAT, "world_size": world_size, "settings": settings, "ranks": ranks}
 
 
+def state_in(checkpoint: Mapping[str, Any]) -> Any:
+    """The state of a data module in a checkpoint, where Lightning files it under the name of its class; or None."""
+    return next((one for one in checkpoint.values() if isinstance(one, dict) and {"settings", "ranks"} <= {*one}), None)
+
+
 def position_of(state_dict: Mapping[str, Any], rank: int) -> State | None:
     """The position of one rank in a state without problems; None: before the first batch."""
     position: State | None = _map_arrays(state_dict["ranks"][rank], Tensor, lambda tensor: tensor.cpu().numpy())

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from recyclegpt.data.readers import PACKED, ROWS, read_rows, read_text, suffix_of
+from recyclegpt.data.readers import read_rows, read_text, suffix_of
+from recyclegpt.data.rows import ROWS
 from recyclegpt.data.source import Record, Split, sha256_of
 from recyclegpt.errors import ConfigError
 
 # fmt: off
 _NOT_TEXT = {  # left out of folders and patterns, and counted
-    ".7z", ".bz2", ".epub", ".lz4", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip",
+    ".7z", ".epub", ".lz4", ".rar", ".tar", ".tgz", ".whl", ".zip",
     ".avi", ".bmp", ".gif", ".ico", ".jpeg", ".jpg", ".mov", ".mp3", ".mp4", ".png", ".svg", ".tif", ".tiff", ".wav",
     ".webp",
     ".doc", ".docx", ".odt", ".otf", ".pdf", ".ppt", ".pptx", ".ttf", ".woff", ".woff2", ".xls", ".xlsx",
@@ -32,9 +33,6 @@ _STRUCTURED = {  # no reader here; plain text only on request
     ".xhtml", ".xml", ".yaml", ".yml",
 }
 # fmt: on
-_TABLE_NOTES = {"dataset_dict.json", "dataset_info.json", "state.json"}
-"""Next to the rows in a folder of `datasets`' `save_to_disk`."""
-_ROWS_SINCE_3 = {".json", ".jsonlines", ".csv", ".tsv", ".arrow"}
 _MANY_FILES = 20
 _log = logging.getLogger(__name__)
 
@@ -91,16 +89,14 @@ class TextFiles:
         if self.left_out:
             kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.left_out.most_common())
             _log.warning("data.paths: left out %d files that hold no text: %s", self.left_out.total(), kinds)
-        digest = hashlib.sha256(json.dumps([self.kind, 1, self.val_fraction, self.field]).encode())
+        digest = hashlib.sha256(json.dumps([self.kind, 2, self.val_fraction, self.field]).encode())
         for role, files in (("train", self.files), ("val", self.val_files or [])):
             for file in files:
                 try:
                     content = sha256_of(file) if file.is_file() else "no regular file"
                 except OSError:
                     content = "unreadable"
-                # Caches hold what earlier versions read as plain text, in part, or not at all.
-                is_new = file.suffix.lower() in PACKED or suffix_of(file) in _ROWS_SINCE_3
-                digest.update(json.dumps([role, file.name, content, *([3] if is_new else [])]).encode())
+                digest.update(json.dumps([role, file.name, content]).encode())
         return digest.hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
@@ -134,7 +130,7 @@ class TextFiles:
 
 
 def _holds_rows(file: Path) -> bool:
-    return suffix_of(file) in ROWS
+    return bool(suffix_of(file)) and suffix_of(file) in ROWS
 
 
 def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str], problems: list[str]) -> list[Path]:
@@ -145,12 +141,11 @@ def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str],
     found: dict[Path, Path] = {}
     for given in paths:
         if not isinstance(given, str):
-            problems.append(f"{key}: {given!r} is no text; put it in double quotes inside the list")
+            problems.append(f"{key}: {given!r} is no text; begin a name that is a number with ./ (./2024)")
             continue
         path = Path(given).expanduser()
         is_file = path.exists() and not path.is_dir()
-        # `datasets` leaves caches next to a saved dataset: its rows again, and indices.
-        files = [path] if is_file else [one for one in _files_in(path) if not one.match("cache-*.arrow")]
+        files = [path] if is_file else [one for one in _files_in(path) if not _goes_with_rows(one)]
         texts = [file for file in files if is_file or suffix_of(file) not in _NOT_TEXT]
         left_out.update(suffix_of(file) for file in files if not is_file and suffix_of(file) in _NOT_TEXT)
         if not texts:
@@ -175,22 +170,32 @@ def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str],
     return sorted(found.values())
 
 
+def _goes_with_rows(file: Path) -> bool:
+    """Whether `datasets` has put a file next to the rows of a dataset: notes, or a cache of its rows and indices."""
+    is_note = file.name in ("dataset_info.json", "state.json") and any(file.parent.glob("*.arrow"))
+    return is_note or file.name == "dataset_dict.json" or file.match("cache-*.arrow")
+
+
 def _files_in(path: Path) -> list[Path]:
-    """Files of a folder or pattern. Pipes and broken links are among them: reading them reports the problem."""
-    if path.is_dir():
-        return list(_walk(path, set()))
-    if "**" in path.parts:  # as a folder is read, then what the rest of the pattern matches
-        at = path.parts.index("**")
-        rest = [part for part in path.parts[at + 1 :] if part != "**"] or ["*"]
-        tops = [Path(top) for top in glob.glob(str(Path(*path.parts[:at])))]  # noqa: PTH207
-        below = ((top, file) for top in tops for file in _walk(top, set()))
-        return [file for top, file in below if _ends_like(file.relative_to(top).parts, rest)]
-    matched = [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207
-    return [file for one in matched for file in (_walk(one, set()) if one.is_dir() else [one])]
+    """Files of a folder or pattern. Pipes and broken links are among them: reading them reports the problem.
+
+    `**` is read as a folder is, and then what the rest of the pattern matches.
+    """
+    at = path.parts.index("**") if "**" in path.parts else len(path.parts)
+    rest = [part for part in path.parts[at + 1 :] if part != "**"] or ["*"]
+    tops = [(top, list(_walk(top, set())) if top.is_dir() else [top]) for top in _matching(path.parts[:at])]
+    return [file for top, files in tops for file in files if file == top or _ends_like(file.relative_to(top), rest)]
 
 
-def _ends_like(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    return len(parts) >= len(patterns) and all(map(fnmatch, parts[-len(patterns) :], patterns))
+def _matching(parts: Sequence[str]) -> list[Path]:
+    """What a pattern without `**` matches; what of it exists as it is spelt is no pattern."""
+    known = next((upto for upto in range(len(parts), 0, -1) if Path(*parts[:upto]).exists()), 0)
+    top, rest = Path(*parts[:known]), parts[known:]
+    return [top / name for name in sorted(glob.glob(str(Path(*rest)), root_dir=top))] if rest else [top]  # noqa: PTH207
+
+
+def _ends_like(path: Path, patterns: Sequence[str]) -> bool:
+    return len(path.parts) >= len(patterns) and all(map(fnmatch, path.parts[-len(patterns) :], patterns))
 
 
 def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
@@ -200,9 +205,8 @@ def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
     except OSError:
         yield folder  # reading it reports the problem
         return
-    is_table = any(entry.name == "dataset_dict.json" or entry.name.endswith(".arrow") for entry in entries)
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__pycache__" or (is_table and entry.name in _TABLE_NOTES):
+        if entry.name.startswith(".") or entry.name == "__pycache__":
             continue
         if not entry.is_dir():
             yield Path(entry.path)

@@ -171,14 +171,18 @@ class TextTokenizer:
     def encode_spans(self, text: str) -> list[tuple[int, int, int, bool]]:
         """Each id of a text with special tokens, the characters it spans (from, up to), and whether it is special."""
         encoded = self._encode(text, special_tokens=True)
-        special = {self._tokenizer.token_to_id(token) for token in self.special_tokens}
-        return [(one, *span, one in special) for one, span in zip(encoded.ids, encoded.offsets, strict=True)]
+        return [(one, *span, one in self.special_ids) for one, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
     @cached_property
     def special_tokens(self) -> list[str]:
         """The spelling of each special token, longest first."""
         added = [token["content"] for token in self._content["added_tokens"] if token["special"]]
         return sorted(added, key=len, reverse=True)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the special tokens."""
+        return frozenset(token["id"] for token in self._content["added_tokens"] if token["special"])
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:

@@ -87,58 +87,74 @@ class KernelLayer(FusedLayer):
         return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
 
 
-class LayerStack:
-    """All layers and the norm after them as one operator, `kernels.layers`; its slow twin is layer by layer."""
+class OneCall:
+    """Passes through all layers as one operator (`kernels.states`) and chains of drafts as one (`kernels.draft`).
 
-    def __init__(self, model: KernelGPT, modules: nn.ModuleList, norm: nn.Module) -> None:
-        self.config, self.rotary = model.config, model.rotary
-        self.norm_C = norm.weight if isinstance(norm, KernelRMSNorm) else None
-        layers = [layer for layer in modules if isinstance(layer, KernelLayer)]
-        self.has_bytes = layers[0].qkv_proj.scale is not None
-        tensors = [_tensors(layer) for layer in layers]
-        self.tensors = tensors
+    Their slow twins run operator by operator, with equal bits.
+    """
+
+    def __init__(self, model: KernelGPT, drafts: bool) -> None:
+        """Of the backbone, or of the recyclable module, which drafts."""
+        config = model.config
+        fold: list[Tensor | None] = [None] * 5
+        body: Any = model.recyclable if drafts else model.backbone
+        if drafts:
+            fold = [_norm(body.embed_norm), _norm(body.hidden_norm), *_product_of(body.fc)]
+        layers = [layer for layer in body.layers if isinstance(layer, KernelLayer)]
+        head: Any = model.draft_lm_head if drafts and model.draft_lm_head is not None else model.lm_head
+        embedding = model.backbone.embed_tokens.weight
+        ends = [embedding, *fold, _norm(body.norm), *_product_of(head), model.draft_ids if drafts else None]
+        self.tensors = [ends, *map(_tensors, layers)]
         """Held, so that no address outlives its tensor."""
-        self.addresses = torch.tensor([[0 if one is None else one.data_ptr() for one in its] for its in tensors])
+        addresses = [torch.tensor([0 if one is None else one.data_ptr() for one in its]) for its in self.tensors]
+        self.stack = kernels.Stack(
+            embedding,
+            addresses[0],
+            torch.stack(addresses[1:]),
+            model.rotary.cos_SD,
+            model.rotary.sin_SD,
+            (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size),
+            head.out_features,
+            config.norm_eps,
+            layers[0].qkv_proj.scale is not None,
+        )
 
-    def __call__(self, x_BTC: Tensor, positions_BT: Tensor, cache: KVCache) -> Tensor:
-        """The states after the norm, written over `x_BTC`.
+    def states(self, tokens_BT: Tensor, hidden_BTC: Tensor | None, positions_BT: Tensor, cache: KVCache) -> Tensor:
+        """The states after the norm, `(B, T, C)`.
 
         Raises:
             ValueError: the cache does not fit.
         """
-        config, slots, keys = self.config, cache.slots_S.numel(), cache.keys[0]
-        if keys.dtype != x_BTC.dtype or len(keys) != len(x_BTC) or len(cache.keys) != len(self.addresses):
-            raise ValueError("the KV cache has another dtype, batch size or number of layers than the states")
-        kernels.layers(
-            x_BTC.view(-1, x_BTC.shape[-1]),
-            self.addresses,
-            cache.addresses,
-            self.rotary.cos_SD,
-            self.rotary.sin_SD,
-            positions_BT,
-            self.norm_C,
-            (config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, slots),
-            config.norm_eps,
-            self.has_bytes,
-        )
-        return x_BTC
+        keys = cache.keys[0]
+        if keys.dtype != self.stack.like.dtype or len(keys) != len(tokens_BT):
+            raise ValueError("the KV cache has another dtype or batch size than the states")
+        return kernels.states(self.stack, tokens_BT, hidden_BTC, positions_BT, cache.addresses, cache.slots_S.numel())
+
+    def draft(
+        self, state_BC: Tensor, tokens_BS: Tensor, newest_B: Tensor, num: int, threshold: float, cache: KVCache
+    ) -> Tensor:
+        """See `kernels.draft`."""
+        slots = cache.addresses, cache.slots_S.numel()
+        return kernels.draft(self.stack, state_BC, tokens_BS, newest_B, num, threshold, *slots)
+
+
+def _product_of(linear: nn.Module) -> list[Tensor | None]:
+    assert isinstance(linear, PackedLinear)
+    return [linear.packed, linear.scale, linear.bias]
+
+
+def _norm(module: nn.Module) -> Tensor | None:
+    return module.weight if isinstance(module, KernelRMSNorm) else None
 
 
 def _tensors(layer: KernelLayer) -> list[Tensor | None]:
-    """A layer's, in the order of `Layer` in `layers.cpp`."""
-
-    def product(linear: PackedLinear) -> list[Tensor | None]:
-        return [linear.packed, linear.scale, linear.bias]
-
-    def norm(module: nn.Module) -> Tensor | None:
-        return module.weight if isinstance(module, KernelRMSNorm) else None
-
-    tensors = [norm(layer.input_layernorm), *product(layer.qkv_proj), norm(layer.q_norm), norm(layer.k_norm)]
-    tensors += [*product(layer.o_proj), norm(layer.post_attention_layernorm)]
-    return [*tensors, *product(layer.gate_up_proj), *product(layer.down_proj)]
+    """A layer's, in the order of `Layer` in `pass.h`."""
+    tensors = [_norm(layer.input_layernorm), *_product_of(layer.qkv_proj), _norm(layer.q_norm), _norm(layer.k_norm)]
+    tensors += [*_product_of(layer.o_proj), _norm(layer.post_attention_layernorm)]
+    return [*tensors, *_product_of(layer.gate_up_proj), *_product_of(layer.down_proj)]
 
 
-STACKS = ("_backbone_stack", "_module_stack")
+STACKS = ("_backbone_calls", "_module_calls")
 
 
 class KernelGPT(RecycleGPT):
@@ -148,13 +164,12 @@ class KernelGPT(RecycleGPT):
     """Few rows pass through all layers in one operator; False runs them operator by operator, with equal bits."""
 
     @functools.cached_property
-    def _backbone_stack(self) -> LayerStack:
-        return LayerStack(self, self.backbone.layers, self.backbone.norm)
+    def _backbone_calls(self) -> OneCall:
+        return OneCall(self, drafts=False)
 
     @functools.cached_property
-    def _module_stack(self) -> LayerStack:
-        assert self.recyclable is not None
-        return LayerStack(self, self.recyclable.layers, self.recyclable.norm)
+    def _module_calls(self) -> OneCall:
+        return OneCall(self, drafts=True)
 
     # The two stacks hold addresses, so they stay behind when the model is copied, saved or moved.
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +194,7 @@ class KernelGPT(RecycleGPT):
     ) -> Tensor:
         if positions_BT is None or cache is None or not self._takes_one_call(tokens_BT):
             return super().backbone_states(tokens_BT, positions_BT, mask, cache, num_slots_read)
-        return self._backbone_stack(self.backbone.embed_tokens(tokens_BT), positions_BT, cache)
+        return self._backbone_calls.states(tokens_BT, None, positions_BT, cache)
 
     def recycle(
         self,
@@ -192,8 +207,15 @@ class KernelGPT(RecycleGPT):
     ) -> Tensor:
         if positions_BT is None or cache is None or self.recyclable is None or not self._takes_one_call(tokens_BT):
             return super().recycle(tokens_BT, hidden_BTC, positions_BT, mask, cache, num_slots_read)
-        folded_BTC = self.recyclable.fold(self.backbone.embed_tokens(tokens_BT), hidden_BTC)
-        return self._module_stack(folded_BTC, positions_BT, cache)
+        return self._module_calls.states(tokens_BT, hidden_BTC, positions_BT, cache)
+
+    def draft_greedily(
+        self, state_BC: Tensor, tokens_BS: Tensor, newest_B: Tensor, num: int, threshold: float, cache: KVCache
+    ) -> Tensor | None:
+        """All drafts of a step in one call (`kernels.draft`), or None where that cannot be."""
+        if self.recyclable is None or not self._takes_one_call(tokens_BS[:, :1]):
+            return None
+        return self._module_calls.draft(state_BC, tokens_BS, newest_B, num, threshold, cache)
 
     def _takes_one_call(self, tokens_BT: Tensor) -> bool:
         fits = tokens_BT.shape[1] <= KERNEL_QUERIES and self.config.intermediate_size % kernels.LANES == 0

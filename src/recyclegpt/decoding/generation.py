@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,12 +26,25 @@ class Counts:
     """Tokens written, over all rows."""
     num_row_steps: int = 0
     """Steps of rows that had not ended, over all rows; the prefill is none."""
-    num_verified: int = 0
-    """Drafted tokens that a backbone pass has read and could therefore verify."""
     num_matched: int = 0
-    """Of those, how many equal the backbone's argmax at that place."""
-    num_accepted: int = 0
+    """Verified tokens that equal the backbone's argmax at that place."""
+    verified_at: Counter[int] = field(default_factory=Counter)
+    """Drafted tokens that a backbone pass has read and could therefore verify, by position: 1 is drafted first."""
+    accepted_at: Counter[int] = field(default_factory=Counter)
     """Of those, how many stayed in the text."""
+
+    @property
+    def num_verified(self) -> int:
+        return self.verified_at.total()
+
+    @property
+    def num_accepted(self) -> int:
+        return self.accepted_at.total()
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """Share of the tokens drafted first, second, ... in a step that were accepted, of all drafted there."""
+        return [self.accepted_at[place] / number for place, number in sorted(self.verified_at.items())]
 
     @property
     def agreement(self) -> float | None:

@@ -64,9 +64,9 @@ class OutputTracker:
         """Hand out what the prefill, or a step after it, made final; `tokens_BS` is the text from `first_slot` on."""
         for row in self.unfinished:
             self.counts.num_row_steps += self._prefilled
-            self.counts.num_verified += record.num_verified[row]
             self.counts.num_matched += record.num_matched[row]
-            self.counts.num_accepted += record.num_accepted[row]
+            self.counts.verified_at.update(range(1, record.num_verified[row] + 1))
+            self.counts.accepted_at.update(range(1, record.num_accepted[row] + 1))
             # A decoder that accepts drafted tokens unverified hands them out at once.
             unverified = 0 if self.strategy.lossless else record.num_drafted[row]
             begin = self.num_written[row]

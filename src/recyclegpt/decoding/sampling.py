@@ -63,6 +63,11 @@ class SamplingConfig:
         return self.temperature == 0
 
     @property
+    def is_argmax(self) -> bool:
+        """Whether it takes the largest of the logits as they are."""
+        return self.greedy and not self.penalises
+
+    @property
     def penalises(self) -> bool:
         """Whether a choice depends on which tokens the text holds."""
         return self.repetition_penalty != 1

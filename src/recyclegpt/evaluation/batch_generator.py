@@ -18,8 +18,6 @@ log = logging.getLogger("recyclegpt")
 
 
 class Asked(NamedTuple):
-    """How one text is to be generated."""
-
     max_new_tokens: int
     stop: tuple[str, ...]
     """The text ends before the first of these."""
@@ -46,7 +44,6 @@ class BatchGenerator:
     _known: dict[tuple[tuple[str, Asked], ...], list[str]] = field(default_factory=dict, repr=False)
 
     def write(self, asked: Sequence[tuple[str, Asked]]) -> list[str]:
-        """The text after each prompt, without the stop string."""
         key = tuple(asked)
         if key not in self._known:
             self._known[key] = self._write(asked)

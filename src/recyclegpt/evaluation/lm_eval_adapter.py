@@ -22,8 +22,8 @@ from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
+from recyclegpt.evaluation.perplexity import ratio_stderr
 from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
-from recyclegpt.evaluation.whole_text import ratio_stderr
 
 try:
     import lm_eval
@@ -69,11 +69,9 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells the harness's caches apart."""
         return self.text_tokenizer.fingerprint
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Its source, which the harness notes."""
         return self.text_tokenizer.chat.source if chat_template and self.text_tokenizer.chat is not None else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -162,8 +160,6 @@ def asked(settings: Mapping[str, Any]) -> Asked:
 
 @dataclass
 class TaskSet:
-    """Tasks whose data has been read."""
-
     items: list[Any] = field(default_factory=list)
     """The harness's own, in the order requested."""
     names: list[str] = field(default_factory=list)

@@ -34,8 +34,6 @@ class Pair(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The score of a whole continuation."""
-
     log_likelihood: float
     """Nats, summed over its tokens; 0 for an empty one."""
     is_greedy: bool
@@ -71,7 +69,6 @@ class Scorer:
             self.scorings = ("backbone",)
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Scored]]:
-        """Every pair under every scoring, in the given order."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         # Longest first: rows of a batch are of similar length, and memory runs out at once or never.
         new.sort(key=lambda pair: -len(pair.context) - len(pair.continuation))

@@ -43,10 +43,13 @@ def draft_config(model: RecycleGPT, kind: str, dtype: torch.dtype) -> dict[str, 
 
 
 def draft_weights(model: RecycleGPT, kind: str) -> dict[str, Tensor]:
-    """The module's weights by the loader's names; `EagleLlamaForCausalLM` puts `model.` before each itself."""
+    """The module's weights by the loader's names; `EagleLlamaForCausalLM` puts `model.` before each itself.
+
+    Without its draft vocabulary: these engines draft with the target's whole LM head.
+    """
     assert model.recyclable is not None
     prefix = "model." if kind == "vllm" else ""
-    return {f"{prefix}{name}": weight for name, weight in model.recyclable.state_dict().items()}
+    return {f"{prefix}{name}": weight for name, weight in model.recyclable.named_parameters()}
 
 
 def draft_problems(model: RecycleGPT, kind: str) -> list[str]:

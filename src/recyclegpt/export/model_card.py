@@ -39,6 +39,7 @@ SPEED = {
     "decode/ceiling_verified": "its ceiling, from the measured cost of the passes",
     "decode/acceptance": "acceptance rate of verified decoding",
     "decode/mean_accepted_length": "mean accepted length of verified decoding",
+    **{f"decode/acceptance_by_position/{k}": f"acceptance rate of drafted token {k} of a step" for k in range(1, 9)},
     "decode/nll_autoregressive": "backbone's nats per token of autoregressive text",
     "decode/nll_alternating": "backbone's nats per token of alternating text",
 }
@@ -96,6 +97,7 @@ def _measured(facts: CardFacts, result: Mapping[str, Any], has_module: bool) -> 
     where = [f"{hardware[key]}" for key in ("device", "decode_dtype") if hardware.get(key) is not None]
     where += [f"{hardware['threads']} threads"] if hardware.get("threads") is not None else []
     how = [f"{facts.num_recycled} recycled per pass"] if facts.num_recycled else []
+    how += [f"drafter {hardware['decode_drafter']}"] if hardware.get("decode_drafter") is not None else []
     note = f"Measured with {', '.join(['batch 1', *how, *where])}. Other machines differ."
     if hardware.get("contended"):
         note += " Other programs used the processors meanwhile: do not trust these speeds."

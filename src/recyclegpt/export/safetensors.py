@@ -23,20 +23,21 @@ that were trained further."""
 def write_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: str | int) -> None:
     """Write safetensors in this dtype: one file, or shards and their index above `max_shard_size` (`5GB`).
 
-    Weights are converted a shard at a time, so that a second copy of the model is never held.
+    Weights are converted a shard at a time, so that a second copy of the model is never held; token ids stay integers.
 
     Raises:
         ConfigError: the size cannot be read.
         OSError: a file cannot be written.
     """
     # Sizes count in the dtype that is written; the meta device has them without the bytes.
-    sizes = {name: torch.empty(weight.shape, dtype=dtype, device="meta") for name, weight in weights.items()}
+    kept = {name: dtype if weight.is_floating_point() else weight.dtype for name, weight in weights.items()}
+    sizes = {name: torch.empty(weight.shape, dtype=kept[name], device="meta") for name, weight in weights.items()}
     try:
         split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     except ValueError as error:
         raise ConfigError(f"max_shard_size: {max_shard_size!r} is not a size such as 5GB or 500MB") from error
     for file, names in split.filename_to_tensors.items():
-        shard = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        shard = {name: weights[name].detach().to("cpu", kept[name]).contiguous() for name in names}
         path = folder / file
         path.touch()
         mode = path.stat().st_mode & 0o777  # the usual one; `save_file` leaves a file that only its owner may read

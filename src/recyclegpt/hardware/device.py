@@ -39,7 +39,6 @@ OTHER_DEVICES = r"\b(MIG|Laptop|Max-Q)\b"
 
 
 def cpu_name() -> str:
-    """Name of the CPU as the system gives it."""
     try:
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:  # not Linux
@@ -48,7 +47,6 @@ def cpu_name() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of the CPU or GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 

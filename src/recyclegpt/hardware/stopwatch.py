@@ -60,7 +60,6 @@ class CopyTimer:
     """Times large copies, spread over a measurement: on a shared machine the bandwidth changes by the minute."""
 
     def __init__(self, device: torch.device, size_bytes: int | None = None) -> None:
-        """Allocate and warm up."""
         self.size_bytes = COPY_BYTES.get(device.type, 2**28) if size_bytes is None else size_bytes
         self.stopwatch = Stopwatch(device)
         self.source = torch.ones(self.size_bytes // 4, device=device)
@@ -70,7 +69,6 @@ class CopyTimer:
         self.seconds = []
 
     def measure(self, copies: int) -> None:
-        """Time more copies."""
         self.seconds += self.stopwatch.seconds(*[lambda: self.target.copy_(self.source)] * copies)
 
     @property

@@ -11,6 +11,7 @@ import functools
 import mmap
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -165,31 +166,58 @@ def attend(q_BTHD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, positions_BT: T
     return result
 
 
-def layers(
-    x_nC: Tensor,
-    addresses_L16: Tensor,
-    slots_L2: Tensor,
-    cos_SD: Tensor,
-    sin_SD: Tensor,
-    positions_BT: Tensor,
-    norm_C: Tensor | None,
-    shape: tuple[int, int, int, int, int],
-    eps: float,
-    has_bytes: bool,
-) -> None:
-    """Run rows `(B T, C)` through all layers and a norm, in place, with one team of threads.
+class Stack(NamedTuple):
+    """What `states` and `draft` run through, held as addresses: whoever makes it keeps the tensors."""
 
-    Args:
-        x_nC: embedded tokens, or the folded inputs of the module; contiguous.
-        addresses_L16: of each layer's weights, in the order of `Layer` in `layers.cpp`. Its F is a multiple of 16.
-        slots_L2: of each layer's keys and values `(B, G, S, D)`.
-        cos_SD: rotary table in fp32, as `sin_SD`.
-        positions_BT: where the rows stand; they are written there and see the slots up to it.
-        norm_C: weight of the norm after the last layer, None for no norm.
-        shape: H, G, D, F, S.
-        eps: of all norms.
-        has_bytes: the weights are int8.
+    like: Tensor
+    """`(..., C)` in the format of the states; the embedding."""
+    ends_11: Tensor
+    """Addresses of embedding, LM head, norms and fold, in the order of `Ends` in `pass.h`."""
+    layers_L16: Tensor
+    """Of each layer's weights, in the order of `Layer`. The SwiGLU width is a multiple of 16."""
+    cos_SD: Tensor
+    """Rotary table in fp32, as `sin_SD`."""
+    sin_SD: Tensor
+    shape: tuple[int, int, int, int]
+    """H, G, D and SwiGLU width."""
+    num_outputs: int
+    """Of the LM head."""
+    eps: float
+    """Of all norms."""
+    has_bytes: bool
+    """The weights are int8."""
+
+    def arguments(self, num_slots: int) -> tuple[int | float | bool, ...]:
+        """The last of an operator's."""
+        return (*self.shape, num_slots, self.num_outputs, self.eps, self.has_bytes)
+
+
+def states(
+    stack: Stack, tokens_BT: Tensor, hidden_BTC: Tensor | None, positions_BT: Tensor, slots_L2: Tensor, num_slots: int
+) -> Tensor:
+    """States `(B, T, C)` of tokens, and of the states they follow where there is a fold, with one team of threads.
+
+    `slots_L2` holds the addresses of each layer's keys and values `(B, G, num_slots, D)`.
     """
-    torch.ops.recyclegpt.layers.default(
-        x_nC, addresses_L16, slots_L2, cos_SD, sin_SD, positions_BT.contiguous(), norm_C, *shape, eps, has_bytes
-    )
+    hidden_BTC = None if hidden_BTC is None else hidden_BTC.contiguous()
+    result: Tensor = torch.ops.recyclegpt.states.default(
+        tokens_BT.contiguous(), hidden_BTC, stack.like, stack.ends_11, stack.layers_L16, slots_L2,
+        stack.cos_SD, stack.sin_SD, positions_BT.contiguous(), *stack.arguments(num_slots),
+    )  # fmt: skip
+    return result
+
+
+def draft(
+    stack: Stack, state_BC: Tensor, tokens_BS: Tensor, newest_B: Tensor, num: int, threshold: float, slots_L2: Tensor,
+    num_slots: int,
+) -> Tensor:  # fmt: skip
+    """Write `num` greedily drafted tokens of each row into `tokens_BS`, behind position `newest_B`.
+
+    Returns:
+        For how many of them the largest probability was above the threshold, `(B,)`: the rest need not be there.
+    """
+    result: Tensor = torch.ops.recyclegpt.draft.default(
+        state_BC.contiguous(), tokens_BS, newest_B, stack.ends_11, stack.layers_L16, slots_L2,
+        stack.cos_SD, stack.sin_SD, *stack.arguments(num_slots), num, threshold,
+    )  # fmt: skip
+    return result

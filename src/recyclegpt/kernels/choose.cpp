@@ -1,34 +1,8 @@
 // What chooses a token: the most likely one of a row of logits, and the noise of a draw. n rows, V vocabulary.
 
-#include "vectors.h"
+#include "rows.h"
 
 namespace {
-
-// Index of a row's largest value, the first of equals; NaN counts as the largest, as torch has it.
-template <typename E>
-int64_t first_largest(const E* x, int64_t V) {
-  Ints best = Ints{} + INT32_MIN, at = {}, now = {};
-  for (int lane = 0; lane < kLanes; ++lane) now[lane] = lane;
-  const auto take = [&](Floats values) {
-    values += 0.0f;  // both zeros are one
-    const Ints bits = (Ints)values;  // made into whole numbers in the order of the values
-    const Ints keys = values != values ? Ints{} + INT32_MAX : bits < 0 ? bits ^ 0x7fffffff : bits;
-    const Ints more = keys > best;
-    best = more ? keys : best, at = more ? now : at, now += kLanes;
-  };
-  int64_t v = 0;
-  for (; v + kLanes <= V; v += kLanes) take(load(x + v));
-  if (v < V) {
-    float rest[kLanes];
-    std::fill(rest, rest + kLanes, -INFINITY);
-    for (int64_t lane = 0; v + lane < V; ++lane) rest[lane] = to_float(x[v + lane]);
-    take(load(rest));
-  }
-  int first = 0;
-  for (int lane = 1; lane < kLanes; ++lane)
-    if (best[lane] > best[first] || (best[lane] == best[first] && at[lane] < at[first])) first = lane;
-  return at[first];
-}
 
 template <typename E>
 void first_largest_all(const Tensor& x, Tensor& index, int64_t n, int64_t V) {

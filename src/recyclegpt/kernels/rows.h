@@ -1,4 +1,4 @@
-// What stands between the matrix products of a layer, for one thread: norm, gate, rotation.
+// What stands between the matrix products of a pass, for one thread: norm, gate, rotation, choice.
 #pragma once
 
 #include "vectors.h"
@@ -39,6 +39,44 @@ void rotate_head(const E* x, const float* cos, const float* sin, E* y, int64_t D
     store(y + d, low * cos[d] - high * sin[d]);
     store(y + d + D / 2, high * cos[d + D / 2] + low * sin[d + D / 2]);
   }
+}
+
+// Index of a row's largest value, the first of equals; NaN counts as the largest, as torch has it.
+template <typename E>
+int64_t first_largest(const E* x, int64_t V) {
+  Ints best = Ints{} + INT32_MIN, at = {}, now = {};
+  for (int lane = 0; lane < kLanes; ++lane) now[lane] = lane;
+  const auto take = [&](Floats values) {
+    values += 0.0f;  // both zeros are one
+    const Ints bits = (Ints)values;  // made into whole numbers in the order of the values
+    const Ints keys = values != values ? Ints{} + INT32_MAX : bits < 0 ? bits ^ 0x7fffffff : bits;
+    const Ints more = keys > best;
+    best = more ? keys : best, at = more ? now : at, now += kLanes;
+  };
+  int64_t v = 0;
+  for (; v + kLanes <= V; v += kLanes) take(load(x + v));
+  if (v < V) {
+    float rest[kLanes];
+    std::fill(rest, rest + kLanes, -INFINITY);
+    for (int64_t lane = 0; v + lane < V; ++lane) rest[lane] = to_float(x[v + lane]);
+    take(load(rest));
+  }
+  int first = 0;
+  for (int lane = 1; lane < kLanes; ++lane)
+    if (best[lane] > best[first] || (best[lane] == best[first] && at[lane] < at[first])) first = lane;
+  return at[first];
+}
+
+// Probability of the largest, which stands at `at`.
+template <typename E>
+float confidence(const E* x, int64_t V, int64_t at) {
+  const float largest = to_float(x[at]);
+  Floats sums = {};
+  int64_t v = 0;
+  for (; v + kLanes <= V; v += kLanes) sums += exponential(load(x + v) - largest);
+  float sum = total(sums);
+  for (; v < V; ++v) sum += std::exp(to_float(x[v]) - largest);
+  return 1 / sum;
 }
 
 }  // namespace

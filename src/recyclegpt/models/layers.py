@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.rope import rotate
-from recyclegpt.models.unrolled import causal_and_own
+from recyclegpt.models.unrolled import causal_and_own, in_blocks, prefers_blocks
 
 
 class KVStore(Protocol):
@@ -89,6 +89,8 @@ def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask: Tensor | None) 
     q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     if mask is None and k_BSGD.shape[1] > q_BTHD.shape[1]:
         return causal_and_own(q_BHTD, k_BGSD, v_BGSD).transpose(1, 2)
+    if mask is None and prefers_blocks(q_BHTD):
+        return in_blocks(q_BHTD, k_BGSD, v_BGSD).transpose(1, 2)
     grouped = k_BSGD.shape[2] != q_BTHD.shape[2]
     y_BHTD = F.scaled_dot_product_attention(
         q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped

@@ -127,6 +127,7 @@ class RecycleGPT(
         documents_NBT: Tensor | None = None,
         num_unrolled: int = 1,
         backbone_grad_scale: float = 1.0,
+        hidden_BTC: Tensor | None = None,
     ) -> States:
         """States of backbone and module over whole rows, for training and scoring.
 
@@ -135,12 +136,14 @@ class RecycleGPT(
             documents_NBT: number of the document each token belongs to; attention then stays within documents.
             num_unrolled: steps K of the module; from the second on it reads its own output instead of the backbone's.
             backbone_grad_scale: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
+            hidden_BTC: the backbone's states, where they are known.
 
         Returns:
             `hidden_BTC` and K tensors `recycled_BTC` (none if the model has no module).
         """
         mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
-        hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
+        if hidden_BTC is None:
+            hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
         recycled: list[Tensor] = []
         if self.recyclable is None:
             return States(hidden_BTC, recycled)

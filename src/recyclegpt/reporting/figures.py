@@ -1,10 +1,11 @@
-"""The figures of a report, and the data each shows."""
+"""The figures of a report and of a bench, and the data each shows."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from recyclegpt.reporting.figure import PALETTE, Figure, Marker, Panel, Series
 from recyclegpt.reporting.run_folders import Run
@@ -18,12 +19,16 @@ QUALITY_OF = {"alternating": "val/ppl_alternating", "verified": "val/ppl_backbon
 """Perplexity of the text that a decoder writes: verified text is the backbone's."""
 LOSSES = ("train/loss_backbone", "train/loss_recycle")
 MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond")
+Row = dict[str, Any]
+CEILINGS: dict[str, tuple[str, Marker]] = {
+    "ceiling_measured": ("ceiling by measured costs", "square"),
+    "ceiling_bytes": ("ceiling by bytes", "diamond"),
+}
 SMOOTHED_TO = 40
 """A smoothed training curve has about this many independent points."""
 
 
 def make_figures(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Figure]:
-    """All figures that these runs have data for."""
     along = [_along(settings, key) for key in swept_keys(runs)]
     figures = [_pareto(settings), *along, _recycled_tokens(settings), _training(settings)]
     return [figure for figure in figures if figure.panels]
@@ -163,3 +168,34 @@ def training_curve(run: Run) -> tuple[list[float], list[float], list[float]]:
     per_step = num_tokens / num_steps if num_steps and num_tokens else 1.0
     # Lightning logs the N-th step as step N - 1.
     return [(step + 1) * per_step for step in backbone], list(backbone.values()), list(module.values())
+
+
+def bench_figure(document: dict[str, Any]) -> Figure:
+    """The document of `recyclegpt bench` as a figure: a panel per batch, length and dtype."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in document["rows"]:
+        if row["strategy"] != "autoregressive":
+            groups["batch {batch}, {prompt_tokens} + {new_tokens} tokens, {dtype}".format(**row)].append(row)
+    title = f"Speedup over autoregressive decoding ({document['hardware']['device']})"
+    return Figure("bench", title, [_bench_panel(title, rows) for title, rows in groups.items()])
+
+
+def _bench_panel(title: str, rows: list[Row]) -> Panel:
+    places, speedups = range(len(rows)), [row["speedup"] for row in rows]
+    spreads = [(row["speedup_spread"][1] - row["speedup_spread"][0]) / 2 for row in rows]
+    panel = Panel(
+        title, "", "speedup", [Series("measured (half of its range)", places, speedups, spreads, style="points")]
+    )
+    for number, (key, (label, marker)) in enumerate(CEILINGS.items(), start=1):
+        x = [place for place in places if rows[place][key] is not None]
+        y = [rows[place][key] for place in x]
+        panel.series += [Series(label, x, y, style="points", colour=PALETTE[number], marker=marker)] if x else []
+    panel.ticks = {place: _bench_label(row) for place, row in enumerate(rows)}
+    return panel
+
+
+def _bench_label(row: Row) -> str:
+    if row["strategy"] == "transformers":
+        return f"transformers\n{row['cache']}"
+    label = f"{row['strategy']}\ndepth {row['recycle_num_layers']}\nm {row['num_recycled']}"
+    return label if row["strategy"] == "alternating" else f"{label}\nat {row['acceptance']:.0%}"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.reporting.draw import draw_html, draw_png, plotly_script
-from recyclegpt.reporting.figure import Figure
+from recyclegpt.reporting.figure import Figure, draw_html, draw_png, plotly_script
 from recyclegpt.reporting.figures import make_figures, pareto_points
 from recyclegpt.reporting.page import Block, Heading, Table, to_html, to_markdown
 from recyclegpt.reporting.run_folders import COMPLETED, FAILED, UNFINISHED, Run, Runs, read_runs
@@ -24,8 +23,6 @@ EFFECT_COLUMNS = ("setting", "metric", "from", "to", "largest difference", "seed
 
 @dataclass
 class Report:
-    """What was written, and from what."""
-
     runs: Runs
     settings: list[Setting]
     files: list[Path]
@@ -33,7 +30,7 @@ class Report:
     """Missing packages, without which figures or the interactive page were not written."""
 
 
-def write_report(folders: Sequence[Path | str], output: Path | str, title: str | None = None) -> Report:
+def write_report(folders: Sequence[Path | str], output: Path | str) -> Report:
     """Write `results.csv`, `summary.csv`, `figures/*.png`, `report.md` and `report.html` of the runs below `folders`.
 
     Raises:
@@ -44,7 +41,7 @@ def write_report(folders: Sequence[Path | str], output: Path | str, title: str |
     settings = summarise(runs)
     output = Path(output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    title = title or f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}"
+    title = f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}"
     figures = make_figures(runs, settings)
     report = Report(runs, settings, [output / "results.csv", output / "summary.csv"], [])
     write_csv(report.files[0], run_rows(runs))

@@ -25,8 +25,6 @@ SPEEDS = (
 
 @dataclass
 class Run:
-    """One run folder."""
-
     folder: Path
     status: str = UNFINISHED
     error: str | None = None
@@ -52,7 +50,6 @@ class Run:
 
     @property
     def has_module(self) -> bool:
-        """Whether there is a recyclable module."""
         size = self.metrics.get("model.num_parameters_recycle")
         return bool(size) if size is not None else self.settings.get("recycle.num_layers") != 0
 

@@ -39,7 +39,6 @@ class Setting:
         return ", ".join(words + [f"{SHORT.get(key, key)} {value}" for key, value in shown.items()]) or "all runs"
 
     def numbers(self, metric: str) -> list[float]:
-        """A metric of every run that has it."""
         return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
 
     def mean(self, metric: str) -> float | None:

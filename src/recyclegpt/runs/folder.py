@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from recyclegpt.errors import ConfigError
 
@@ -76,6 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it.
     """
+    from lightning.pytorch.utilities import rank_zero_only  # late: it takes seconds
+
     if getattr(rank_zero_only, "rank", 0):  # the first process of a job holds it for the others
         yield
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from recyclegpt.checkpoints.load import take_backbone
 from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
-from recyclegpt.data import TextDataModule, TextTokenizer
+from recyclegpt.data import TextTokenizer
+from recyclegpt.data.draft_vocabulary import frequent_ids
 from recyclegpt.errors import ConfigError
-from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
+from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 
 
@@ -22,17 +26,28 @@ class BuiltModel(NamedTuple):
     backbone: dict[str, Any] | None
     tokenizer: TextTokenizer
     """The corpus's, which knows all tokens at which a pretrained model ends a text."""
+    coverage: float = 1.0
+    """Share of the training tokens that the draft vocabulary holds."""
 
 
-def make_model(
-    cfg: DictConfig, shape: ModelConfig | PretrainedBackbone, recycle: RecycleConfig, datamodule: TextDataModule
-) -> BuiltModel:
+def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokenizer, counts_V: Tensor) -> BuiltModel:
     """The model of a run, frozen where the config says so. Draws from torch's global generator.
+
+    Args:
+        cfg: the run's config.
+        parts: of `build_parts`.
+        tokenizer: the corpus's.
+        counts_V: how often each id occurs in the training text; the draft vocabulary holds the most frequent.
 
     Raises:
         ConfigError: weights and corpus do not belong together.
     """
-    tokenizer = datamodule.tokenizer
+    shape, recycle, ids = parts["model"], parts["recycle"], parts["draft_ids"]
+    if recycle.draft_vocab is not None:
+        if ids is None:
+            ids = frequent_ids(counts_V.numpy(), tokenizer, recycle.draft_vocab)
+        elif ids[-1] >= len(counts_V):
+            raise ConfigError(f"recycle.draft_vocab: holds the id {ids[-1]:,}, of {len(counts_V):,} in the vocabulary")
     if isinstance(shape, PretrainedBackbone):
         tokenizer = _its_tokenizer(shape, tokenizer)
         try:
@@ -44,12 +59,16 @@ def make_model(
         model = RecycleGPT(replace(shape, vocab_size=vocabulary), recycle)
     if cfg.backbone.checkpoint is not None:
         take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
+    reference, coverage = None, 1.0
     if cfg.backbone.frozen:
         model.backbone.requires_grad_(False)
         model.lm_head.requires_grad_(False)
         if isinstance(shape, PretrainedBackbone):
-            return BuiltModel(model, shape.reference(), tokenizer)
-    return BuiltModel(model, None, tokenizer)
+            reference = shape.reference()
+    if model.draft_ids is not None:
+        model.draft_ids.copy_(torch.from_numpy(ids))
+        coverage = float(counts_V[model.draft_ids].sum() / counts_V.sum())
+    return BuiltModel(model, reference, tokenizer, coverage)
 
 
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from recyclegpt.callbacks.tensorboard import RESULTS
+from recyclegpt.callbacks.tensorboard import BY_POSITION, RESULTS
 from recyclegpt.console import format_table
 
 FORMAT = 1
@@ -16,7 +16,8 @@ def make_result(
     status: str, config_hash: str, seed: int, error: BaseException | None = None, **sections: dict[str, Any]
 ) -> dict[str, Any]:
     """The document. Sections not given are empty; a metric that was not measured is None."""
-    metrics = {name: sections.get("metrics", {}).get(name) for name in METRICS}
+    given = sections.get("metrics", {})
+    metrics = {name: given.get(name) for name in (*METRICS, *(tag for tag in given if tag.startswith(BY_POSITION)))}
     document: dict[str, Any] = {"format": FORMAT, "status": status, "config_hash": config_hash, "seed": seed}
     if error is not None:
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -34,10 +35,11 @@ def result_table(result: dict[str, Any], num_recycled: int) -> str:
     nan = math.nan
     metrics = {name: nan if value is None else value for name, value in result["metrics"].items()}
     unigram, backbone, module = (metrics[f"val/loss_{name}"] for name in ("unigram", "backbone", "recycle"))
+    alternating = metrics["val/ppl_alternating"]
     quality = [
         ("backbone", backbone, metrics["val/ppl_backbone"], metrics["val/bits_per_byte"], nan),
         ("module", module, metrics["val/ppl_recycle"], nan, metrics["val/agreement"]),
-        ("alternating", (backbone + module) / 2, metrics["val/ppl_alternating"], nan, nan),
+        ("alternating", math.log(alternating), alternating, nan, nan),
         ("unigram model", unigram, math.exp(unigram), nan, nan),
     ]
     header = ("held-out quality", "loss (nats)", "perplexity", "bits/byte", "agreement")

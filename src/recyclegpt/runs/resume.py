@@ -19,6 +19,7 @@ from recyclegpt.checkpoints.load import (
 from recyclegpt.configuration.compose import folder_name
 from recyclegpt.configuration.hash import UNHASHED, config_hash
 from recyclegpt.data import TextDataModule
+from recyclegpt.data.resume_state import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.runs.folder import is_complete, read_provenance
 from recyclegpt.runs.model import BuiltModel
@@ -146,7 +147,7 @@ def check_resumable(
         ConfigError: naming every difference of model, optimizer, corpus or number of processes.
     """
     problems = _differences(point.content, cfg, built)
-    problems += datamodule.problems_with(TextDataModule.state_in(point.content), world_size)
+    problems += datamodule.problems_with(state_in(point.content), world_size)
     if problems:
         raise ConfigError([f"resume: this run cannot resume from {point.path}", *problems])
 

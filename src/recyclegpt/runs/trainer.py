@@ -19,6 +19,7 @@ from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.errors import ConfigError
+from recyclegpt.hardware.memory import keep_freed_memory
 from recyclegpt.models import has_native_bf16
 
 log = logging.getLogger("recyclegpt")
@@ -32,6 +33,7 @@ def reset_globals() -> None:
         os.environ.pop(name, None)
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
+    keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Tips and device lists of Lightning; what matters here is logged by ourselves.
@@ -58,8 +60,7 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     if precision == "auto":
         precision = "bf16-mixed" if has_native_bf16(trains_on(cfg)) else "32-true"
     plugins: list[Any] = [VerifiedCheckpointIO({"config_hash": digest})]
-    _check_alone(cfg)
-    plugins += _cluster()
+    plugins += _environment(cfg)
     trainer: Trainer = build(
         cfg.trainer,
         "trainer",
@@ -72,34 +73,35 @@ def make_trainer(cfg: DictConfig, plain: dict[str, Any], digest: str, first_step
     return trainer
 
 
-def _cluster() -> list[ClusterEnvironment]:
-    """SLURM's tasks where `srun` has started this process; not what an allocation has left in the environment.
+def _environment(cfg: DictConfig) -> list[ClusterEnvironment]:
+    """How Lightning learns of a run's other processes: none on one device; SLURM's tasks where `srun` started them.
+
+    What an allocation has left in the environment of one process is not heeded.
 
     Raises:
-        ConfigError: `srun` was asked for tasks in a way that Lightning does not read.
+        ConfigError: several processes were started for one device, or by `srun` in a way that Lightning does not read.
     """
+    of_step = os.environ.get("SLURM_STEP_ID", INTERACTIVE_STEP) != INTERACTIVE_STEP
+    if not of_step and (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        log.warning("SLURM_NTASKS=%s is ignored, since srun has not started this process", tasks)
+    if cfg.trainer.devices in (1, "1", [0]) and cfg.trainer.get("num_nodes", 1) == 1:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+        alone |= {"SLURM_NTASKS": "1"} if of_step else {}
+        alone |= {"WORLD_SIZE": "1"} if "RANK" in os.environ else {}  # by torchrun; Lightning leaves it alone
+        if told := [name for name, value in alone.items() if os.environ.get(name, value) != value]:
+            raise ConfigError(
+                f"trainer.devices: 1, but {', '.join(f'{name}={os.environ[name]}' for name in told)} says that this is "
+                f"one of several processes; start one (srun -n1), unset {' '.join(told)}, or ask for more devices"
+            )
+        return [LightningEnvironment()]
     if not SLURMEnvironment.detect():
         return []
-    if os.environ.get("SLURM_STEP_ID", INTERACTIVE_STEP) == INTERACTIVE_STEP:
-        if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
-            log.warning("SLURM_NTASKS=%s is ignored, since srun has not started this process", tasks)
+    if not of_step:
         return [LightningEnvironment()]
     try:
         return [SLURMEnvironment(auto_requeue=False)]  # CheckpointEverySteps requeues the job
     except RuntimeError as error:
         raise ConfigError(f"trainer: srun's variables do not fit ({error}); or start without srun") from error
-
-
-def _check_alone(cfg: DictConfig) -> None:
-    """Raises ConfigError where the environment says that a run on one device is not the first process."""
-    if cfg.trainer.devices not in (1, "1", [0]) or cfg.trainer.get("num_nodes", 1) != 1:
-        return
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    if told := [f"{name}={os.environ[name]}" for name in names if os.environ.get(name, "0") != "0"]:
-        raise ConfigError(
-            f"trainer.devices: 1, but {', '.join(told)} says that this is one of several processes; "
-            f"unset {' '.join(one.split('=')[0] for one in told)}, or ask for more devices"
-        )
 
 
 def trains_on(cfg: DictConfig) -> torch.device:

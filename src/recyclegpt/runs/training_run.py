@@ -28,7 +28,7 @@ from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
 from recyclegpt.hardware.device import device_name
 from recyclegpt.hardware.memory import memory_of
-from recyclegpt.models import named_dtype
+from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.folder import RESULT
 from recyclegpt.runs.model import BuiltModel, make_model
@@ -38,6 +38,7 @@ from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.memory_plan import StepShape, memory_plan
+from recyclegpt.training.state_cache import StateCache, states_key
 
 T = TypeVar("T")
 log = logging.getLogger("recyclegpt")
@@ -70,8 +71,10 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     few = cfg.trainer.get("overfit_batches", 0)
     datamodule.connect(cfg.model.context_length, 2 + cfg.loss.num_unrolled, cfg.seed, overfit_batches=few)
     datamodule.prepare()
+    # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
+    counts_V = datamodule.unigram_counts()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    built = make_model(cfg, parts["model"], parts["recycle"], datamodule)
+    built = make_model(cfg, parts, datamodule.tokenizer, counts_V)
     torch.set_float32_matmul_precision(matmul_precision(cfg))
     num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
     num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
@@ -96,11 +99,26 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     datamodule.check_lengths(trainer.world_size)
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
-    # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
-    unigram = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
+    unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
+    if cfg.training.cache_states:
+        module.state_cache = _state_cache(built.model, datamodule, trainer)
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
+
+
+def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> StateCache:
+    """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
+    if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ConfigError(
+            "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
+            "data=hf_stream or trainer=fsdp"
+        )
+    kept = ("data", "tokenizer", "row_length", "mask_documents")
+    facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
+    facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}
+    folder = data.cache_dir / "states" / states_key(model, facts)
+    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size)
 
 
 def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:
@@ -166,6 +184,11 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
         f"memory  {memory}",
         f"folder  {relative(folder)}",
     ]
+    if model.draft_ids is not None:
+        drafted = f"{len(model.draft_ids):,} of {model.config.vocab_size:,} token ids"
+        lines.insert(2, f"drafts  {drafted}, {run.built.coverage:.2%} of the training tokens")
+    if (cache := run.module.state_cache) is not None:
+        lines.append(f"states  {cache.num_bytes / 1e9:.3g} GB in {cache.folder}, {cache.share:.0%} of the rows there")
     if run.checkpoint is not None:
         lines.append(f"resumed {relative(run.checkpoint)}")
     print("\n".join(lines), file=sys.stderr)
@@ -233,6 +256,7 @@ def _hardware(cfg: DictConfig, trainer: Trainer, others_training: float | None) 
     return {
         "device": device_name(device),
         "dtype": str(trainer.precision),
+        "decode_drafter": cfg.decoding.drafter,
         "decode_dtype": str(named_dtype(cfg.decoding.dtype, device, decoding=True)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "contended": shares_machine() or is_contended(max(shares, default=None)),

@@ -40,6 +40,8 @@ class TokenLosses(NamedTuple):
     """The most likely token; -1 under autograd, where nothing reads it."""
     confidence_M: Tensor
     """Its probability; 0 under autograd."""
+    inside_M: Tensor | None = None
+    """Whether the label is in the draft vocabulary; where it is not, `nll_M` means nothing. None: all are."""
 
 
 def chunked_cross_entropy(
@@ -51,6 +53,7 @@ def chunked_cross_entropy(
     teacher_share: float = 0.0,
     chunk_size: int | None = None,
     use_compile: bool = False,
+    teacher_MV: Tensor | None = None,
 ) -> TokenLosses:
     """Cross entropy of the LM head's logits with labels, and with a teacher's distribution if there is one.
 
@@ -64,14 +67,29 @@ def chunked_cross_entropy(
         chunk_size: rows of logits held at a time; None: by `rows_of_chunk`.
         use_compile: run the arithmetic between the matrix products through `torch.compile`: one kernel instead of
             about ten passes over the logits.
+        teacher_MV: the teacher's logits, where several losses share them, in place of `teacher_MC`.
     """
     chunk_size = rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
-    share, predict = 0.0 if teacher_MC is None else teacher_share, not torch.is_grad_enabled()
+    share = 0.0 if teacher_MC is None and teacher_MV is None else teacher_share
+    teacher = (teacher_MC, teacher_MV, share)
     return TokenLosses(
         *_ChunkedCrossEntropy.apply(
-            state_MC, weight_VC, label_M, scale_M, teacher_MC, share, chunk_size, predict, use_compile
+            state_MC, weight_VC, label_M, scale_M, *teacher, chunk_size, not torch.is_grad_enabled(), use_compile
         )
     )
+
+
+@torch.no_grad()
+def most_likely(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
+    """The token that each state predicts `(M,)`, int64."""
+    weight_VC, rows = _narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
+    return torch.cat([F.linear(state_mC, weight_VC).max(dim=-1).indices for state_mC in state_MC.split(rows)])
+
+
+def _narrowed(weight_VC: Tensor) -> Tensor:
+    """A weight as autocast would make it for each chunk anew: it keeps none that is frozen or was computed."""
+    kind = weight_VC.device.type
+    return weight_VC.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight_VC
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -83,6 +101,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_M: Tensor,
         scale_M: Tensor,
         teacher_MC: Tensor | None,
+        teacher_MV: Tensor | None,
         teacher_share: float,
         chunk_size: int,
         predict: bool,
@@ -97,15 +116,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         prediction_M = torch.full_like(label_M, -1)
         confidence_M = torch.zeros_like(nll_M)
         total = torch.zeros((), dtype=wide, device=state_MC.device)
+        narrow_VC = _narrowed(weight_VC)
         for begin in range(0, len(label_M), chunk_size):
             rows = slice(begin, begin + chunk_size)
             scale_m1 = scale_M[rows, None]
-            logits_mV = F.linear(state_MC[rows], weight_VC)
+            logits_mV = F.linear(state_MC[rows], narrow_VC)
             if predict:
                 prediction_M[rows] = logits_mV.argmax(dim=-1)
-            teacher_mV = None
+            teacher_mV = None if teacher_MV is None else teacher_MV[rows]
             if teacher_MC is not None and teacher_share:
-                teacher_mV = F.linear(teacher_MC[rows], weight_VC)
+                teacher_mV = F.linear(teacher_MC[rows], narrow_VC)
             nll_m1, loss_m1, largest_m1, grad_mV = row_losses(
                 logits_mV, label_M[rows, None], teacher_mV, teacher_share, wide, need_state or need_weight
             )
@@ -116,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += torch.where(scale_m1 == 0, 0, scale_m1 * loss_m1).sum()
             # Scaling the narrow side of each product saves a pass over the logits.
             if grad_state_MC is not None:
-                grad_state_MC[rows] = (grad_mV @ weight_VC.to(logits_mV.dtype)).to(state_MC.dtype) * scale_m1
+                grad_state_MC[rows] = (grad_mV @ narrow_VC).to(state_MC.dtype) * scale_m1
             if grad_weight_VC is not None:
                 grad_weight_VC += grad_mV.t() @ (state_MC[rows] * scale_m1).to(logits_mV.dtype)
         ctx.save_for_backward(grad_state_MC, None if grad_weight_VC is None else grad_weight_VC.to(weight_VC.dtype))
@@ -127,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = [None if saved is None else saved * grad_total.to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None, None, None)
+        return (*grads, *[None] * 8)
 
 
 def _row_losses(

@@ -4,7 +4,11 @@
 The weights are this project's choice: those of the paper (arXiv 2308.03421) are not known to us. 0.3 then 0.1 is what
 DeepSeek-V3 (arXiv 2412.19437) uses for the same kind of loss.
 
-B batch, T positions, C model width, V vocabulary, N views, K unrolled steps, M = B * T rows.
+With a draft vocabulary the module's losses are over its D ids: a row whose label is none of them is left out, and so is
+one whose teacher prefers a token that is none; the teacher's distribution is restricted to them (EAGLE,
+github.com/SafeAILab/EAGLE, `traineagle3/cnets.py`).
+
+B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, K unrolled steps, M = B * T rows.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED, States
 from recyclegpt.models.recyclegpt import scale_gradient
-from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
+from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy, most_likely
 
 RECYCLE_SCHEDULES = ("constant", "two_step", "ramp")
 TEACHER_SHARES = {"corpus": 0.0, "distill": 1.0, "mixed": 0.5}
@@ -88,7 +93,8 @@ class LossTerms(NamedTuple):
 
     loss: Tensor
     """Scalar to minimise."""
-    backbone: TokenLosses
+    backbone: TokenLosses | None
+    """None in a training step that cannot change it: backbone and LM head are frozen."""
     recycle_K: list[TokenLosses]
     """The module's losses by unrolled step; empty without a module."""
     draft_mask_BT: Tensor
@@ -118,6 +124,8 @@ class DualLoss(nn.Module):
         views_NBT: Tensor,
         documents_NBT: Tensor | None = None,
         progress: float = 0.0,
+        draft_ids_D: Tensor | None = None,
+        best_BT: Tensor | None = None,
     ) -> LossTerms:
         """Compare each state with the token it should predict.
 
@@ -128,8 +136,10 @@ class DualLoss(nn.Module):
             views_NBT: at least `num_unrolled + 2` views of the rows.
             documents_NBT: document numbers of the same tokens, where attention is kept within documents.
             progress: share of the training steps done, for the schedule of the recycle weight.
+            draft_ids_D: the module's draft vocabulary; None: all tokens.
+            best_BT: the tokens that the backbone predicts, where they are known; read with a draft vocabulary only.
         """
-        config, num_rows = self.config, views_NBT[0].numel()
+        config, num_rows, hidden_BTC = self.config, views_NBT[0].numel(), states.hidden_BTC
         share = TEACHER_SHARES[config.target]
         ones_BT = torch.ones(views_NBT.shape[1:], dtype=torch.float32, device=views_NBT.device)
 
@@ -137,27 +147,81 @@ class DualLoss(nn.Module):
             return ones_BT if documents_NBT is None else (documents_NBT[0] == documents_NBT[1 + step]).float()
 
         def losses(
-            state_BTC: Tensor, weight_VC: Tensor, step: int, scale_BT: Tensor, teacher_MC: Tensor | None = None
+            state_BTC: Tensor, weight_VC: Tensor, label_BT: Tensor, scale_BT: Tensor, **teacher: Tensor | None
         ) -> TokenLosses:
             return chunked_cross_entropy(
-                state_BTC.flatten(0, 1), weight_VC, views_NBT[1 + step].flatten(), scale_BT.flatten() / num_rows,
-                teacher_MC, share, config.chunk_size, self.use_compile,
+                state_BTC.flatten(0, 1), weight_VC, label_BT.flatten(), scale_BT.flatten() / num_rows,
+                teacher_share=share, chunk_size=config.chunk_size, use_compile=self.use_compile, **teacher,
             )  # fmt: skip
 
-        backbone = losses(states.hidden_BTC, head_VC, 0, ones_BT)
-        loss = config.backbone_weight * backbone.total
+        backbone, loss = None, torch.zeros((), device=views_NBT.device)
+        if hidden_BTC.requires_grad or head_VC.requires_grad or not torch.is_grad_enabled():
+            backbone = losses(hidden_BTC, head_VC, views_NBT[1], ones_BT)
+            loss = config.backbone_weight * backbone.total
         weight, steps = config.recycle_weight_at(progress), []
         shares = [config.step_decay ** (step - 1) for step in range(1, config.num_unrolled + 1)]
         module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
+        draft = None
+        if draft_ids_D is not None and states.recycled_KBTC:
+            module_head_VC = module_head_VC[draft_ids_D]
+            draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config.num_unrolled, share, best_BT)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
-            scale_BT, teacher_MC = counted(step), None
+            scale_BT, label_BT, teacher = counted(step), views_NBT[1 + step], {}
             if share:
                 # The backbone's own prediction of the same token is `step` rows later; the last rows have none.
-                later_BTC = states.hidden_BTC.detach()[:, step:]
-                teacher_MC = torch.cat([later_BTC, torch.zeros_like(later_BTC[:, :step])], dim=1).flatten(0, 1)
                 scale_BT = scale_BT.clone()
                 scale_BT[:, -step:] = 0
-            rows = losses(recycled_BTC, module_head_VC, step, scale_BT, teacher_MC)
+            if draft is not None:
+                label_BT = draft.column_V[label_BT]
+                inside_BT = label_BT >= 0
+                scale_BT = scale_BT * draft.trained(step, inside_BT)
+                teacher = {"teacher_MV": draft.teacher(step)}
+            elif share:
+                later_BTC = hidden_BTC.detach()[:, step:]
+                teacher_BTC = torch.cat([later_BTC, torch.zeros_like(later_BTC[:, :step])], dim=1)
+                teacher = {"teacher_MC": teacher_BTC.flatten(0, 1)}
+            rows = losses(recycled_BTC, module_head_VC, label_BT.clamp(min=0), scale_BT, **teacher)
+            if draft is not None:
+                rows = rows._replace(prediction_M=draft.ids_D[rows.prediction_M], inside_M=inside_BT.flatten())
             loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)
         return LossTerms(loss, backbone, steps, counted(1))
+
+
+class _DraftTargets:
+    """What the module's rows are trained towards within a draft vocabulary, computed once for all unrolled steps."""
+
+    def __init__(
+        self,
+        ids_D: Tensor,
+        head_VC: Tensor,
+        hidden_BTC: Tensor,
+        num_unrolled: int,
+        share: float,
+        best_BT: Tensor | None,
+    ) -> None:
+        self.ids_D, self.share = ids_D, share
+        self.column_V = torch.full((len(head_VC),), -1, device=ids_D.device)
+        """The column of each token; -1 of those outside."""
+        self.column_V[ids_D] = torch.arange(len(ids_D), device=ids_D.device)
+        self.num_rows = hidden_BTC[..., 0].numel()
+        if share:
+            if best_BT is None:
+                best_BT = most_likely(hidden_BTC.flatten(0, 1), head_VC).view(hidden_BTC.shape[:2])
+            # Row t + k of the backbone is the teacher of row t at step k: one tensor, read at an offset. The rows
+            # where that would be of another sequence, or of none, are left out.
+            self.prefers_BT = F.pad((self.column_V[best_BT] >= 0).float(), (0, num_unrolled))
+            with torch.no_grad():
+                padded_MC = F.pad(hidden_BTC.flatten(0, 1), (0, 0, 0, num_unrolled))
+                self.logits_MD = F.linear(padded_MC, head_VC[ids_D])
+
+    def trained(self, step: int, inside_BT: Tensor) -> Tensor:
+        """1 for the rows `(B, T)` that step `step` is trained at, else 0."""
+        rows_BT = inside_BT.float() if self.share < 1 else torch.ones_like(inside_BT, dtype=torch.float32)
+        if self.share:
+            rows_BT = rows_BT * self.prefers_BT[:, step : step + rows_BT.shape[1]]
+        return rows_BT
+
+    def teacher(self, step: int) -> Tensor | None:
+        """The backbone's logits `(M, D)` for the rows of a step; None where it is no target."""
+        return self.logits_MD[step : step + self.num_rows] if self.share else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recyclegpt.training.dual_loss import LossTerms
 
-SUMS = ("tokens", "bytes", "nll_backbone", "nll_recycle")
+SUMS = ("tokens", "bytes", "nll_backbone", "nll_recycle", "inside")
 NUM_BINS = 20
 """Equal parts of the module's confidence (its largest probability, 0 to 1), and of the place in the row."""
 
@@ -29,9 +29,12 @@ class HeldOutMetrics:
         """Recycled tokens, and those of them that agreed with the backbone, by the module's confidence."""
         self.by_place = torch.zeros_like(self.by_confidence)
         """The same by place in the row."""
+        self.is_partial = False
+        """Whether the module proposes only some of the tokens."""
 
     def add(self, terms: LossTerms, views_NBT: Tensor) -> None:
         """Add a batch: the tokens that both the backbone and the module predict."""
+        assert terms.backbone is not None, "it is computed wherever no gradients are"
         shape = views_NBT.shape[1:]
         counted_BT = terms.draft_mask_BT[:, :-1]
         label_BT = views_NBT[1][:, 1:]
@@ -44,7 +47,10 @@ class HeldOutMetrics:
         if terms.recycle_K:
             module = terms.recycle_K[0]
             agreed_BT = terms.backbone.prediction_M.view(shape)[:, 1:] == module.prediction_M.view(shape)[:, :-1]
-            values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * counted_BT
+            self.is_partial = module.inside_M is not None
+            inside_M = torch.ones_like(module.nll_M) if module.inside_M is None else module.inside_M
+            values["inside"] = inside_M.view(shape)[:, :-1] * counted_BT
+            values["nll_recycle"] = module.nll_M.view(shape)[:, :-1] * values["inside"]
             confidence_BT = module.confidence_M.view(shape)[:, :-1]
             place_T = torch.linspace(0, 1, counted_BT.shape[1], device=counted_BT.device)
             for bins, where in ((self.by_confidence, confidence_BT), (self.by_place, place_T.expand(counted_BT.shape))):
@@ -55,18 +61,23 @@ class HeldOutMetrics:
             self.sums[SUMS.index(name)] += value.double().sum()
 
     def metrics(self) -> dict[str, float]:
-        """Losses in nats a token, perplexities, bits per byte, agreement; NaN where the model has no module."""
-        tokens, num_bytes, nll_backbone, nll_recycle = self.sums.tolist()
+        """Losses in nats a token, perplexities, bits per byte, agreement; NaN where the model has no module.
+
+        With a draft vocabulary the module's loss is over the tokens inside, so that of alternating decoding is NaN; a
+        token outside counts as disagreement.
+        """
+        tokens, num_bytes, nll_backbone, nll_recycle, inside = self.sums.tolist()
         recycled, agreed = self.by_place.sum(1).tolist()
         loss_backbone = nll_backbone / tokens if tokens else math.nan
-        loss_recycle = nll_recycle / recycled if recycled else math.nan
+        loss_recycle = nll_recycle / inside if inside else math.nan
+        loss_alternating = math.nan if self.is_partial else (loss_backbone + loss_recycle) / 2
         return {
             "val/loss_backbone": loss_backbone,
             "val/loss_recycle": loss_recycle,
             "val/ppl_backbone": _exp(loss_backbone),
             "val/ppl_recycle": _exp(loss_recycle),
             # Half of the tokens come from each; averaging over both parities gives every token to both.
-            "val/ppl_alternating": _exp((loss_backbone + loss_recycle) / 2),
+            "val/ppl_alternating": _exp(loss_alternating),
             "val/bits_per_byte": nll_backbone / math.log(2) / num_bytes if num_bytes else math.nan,
             "val/agreement": agreed / recycled if recycled else math.nan,
         }

@@ -23,6 +23,7 @@ from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
 from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.sharding import is_sharded, shard
+from recyclegpt.training.state_cache import KnownStates, StateCache
 
 NOT_FINITE = "not_finite.jsonl"
 _log = logging.getLogger("recyclegpt")
@@ -77,6 +78,8 @@ class LitRecycleGPT(LightningModule):
         self._window: list[tuple[Batch, Tensor]] = []
         """Batches of the next optimizer step, and their losses."""
         self._grad_norm = torch.zeros(())
+        self.state_cache: StateCache | None = None
+        """Where the states of a frozen backbone are kept; None: they are computed in each step."""
         self.register_buffer("token_num_bytes_V", token_num_bytes.long(), persistent=False)
         self.held_out: HeldOutMetrics | None = None
         self.validated_step: int | None = None
@@ -93,11 +96,17 @@ class LitRecycleGPT(LightningModule):
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self, self.model, self.device_mesh["data_parallel"])
 
-    def loss_terms(self, batch: Batch) -> LossTerms:
+    def loss_terms(self, batch: Batch, known: KnownStates | None = None) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
-        states = self.model.states(views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale)
-        terms: LossTerms = self.dual_loss(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress)
+        hidden_BTC, best_BT = (None, None) if known is None else known
+        states = self.model.states(
+            views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale, hidden_BTC
+        )
+        terms: LossTerms = self.dual_loss(
+            *(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress),
+            *(self.model.draft_ids, best_BT),
+        )
         return terms
 
     @property
@@ -106,15 +115,16 @@ class LitRecycleGPT(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        terms = self.loss_terms(batch)
+        known = None if self.state_cache is None else self.state_cache.states(self.model, batch)
+        terms = self.loss_terms(batch, known)
         self.log("train/loss", terms.loss.detach(), prog_bar=True)
-        self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        if terms.backbone is not None:
+            self.log("train/loss_backbone", terms.backbone.nll_M.mean())
         if terms.recycle_K:
-            mask_M = terms.draft_mask_BT.flatten()
-            count = mask_M.sum().clamp(min=1)
             for step, rows in enumerate(terms.recycle_K, start=1):
                 name = "train/loss_recycle" if step == 1 else f"train/loss_recycle_{step}"
-                self.log(name, (rows.nll_M * mask_M).sum() / count)
+                mask_M = terms.draft_mask_BT.flatten() * (1.0 if rows.inside_M is None else rows.inside_M)
+                self.log(name, (rows.nll_M * mask_M).sum() / mask_M.sum().clamp(min=1))
             self.log("train/recycle_weight", self.dual_loss.config.recycle_weight_at(self._progress))
         loss = terms.loss.detach()
         self._window.append((batch, loss))

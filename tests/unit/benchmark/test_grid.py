@@ -16,13 +16,14 @@ from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.grid import BenchConfig, bench
 from recyclegpt.benchmark.speed import decode, interleave
+from recyclegpt.benchmark.tables import ROWS, cost_tables, text_tables
 from recyclegpt.benchmark.transformers_baseline import in_transformers, make_runs
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
 from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.reporting.bench_figure import bench_figure
-from recyclegpt.reporting.draw import draw_png
+from recyclegpt.reporting.figure import draw_png
+from recyclegpt.reporting.figures import bench_figure
 
 
 @pytest.fixture
@@ -36,17 +37,18 @@ def model() -> RecycleGPT:
     return model
 
 
-@pytest.mark.parametrize("num_recycled", [1, 3])
-def test_given_acceptance_is_what_is_kept(model: RecycleGPT, num_recycled: int) -> None:
+def test_given_acceptance_is_what_is_kept(model: RecycleGPT) -> None:
     decoder, prompts = Decoder.optimised(model), [[1, 2, 3]] * 9
-    for probability in (0.0, 0.6, 1.0):
-        strategy = SimulatedAcceptance(num_recycled, probability=probability)
-        counts = decode(decoder, prompts, strategy, 80).counts
-        # leading runs: the k-th recycled token is kept with probability p^k
-        expected = sum(probability**k for k in range(1, num_recycled + 1)) / num_recycled
-        assert counts.acceptance == pytest.approx(expected, abs=0.03)
+    for rates, expected in (
+        ([0.0], [0, 0, 0]),
+        ([0.6], [0.6, 0.36, 0.216]),  # leading runs: the k-th drafted token is kept if all before it are
+        ([0.8, 0.5, 1.0], [0.8, 0.4, 0.4]),
+    ):
+        counts = decode(decoder, prompts, SimulatedAcceptance(3, rates=tuple(rates)), 80).counts
+        assert counts.acceptance_by_position == pytest.approx(expected, abs=0.04)
+        assert counts.acceptance == pytest.approx(sum(expected) / 3, abs=0.03)
         assert counts.num_tokens == 9 * 80
-    own = decode(decoder, prompts, Verified(num_recycled), 80).counts.acceptance
+    own = decode(decoder, prompts, Verified(3), 80).counts.acceptance
     assert own is not None
     assert own < 0.5, "random weights agree by themselves: the test would see no difference"
 
@@ -120,7 +122,7 @@ def test_rows_of_a_grid(model: RecycleGPT) -> None:
     assert asked == [(2, 5), (8, 5)]
     assert [row["batch"] for rows in groups for row in rows] == [1] * 5 + [4] * 5
     for row in itertools.chain(*groups):
-        assert row["bandwidth_utilisation"] > 0
+        assert row["bandwidth_share"] > 0
         assert row["peak_memory_bytes"] > 0
     without = RecycleGPT(model.config).eval()
     rows = next(bench(Decoder.optimised(without), config, prompts))
@@ -180,7 +182,8 @@ def test_peak_memory_of_a_gpu_that_nothing_has_used_yet(monkeypatch: pytest.Monk
 def test_figure_draws_every_group_but_the_baseline_alone(tmp_path: Path, model: RecycleGPT) -> None:
     config = BenchConfig(num_recycled=(1, 2), batch=(1, 2), prompt_tokens=(5,), new_tokens=(8,), repetitions=1)
     groups = bench(Decoder.optimised(model), config, lambda n, t: torch.randint(64, (n, t)).tolist())
-    document = {"rows": list(itertools.chain(*groups)), "hardware": {"device": "a test"}}
+    rows = [{"dtype": "float32", "recycle_num_layers": 1} | row for row in itertools.chain(*groups)]
+    document = {"rows": rows, "hardware": {"device": "a test"}}
     draw_png(bench_figure(document), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     alone = {**document, "rows": document["rows"][:1]}
@@ -204,3 +207,24 @@ def test_a_module_costs_autoregressive_decoding_nothing(model: RecycleGPT) -> No
             decoder.generate([[1, 2, 3]], Autoregressive(), 10)
     assert calls[0] == calls[1]
     assert "recyclegpt.linear.default" in calls[0]
+
+
+def test_ranks_say_what_decoding_accepts(model: RecycleGPT) -> None:
+    """The share that ranks first is the acceptance rate of the token drafted first, the text being the backbone's."""
+    prompts = torch.randint(64, (6, 5)).tolist()
+    decoder = Decoder(model)
+    run = decode(decoder, prompts, Autoregressive(), 60)
+    tables = text_tables(model, prompts, run.texts, 2, torch.arange(5000))
+    for shares in tables["ranks"]:
+        assert sum(shares) == pytest.approx(1)
+    drafted = [torch.tensor([[*prompt, *text]]) for prompt, text in zip(prompts, run.texts, strict=True)]
+    agreed = []
+    for row in drafted:
+        _, (state,) = model.states(torch.stack([row[:, :-2], row[:, 1:-1]]), num_unrolled=1)
+        agreed += (model.logits(state).argmax(-1)[0] == row[0, 2:])[4:-1].tolist()
+    assert tables["ranks"][0][0] == pytest.approx(sum(agreed) / len(agreed))
+    assert tables["coverage"] == {"4096": 0.0}, "the ids that occur most often are the highest"
+    costs = cost_tables(decoder, 20)
+    assert list(costs["verify_cost"]) == ["1", *map(str, ROWS)]
+    assert list(costs["draft_cost"]) == ["64"]
+    assert costs["bandwidth_share"] > 0

@@ -40,7 +40,7 @@ def test_rates_count_tokens_and_seconds_after_the_prompts_pass(model: TickingMod
     assert plain.repetitions == [8 / (8 * 11)] * 3
     # the prompt's pass gives two tokens, four cycles of 12 + 3 ticks give eight, one of them beyond the end
     assert alternating.repetitions == [7 / (4 * 15)] * 3
-    assert alternating.rates(plain)["speedup"] == pytest.approx(7 / 60 * 11)
+    assert alternating.row(None, plain)["speedup"] == pytest.approx(7 / 60 * 11)
     assert [run.first_token_s for run in plain.runs] == [12.5] * 3
     assert [len(text) for text in speeds["verified"].texts] == [9, 9]
     assert speeds["verified"].counts.num_tokens == 3 * 18, "counts are of all repetitions"

@@ -111,6 +111,8 @@ def test_every_tag_is_measured_and_written(tmp_path: Path) -> None:
     assert 0 <= metrics["decode/acceptance"] <= 1
     assert 1 <= metrics["decode/mean_accepted_length"] <= 2
     assert metrics["decode/ceiling_alternating"] >= metrics["decode/ceiling_verified"]
+    assert rows[-1]["acceptance_by_position"] == [pytest.approx(float(metrics["decode/acceptance_by_position/1"]))]
+    assert rows[-1]["drafter"] == "module"
     assert len(rows[0]["repetitions"]["verified"]) == 2
 
 

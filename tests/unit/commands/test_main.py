@@ -129,6 +129,7 @@ def test_help_shows_settings_with_their_comments_and_choices_of_groups(capsys):
     ("argv", "code", "words"),
     [
         (["--help"], 0, "usage: recyclegpt COMMAND"),
+        (["generate", "--help"], 0, "--prompt-file FILE"),
         (["train", "-m", "seed=1,2", "tranier.max_epochs=1"], 2, "did you mean trainer?"),
         (["generate", "--prompt", "a=b", "chekpoint=x"], 2, "did you mean checkpoint?"),
         (["adapt", "model.path=x"], 2, "data: has to be chosen"),

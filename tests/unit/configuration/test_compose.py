@@ -42,7 +42,7 @@ def test_all_missing_values_are_asked_for() -> None:
     cfg = OmegaConf.create({"b": "???", "a": {"c": "???", "d": 1}})
     assert value_problems(cfg) == ["a.c: has no value; set a.c=...", "b: has no value; set b=..."]
     (problem,) = value_problems(OmegaConf.create({"a": "${nowhere}"}))
-    assert problem == "a: Interpolation key 'nowhere' not found"
+    assert problem == "a: Interpolation key 'nowhere' not found; a dollar sign of the text itself is written \\${"
 
 
 def test_folders_have_names_that_every_file_system_takes() -> None:
@@ -74,7 +74,8 @@ def test_the_quoting_that_a_message_suggests_works(texts: list[str]) -> None:
 def test_escapes_in_stop_strings_are_what_everyone_means_by_them() -> None:
     assert unescape(r"\n\n") == "\n\n"
     assert unescape(r"\tx\\n\u00e4") == "\tx\\nä"
-    assert unescape(r"\d \ ") == r"\d \ "
+    assert unescape(r"\d \ \xg") == r"\d \ \xg"
+    assert unescape(r"\x41\0") == "A\0"
     assert unescape(r"\ud83d\ude00") == "\N{GRINNING FACE}"
     with pytest.raises(ConfigError, match="half of a character"):
         unescape(r"a\ud83d")

@@ -5,14 +5,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from recyclegpt.data import TextFiles, TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
-from recyclegpt.data.chat import read_messages, render_chat
+from recyclegpt.data import Packing, TextFiles, TextTokenizer, Tokenized, TokenizerConfig, tokenize_corpus
+from recyclegpt.data.chat import ids_after_a_turn, render_chat
+from recyclegpt.data.chat_template import read_messages
 from recyclegpt.errors import ConfigError
 from tests.chat_tokenizer import write_chat_tokenizer
 
@@ -119,6 +121,17 @@ def test_conversations_in_a_corpus_become_documents(tmp_path: Path, caplog: pyte
     assert val.read(0, val.num_tokens).tolist() == [*own.encode("a document <s>"), own.eos_id]
     assert "1 documents spell a special token (<s> in the first)" in caplog.text
     assert "'messages' is a list, but not of messages" in caplog.text
+
+
+def test_a_conversation_is_one_document_also_where_the_end_token_ends_its_turns(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(tmp_path, CHATML)
+    inner = ids_after_a_turn(tokenizer)
+    assert tokenizer.decode(inner) == "\n"
+    talk = [*render_chat(tokenizer, TALK, add_generation_prompt=False), tokenizer.eos_id]
+    window = np.array([talk + tokenizer.encode_document("plain") + talk])
+    _, documents = Packing(window.size - 1, 2, True, tokenizer.eos_id, inner).views(window)
+    assert documents is not None
+    assert documents[0].unique(return_counts=True)[1].tolist() == [len(talk), 6, len(talk) - 1]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from recyclegpt.data import (
     TokenizerConfig,
     tokenize_corpus,
 )
+from recyclegpt.data.resume_state import state_in
 from recyclegpt.errors import ConfigError
 
 
@@ -222,6 +223,6 @@ def test_tokenized_data_gives_the_rows_of_its_text(text: Path, tmp_path: Path) -
     rows = []
     for data in (files, shards):
         data.connect(row_length=8)
-        assert TextDataModule.state_in({type(data).__name__: data.state_dict()}) == data.state_dict()
+        assert state_in({type(data).__name__: data.state_dict()}) == data.state_dict()
         rows.append(next(iter(data.train_dataloader())).views_NBT)
     assert torch.equal(*rows)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from collections import Counter
@@ -93,7 +94,7 @@ def test_bad_documents_are_named(folder: Path) -> None:
     assert len(found) == 2
     assert "NoneType" in found[0]
     assert found[1].startswith(EMPTY)
-    assert "document 3" in found[1]
+    assert found[1].endswith("train-0.jsonl:3")
 
 
 def test_only_the_column_of_the_text_matters(folder: Path) -> None:
@@ -179,11 +180,28 @@ def test_bad_rows_of_a_folder_cost_only_themselves(tmp_path: Path) -> None:
     (tmp_path / "lines/train.jsonl").write_text('{"text": "a"}\n{bad\n{"text": "b"}\n')
     records = list(HFStream(str(tmp_path / "lines"), num_val_documents=1).records("train"))
     assert [record.text for record in records] == ["", "b"]
-    assert "document 2: not JSON" in (records[0].problem or "")
+    assert "train.jsonl:2: not JSON" in (records[0].problem or "")
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells/train.csv").write_text("id,text\n0,a\n1,b, cut\n2,c\n")
-    with pytest.warns(Warning, match="Skipping line 3"):
-        assert read(DocumentReader(HFStream(str(tmp_path / "cells"), num_val_documents=9), "val")) == ["a", "c"]
+    (bad,) = [
+        one.problem for one in HFStream(str(tmp_path / "cells"), num_val_documents=9).records("val") if one.problem
+    ]
+    assert "train.csv:3: more cells than columns" in bad
+
+
+def test_arrays_and_packed_and_empty_files_are_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {"b": 1}]')
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b'[{"text": "b"}, 5]'))
+    (tmp_path / "c.json").touch()
+    (tmp_path / "d.json.zst").write_bytes(pa.compress(b'{"text": "d"}', "zstd", asbytes=True))
+    records = list(HFStream("json", data_files=str(tmp_path / "*"), num_val_documents=9).records("val"))
+    assert [record.text for record in records if not record.problem] == ["a", "b", "d"]
+    found = [record.problem or "" for record in records if record.problem]
+    assert [problem.replace(f"{tmp_path}/", "")[:14] for problem in found] == [
+        "a.json: item 2",
+        "b.json.gz: ite",
+        "empty: c.json",
+    ]
 
 
 def test_files_and_saved_datasets_are_told_where_they_are_read(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes("\r\n".join(lines).encode() + b"\n")
     assert read_prompts(tmp_path / "p.jsonl") == [Prompt(text, None, "qa")] * 2
     path = write(tmp_path / "p.jsonl", *lines, "{")
-    with pytest.raises(ConfigError, match=r"p\.jsonl:3: is not JSON"):
+    with pytest.raises(ConfigError, match=r"p\.jsonl:3: not JSON"):
         read_prompts(path)
 
 

@@ -127,7 +127,7 @@ def test_skipped_documents_are_counted_and_named(tmp_path: Path, caplog: pytest.
     meta = tokenize_corpus(corpus, TokenizerConfig("byte"), tmp_path / "out", max_skipped=2)
     assert (len(meta["skipped"]), meta["empty"]) == (2, 1)
     assert "lines: left out documents that cannot be read: 2\n  lines:0: broken (and 1 more like it)" in caplog.text
-    assert "lines: left out documents that are empty: 1\n  lines, train document 2" in caplog.text
+    assert "lines: left out documents that are empty: 1\n  lines, document 2" in caplog.text
 
 
 def test_cache_is_built_once_and_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

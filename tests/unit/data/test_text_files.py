@@ -24,7 +24,7 @@ LATIN = "if the file is Latin-1, convert it: iconv -f latin1 -t utf-8"
 
 def texts(source: TextFiles, split: str) -> list[str]:
     found, current = [], ""
-    for record in documents(source, split, Skipped(0)):  # type: ignore[arg-type]
+    for record in documents(source.records(split), Skipped(0)):  # type: ignore[arg-type]
         current += record.text
         if record.ends:
             found.append(current)
@@ -193,7 +193,7 @@ def test_head_and_tail_are_the_whole(
 def test_skipping_stops_at_the_limit_and_names_everything(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("broken\n" * 10)
     with pytest.raises(ConfigError) as caught:
-        list(documents(TextFiles([str(tmp_path)]), "train", Skipped(4, "text_files")))
+        list(documents(TextFiles([str(tmp_path)]).records("train"), Skipped(4, "text_files")))
     assert "max_skipped=4" in caught.value.problems[0]
     assert [problem for problem in caught.value.problems[1:] if "(and 4 more like it)" not in problem] == []
 
@@ -294,6 +294,50 @@ def test_rows_of_csv_that_do_not_fit_are_named_and_never_cut(tmp_path: Path) -> 
     assert [record.text for record in readers.read_rows(file, "text") if not record.problem] == ["fits", "good"]
 
 
+def test_headers_of_csv_as_programs_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("sep=|\n\nid|text\n1|one, two\n3|a|b\n")
+    good, bad = readers.read_rows(file, "text")
+    assert good.text == "one, two"
+    assert bad.problem == f"{file}:5: more cells than columns; put texts with '|' in double quotes"
+    file.write_text("text,id,text\na,1,b\n")
+    assert problems(readers.read_rows(file, "text")) == [f"{file}: two columns are named 'text'; rename one"]
+    assert [record.text for record in readers.read_rows(file, "id")] == ["1"]
+
+
+def test_line_ends_of_old_systems_and_marks_inside_joined_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"".join(b"line %d\r" % number for number in range(100)))
+    source = TextFiles([str(tmp_path / "a.txt")], val_fraction=0.1)
+    assert texts(source, "train")[0].count("\n") == 91
+    assert texts(source, "val")[0].count("\n") == 9
+    for name, line, text in (
+        ("b.txt", "x\n", "x\nx\n"),
+        ("c.jsonl", '{"text": "x"}\r', "xx"),
+        ("d.csv", "text\rx\r", "x"),
+    ):
+        (tmp_path / name).write_bytes(line.encode("utf-8-sig") * (1 if name == "d.csv" else 2))
+        found = TextFiles([str(tmp_path / name)]).whole()
+        assert "".join(record.text for record in found if not record.problem) == text
+
+
+def test_values_over_several_lines_and_the_chats_of_sharegpt(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+    file.write_text("\n".join(json.dumps(row, indent=1) for row in ({"text": "a"}, {"conversations": talk}, {"b": 1})))
+    good, chat, bad = readers.read_rows(file, "text")
+    assert good.text == "a"
+    assert chat.messages == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    assert bad.problem == f"{file}: item 3: no field 'text' among ['b']; set data.field"
+
+
+def test_patterns_below_names_with_brackets_and_inside_saved_datasets(tmp_path: Path) -> None:
+    saved = tmp_path / "my [1]"
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(saved))
+    (saved / "b.txt").write_text("b")
+    for path in (saved / "*", saved / "**/*"):
+        assert [file.name for file in TextFiles([str(path)]).files] == ["b.txt", "data-00000-of-00001.arrow"]
+
+
 def test_messages_written_as_json_in_a_text_column_are_a_conversation(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "hi"}]
     file = tmp_path / "a.csv"
@@ -343,5 +387,5 @@ def test_named_files_without_text_and_names_that_are_numbers_are_refused(tmp_pat
     with pytest.raises(ConfigError, match=r"1 files have no reader .*a\.pdf.*data\.as_text=true"):
         TextFiles([str(tmp_path / "a.pdf")])
     for paths in ([2024], 2024, [None]):
-        with pytest.raises(ConfigError, match=r"is no text; put it in double quotes"):
+        with pytest.raises(ConfigError, match=r"is no text; begin a name that is a number with"):
             TextFiles(paths)  # type: ignore[arg-type]

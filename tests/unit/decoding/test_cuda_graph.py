@@ -116,7 +116,7 @@ def test_idle_sessions_are_let_go_when_many(on_graphs: type[RecordedGraph]) -> N
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalised", "sampled"])
-@pytest.mark.parametrize("strategy", [*STRATEGIES, SimulatedAcceptance(2, probability=0.6)], ids=str)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, SimulatedAcceptance(2, rates=(0.6,))], ids=str)
 def test_no_step_asks_for_a_value(strategy: Any, sampling: SamplingConfig) -> None:
     """On the meta device there are no values: whoever asks for one fails."""
     config = ModelConfig(64, 96, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2)
@@ -175,7 +175,7 @@ def test_a_correct_graph_passes_its_check(on_graphs: type[RecordedGraph]) -> Non
     """Simulated acceptance has a state of its own, which the check has to restore too."""
     model = random_model(1)
     for sampling in (SAMPLINGS[0], SAMPLINGS[2]):
-        ours, plain = SimulatedAcceptance(3, probability=0.6), SimulatedAcceptance(3, probability=0.6)
+        ours, plain = SimulatedAcceptance(3, rates=(0.6,)), SimulatedAcceptance(3, rates=(0.6,))
         found = graphed(model).generate([[1, 2]], ours, 40, sampling)
         wanted = Decoder(model).generate([[1, 2]], plain, 40, sampling)
         assert found.tokens == wanted.tokens

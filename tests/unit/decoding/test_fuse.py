@@ -94,9 +94,16 @@ def test_one_call_for_all_layers_has_the_bits_of_one_call_an_operator(variant: s
     fused = fuse(model, dtype)
     assert isinstance(fused, cpu_layers.KernelGPT)
     found = outputs(fused, tokens, 17)
-    assert "_backbone_stack" in vars(fused)
+    assert "_backbone_calls" in vars(fused)
     fused.in_one_call = False
     assert torch.equal(found, outputs(fused, tokens, 17))
+    if fused.recyclable is None:
+        return
+    texts, prompts = [], tokens[:, :6].tolist()
+    for fused.in_one_call in (True, False):
+        pair = [Decoder(fused).generate(prompts, Alternating(4, threshold), 30) for threshold in (0.0, 0.2)]
+        texts.append([(one.tokens, one.drafted, one.counts) for one in pair])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="there is no C++ compiler here")

@@ -20,8 +20,8 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
+from recyclegpt.evaluation.perplexity import ratio_stderr
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
-from recyclegpt.evaluation.whole_text import ratio_stderr
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from tests.chat_tokenizer import write_chat_tokenizer
 

@@ -11,8 +11,8 @@ import torch
 
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder
 from recyclegpt.evaluation import scoring
+from recyclegpt.evaluation.perplexity import NAMES, score_texts, windows
 from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scored, Scorer
-from recyclegpt.evaluation.whole_text import NAMES, score_texts, windows
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 CONTEXT = 48

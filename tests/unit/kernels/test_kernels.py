@@ -382,8 +382,9 @@ def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.
 def test_two_builds_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = build.find_compiler()
     assert compiler is not None
-    monkeypatch.setattr(build, "SOURCES", (Path(build.__file__).with_name("layer.cpp"),))  # one file: seconds less
-    library = tmp_path / "kernels.so"
+    (tmp_path / "one.cpp").write_text("int one() { return 1; }")
+    monkeypatch.setattr(build, "SOURCES", (tmp_path / "one.cpp",))
+    library = tmp_path / "built" / "kernels.so"
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: build._compile(compiler, library), range(2)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.sha256", "kernels.so"]
+    assert sorted(path.name for path in library.parent.iterdir()) == ["kernels.sha256", "kernels.so"]

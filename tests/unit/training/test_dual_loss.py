@@ -16,9 +16,9 @@ from recyclegpt.training.held_out import HeldOutMetrics
 DEFAULT = LossConfig()
 
 
-def build(depth: int = 1) -> RecycleGPT:
+def build(depth: int = 1, draft_vocab: int | None = None) -> RecycleGPT:
     config = ModelConfig(19, context_length=16, num_layers=1, hidden_size=12, num_heads=2)
-    model = RecycleGPT(config, RecycleConfig(num_layers=depth)).double()
+    model = RecycleGPT(config, RecycleConfig(num_layers=depth, draft_vocab=draft_vocab)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -35,7 +35,7 @@ def loss_terms(
     model: RecycleGPT, views: torch.Tensor, documents: torch.Tensor | None = None, config: LossConfig = DEFAULT
 ) -> LossTerms:
     states = model.states(views, documents, config.num_unrolled, config.backbone_grad_scale)
-    return DualLoss(config)(states, model.lm_head.weight, views, documents)
+    return DualLoss(config)(states, model.lm_head.weight, views, documents, draft_ids_D=model.draft_ids)
 
 
 def formula(model: RecycleGPT, views: torch.Tensor, config: LossConfig, weight: float) -> torch.Tensor:
@@ -121,6 +121,52 @@ def test_target_from_the_backbone(target: str) -> None:
     assert model.lm_head.weight.grad is None or not model.lm_head.weight.grad.any()
 
 
+@pytest.mark.parametrize("target", ["corpus", "distill", "mixed"])
+def test_draft_vocabulary(target: str) -> None:
+    """Losses and gradients are those of full logits, restricted to the ids and renormalised."""
+    views, ids = rows(4), torch.tensor([1, 2, 3, 5, 8, 9, 11, 13, 15, 17, 18])
+    config = LossConfig(backbone_weight=0.5, recycle_weight=1.0, target=target, num_unrolled=2, chunk_size=7)
+    model, twin = build(draft_vocab=11), build(draft_vocab=11)
+    for one in (model, twin):
+        one.recyclable.draft_ids.copy_(ids)
+    terms = loss_terms(model, views, config=config)
+    states = twin.states(views, num_unrolled=2)
+    logits = twin.logits(states.hidden_BTC)
+    expected = 0.5 * F.cross_entropy(logits.flatten(0, 1), views[1].flatten())
+    for step, (share, recycled) in enumerate(zip([1, 0.6], states.recycled_KBTC, strict=True), start=1):
+        student = twin.logits(recycled)[..., ids].log_softmax(-1)
+        teacher = logits.detach()[:, step:]
+        likes = torch.isin(teacher.argmax(-1), ids).double()
+        kl = (teacher[..., ids].softmax(-1) * (teacher[..., ids].log_softmax(-1) - student[:, :-step])).sum(-1)
+        label = views[step + 1]
+        found = (label[..., None] == ids).double()
+        inside, nll = found.sum(-1), -(student * found).sum(-1)
+        assert (terms.recycle_K[step - 1].inside_M == inside.flatten().bool()).all()
+        if target == "corpus":
+            total = (nll * inside).sum()
+        elif target == "distill":
+            total = (kl * likes).sum()
+        else:
+            total = ((kl + nll[:, :-step]) / 2 * likes * inside[:, :-step]).sum()
+        expected = expected + share / 1.6 * total / label.numel()
+    torch.testing.assert_close(terms.loss, expected)
+    terms.loss.backward()
+    expected.backward()
+    for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, msg=name)
+
+
+def test_a_frozen_backbones_loss_is_not_computed() -> None:
+    model, views = build(), rows(3)
+    model.backbone.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
+    terms = loss_terms(model, views)
+    assert terms.backbone is None
+    torch.testing.assert_close(terms.loss, 0.3 * terms.recycle_K[0].nll_M.mean())
+    with torch.no_grad():
+        assert loss_terms(model, views).backbone is not None
+
+
 def test_no_module_leaves_the_backbones_loss() -> None:
     model = build(depth=0)
     views = rows(3)
@@ -145,8 +191,11 @@ def test_every_bad_value_is_named() -> None:
     assert names == ["recycle_weight", "num_unrolled", "step_decay", "backbone_grad_scale", "target"]
 
 
-def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
-    model, config = build(), LossConfig()
+@pytest.mark.parametrize("draft_vocab", [None, 12])
+def test_held_out_metrics_are_those_of_the_same_tokens(draft_vocab: int | None) -> None:
+    """With a draft vocabulary the module's loss is over the tokens inside, its agreement over all."""
+    model, config = build(draft_vocab=draft_vocab), LossConfig()
+    ids = torch.arange(19 if draft_vocab is None else draft_vocab)
     num_bytes = torch.arange(19)
     held_out = HeldOutMetrics(num_bytes, torch.device("cpu"))
     nll_backbone, nll_recycle, agreed, total_bytes = [], [], [], 0
@@ -155,19 +204,21 @@ def test_held_out_metrics_are_those_of_the_same_tokens() -> None:
         with torch.no_grad():
             held_out.add(loss_terms(model, views, config=config), views)
             states = model.states(views)
-            logits, module_logits = model.logits(states.hidden_BTC), model.logits(states.recycled_KBTC[0])
+            logits, module_logits = model.logits(states.hidden_BTC), model.draft_logits(states.recycled_KBTC[0])
         for b in range(views.shape[1]):
             for t in range(8):
                 label = views[2][b, t]
                 assert label == views[1][b, t + 1]
                 nll_backbone.append(F.cross_entropy(logits[b, t + 1], label))
-                nll_recycle.append(F.cross_entropy(module_logits[b, t], label))
+                if label in ids:
+                    nll_recycle.append(F.cross_entropy(module_logits[b, t], label))
                 agreed.append(logits[b, t + 1].argmax() == module_logits[b, t].argmax())
                 total_bytes += int(num_bytes[label])
     metrics = held_out.metrics()
     mean_backbone, mean_recycle = torch.stack(nll_backbone).mean(), torch.stack(nll_recycle).mean()
     assert metrics["val/ppl_backbone"] == pytest.approx(mean_backbone.exp())
     assert metrics["val/ppl_recycle"] == pytest.approx(mean_recycle.exp())
-    assert metrics["val/ppl_alternating"] == pytest.approx(((mean_backbone + mean_recycle) / 2).exp())
+    both = math.nan if draft_vocab else ((mean_backbone + mean_recycle) / 2).exp()
+    assert metrics["val/ppl_alternating"] == pytest.approx(both, nan_ok=True)
     assert metrics["val/agreement"] == pytest.approx(torch.stack(agreed).double().mean())
     assert metrics["val/bits_per_byte"] == pytest.approx(sum(nll_backbone) / math.log(2) / total_bytes)

@@ -155,8 +155,8 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_so(tmp_path: Path) -> No
     """Its gradient may be finite by itself; then other ranks would take the step and this one would not."""
 
     class Infinite(LitRecycleGPT):
-        def loss_terms(self, batch: Batch) -> Any:
-            terms = super().loss_terms(batch)
+        def loss_terms(self, batch: Batch, *known: Any) -> Any:
+            terms = super().loss_terms(batch, *known)
             return terms._replace(loss=terms.loss + torch.inf)
 
     module = build(max_skipped_steps=9)

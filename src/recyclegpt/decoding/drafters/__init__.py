@@ -28,10 +28,12 @@ class Drafter(Protocol):
     distributions_BmV: Tensor | None
     """What each was drawn from, for rejection sampling; else None."""
 
-    cache: KVCache | None
-    """Keys and values of its own; None if it needs none."""
     exits_early: bool
     """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
+
+    @property
+    def cache(self) -> KVCache | None:
+        """Keys and values of its own; None if it needs none."""
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from recyclegpt.decoding.cpu_layers import KernelGPT
 from recyclegpt.decoding.sampling import Sampler, largest_probability
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer, row_at
@@ -36,7 +37,7 @@ class ModuleDrafter:
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
         depth = model.recycle_config.num_layers
-        self.cache: KVCache | None = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
+        self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.distributions_BmV: Tensor | None = None
         if strategy.lossless and sampler.rejects:
@@ -56,7 +57,14 @@ class ModuleDrafter:
         return row_at(recycled_BTC, newest_B)
 
     def propose(self, state_BC: Tensor, num_slots_read: int) -> None:
-        """Draft m tokens from this state, one call each after the first."""
+        """Draft m tokens from this state, one call each after the first; greedy ones in one call on the CPU kernels."""
+        if isinstance(self.model, KernelGPT) and self.sampler.config.is_argmax and self.recycle == self.model.recycle:
+            num_drafted_B = self.model.draft_greedily(
+                state_BC, self.text.tokens_BS, self.text.position_B, self.m, self.threshold, self.cache
+            )
+            if num_drafted_B is not None:
+                self.num_drafted_B.copy_(num_drafted_B)
+                return
         sure_B: Tensor | None = None
         self.num_drafted_B.fill_(0 if self.threshold > 0 else self.m)
         for number in range(1, self.m + 1):

@@ -86,7 +86,7 @@ def read_own(folder: Path) -> RecycleGPT:
         values = json.loads(path.read_text(encoding="utf-8"))
         with torch.device("meta"):
             model = RecycleGPT(ModelConfig(**values["model"]), RecycleConfig(**values["recycle"]))
-        model.to(next(iter(tensors.values())).dtype).materialise()
+        model.to(next(weight.dtype for weight in tensors.values() if weight.is_floating_point())).materialise()
         # A tied head is in no file.
         missing = own_weights(model).keys() & model.load_state_dict(tensors, strict=False).missing_keys
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:

@@ -1,8 +1,10 @@
-// All layers of a pass over few rows, and the norm after them, in one operator.
+// A pass over few rows by one team of threads, from token ids to the norm after the last layer.
 //
 // It computes what linear, rms_norm, rotate_store, attend and swiglu compute one after the other, with the same loops,
 // and rounds where they round, so its bits are theirs. n = B T rows, C model width, H query heads, G key/value heads,
-// D width of a head, F SwiGLU width, S slots.
+// D width of a head, F SwiGLU width, S slots, O outputs of the LM head.
+
+#pragma once
 
 #include "attention.h"
 #include "product.h"
@@ -28,35 +30,60 @@ struct Layer {
 struct Slots {
   void *keys, *values;
 };
+// What stands around the layers; the backbone has no fold, the norms may be absent.
+struct Ends {
+  const void *embedding, *embed_norm, *hidden_norm;
+  Product fold;
+  const void* norm;
+  Product head;
+  const int64_t* draft_ids;
+};
 
 struct Shape {
-  int64_t B, T, C, H, G, D, F, S;
+  int64_t B, T, C, H, G, D, F, S, O, depth;
   float eps;
+};
+
+// All that stays the same from pass to pass.
+struct Model {
+  const Ends& ends;
+  const Layer* layers;
+  const Slots* slots;
+  const float *cos, *sin;
 };
 
 template <typename E, typename W>
 class Pass {
   const Shape s;
-  const int64_t n = s.B * s.T, group = s.H / s.G, heads = s.H + 2 * s.G;
-  const float *cos, *sin;
+  const Model& model;
+  Team& team;
   const int64_t* positions;
   E* x;  // (n, C), from layer to layer
-  std::vector<E> qkv, q, y, gate_up, gated;
-  Team team;
+  const int64_t n = s.B * s.T, group = s.H / s.G, heads = s.H + 2 * s.G;
+  std::vector<E> both, qkv, q, y, gate_up, gated;
 
+ public:
   // What a thread has of its own.
   struct Own {
+    int64_t phase;  // of the operator: all threads count alike
     Rows<E, W> rows;
     std::vector<E> normed, head;
     std::vector<typename Dot<E>::X> query;
     std::vector<float> score;
   };
 
+  template <typename F>
+  void share(Own& own, int64_t count, int64_t step, const F& part) {
+    team.share(own.phase++, count, step, part);
+    team.meet();
+  }
+
+ private:
   // A product's bias is added after it was rounded, as the operators do.
-  void times(const Own& own, const Product& product, int64_t O, int64_t phase, E* to, const E* plus) {
+  void times(Own& own, const Product& product, int64_t O, E* to, const E* plus) {
     const int64_t blocks = blocks_of(O), step = part_of(blocks);
     const Target<E> target = {to, plus, product.scale, O};
-    team.share(phase, blocks, step, [&](int64_t from, int64_t end) {
+    share(own, blocks, step, [&](int64_t from, int64_t end) {
       times_blocks(own.rows, static_cast<const W*>(product.weight), from, end, target);
       if (product.bias) add_bias(to, static_cast<const E*>(product.bias), from * kLanes, std::min(O, end * kLanes), O);
     });
@@ -68,6 +95,10 @@ class Pass {
   // Even, so that no tile is cut, and some eight a thread.
   int64_t part_of(int64_t blocks) const {
     return std::max<int64_t>(1, blocks / (team.threads * 8 * kBlocks)) * kBlocks;
+  }
+  void normed_or_same(const E* from, const void* weight, E* to) const {
+    if (weight) norm_rows(from, static_cast<const E*>(weight), to, 1, s.C, s.eps);
+    else std::memcpy(to, from, s.C * sizeof(E));
   }
   void read_normed(Own& own, const void* weight) {
     if (!weight) return own.rows.set(x, n, s.C);
@@ -81,7 +112,7 @@ class Pass {
       norm_rows(from, static_cast<const E*>(norm), own.head.data(), 1, s.D, s.eps);
       from = own.head.data();
     }
-    rotate_head(from, cos + position * s.D, sin + position * s.D, to, s.D);
+    rotate_head(from, model.cos + position * s.D, model.sin + position * s.D, to, s.D);
   }
   // The queries of a row are rotated, its keys and values written into their slots.
   void fill(Own& own, const Layer& layer, const Slots& slots, int64_t row) {
@@ -104,12 +135,12 @@ class Pass {
     head.attend(next, end);
   }
   // Gate and up of the same outputs, then their product. Block b of up stands F outputs after that of gate.
-  void gate(const Own& own, const Product& product, int64_t phase) {
+  void gate(Own& own, const Product& product) {
     const int64_t blocks = s.F / kLanes;
     const W* weight = static_cast<const W*>(product.weight);
     const E* bias = static_cast<const E*>(product.bias);
     const Target<E> target = {gate_up.data(), nullptr, product.scale, 2 * s.F};
-    team.share(phase, blocks, part_of(blocks), [&](int64_t from, int64_t end) {
+    share(own, blocks, part_of(blocks), [&](int64_t from, int64_t end) {
       for (const int64_t first : {int64_t(0), blocks}) {
         times_blocks(own.rows, weight, first + from, first + end, target);
         if (bias) add_bias(gate_up.data(), bias, (first + from) * kLanes, (first + end) * kLanes, 2 * s.F);
@@ -122,77 +153,48 @@ class Pass {
   }
 
  public:
-  Pass(const Shape& shape, const Tensor& cos, const Tensor& sin, const Tensor& positions, E* x, int64_t phases)
-      : s(shape), cos(data<float>(cos)), sin(data<float>(sin)), positions(data<int64_t>(positions)), x(x),
-        qkv(n * heads * s.D), q(n * s.H * s.D), y(n * s.H * s.D), gate_up(n * 2 * s.F), gated(n * s.F), team(phases) {}
+  Pass(const Shape& shape, const Model& model, Team& team, const int64_t* positions, E* x)
+      : s(shape), model(model), team(team), positions(positions), x(x), both(model.ends.fold.weight ? n * 2 * s.C : 0),
+        qkv(n * heads * s.D), q(n * s.H * s.D), y(n * s.H * s.D), gate_up(n * 2 * s.F), gated(n * s.F) {}
 
-  static constexpr int kPhases = 6;  // of a layer
+  static int64_t phases(int64_t depth) { return 6 * depth + 3; }
 
-  void run(const Layer* layers, const Slots* slots, int64_t depth, const void* last_norm) {
-    team.run([&] {
-      static thread_local Own own;
-      for (int64_t l = 0; l < depth; ++l) {
-        const Layer& layer = layers[l];
-        const int64_t phase = l * kPhases;
-        read_normed(own, layer.input_norm);
-        times(own, layer.qkv, heads * s.D, phase, qkv.data(), nullptr);
-        team.meet();
-        team.share(phase + 1, n, 1, [&](int64_t row, int64_t) { fill(own, layer, slots[l], row); });
-        team.meet();
-        const int64_t queries = s.T * group, tiles = (queries + kQueries - 1) / kQueries;
-        team.share(phase + 2, s.B * s.G * tiles, 1, [&](int64_t task, int64_t) {
-          const int64_t head = task / tiles, next = task % tiles * kQueries;
-          attend(own, slots[l], head / s.G, head % s.G, next, std::min(queries, next + kQueries));
-        });
-        team.meet();
-        own.rows.set(y.data(), n, s.H * s.D);
-        times(own, layer.out, s.C, phase + 3, x, x);
-        team.meet();
-        read_normed(own, layer.post_norm);
-        gate(own, layer.gate_up, phase + 4);
-        team.meet();
-        own.rows.set(gated.data(), n, s.F);
-        times(own, layer.down, s.C, phase + 5, x, x);
-        team.meet();
-      }
-      if (last_norm)
-        team.share(depth * kPhases, n, 1, [&](int64_t row, int64_t) {
-          norm_rows(x + row * s.C, static_cast<const E*>(last_norm), x + row * s.C, 1, s.C, s.eps);
-        });
+  // Every thread calls this: x from the embedded tokens, with the states that they follow where there is a fold.
+  void run(Own& own, const int64_t* tokens, const E* hidden) {
+    const Ends& ends = model.ends;
+    const bool folds = ends.fold.weight;
+    share(own, n, 1, [&](int64_t row, int64_t) {
+      const E* embedded = static_cast<const E*>(ends.embedding) + tokens[row] * s.C;
+      if (!folds) return normed_or_same(embedded, nullptr, x + row * s.C);
+      normed_or_same(embedded, ends.embed_norm, both.data() + row * 2 * s.C);
+      normed_or_same(hidden + row * s.C, ends.hidden_norm, both.data() + row * 2 * s.C + s.C);
     });
+    if (folds) own.rows.set(both.data(), n, 2 * s.C), times(own, ends.fold, s.C, x, nullptr);
+    for (int64_t l = 0; l < s.depth; ++l) {
+      const Layer& layer = model.layers[l];
+      read_normed(own, layer.input_norm);
+      times(own, layer.qkv, heads * s.D, qkv.data(), nullptr);
+      share(own, n, 1, [&](int64_t row, int64_t) { fill(own, layer, model.slots[l], row); });
+      const int64_t queries = s.T * group, tiles = (queries + kQueries - 1) / kQueries;
+      share(own, s.B * s.G * tiles, 1, [&](int64_t task, int64_t) {
+        const int64_t head = task / tiles, next = task % tiles * kQueries;
+        attend(own, model.slots[l], head / s.G, head % s.G, next, std::min(queries, next + kQueries));
+      });
+      own.rows.set(y.data(), n, s.H * s.D);
+      times(own, layer.out, s.C, x, x);
+      read_normed(own, layer.post_norm);
+      gate(own, layer.gate_up);
+      own.rows.set(gated.data(), n, s.F);
+      times(own, layer.down, s.C, x, x);
+    }
+    if (!ends.norm) return;
+    share(own, n, 1, [&](int64_t row, int64_t) { normed_or_same(x + row * s.C, ends.norm, x + row * s.C); });
+  }
+  // The LM head's logits (n, O) of these states (n, C).
+  void head(Own& own, const E* states, E* logits) {
+    own.rows.set(states, n, s.C);
+    times(own, model.ends.head, s.O, logits, nullptr);
   }
 };
 
-template <typename E, typename W>
-void run_as(
-    const Shape& shape, const Tensor& layers, const Tensor& slots, const Tensor& cos, const Tensor& sin,
-    const Tensor& positions, const std::optional<Tensor>& norm, Tensor& x) {
-  const int64_t depth = layers.size(0);
-  Pass<E, W> pass(shape, cos, sin, positions, mutable_data<E>(x), depth * Pass<E, W>::kPhases + 1);
-  pass.run(
-      reinterpret_cast<const Layer*>(data<int64_t>(layers)), reinterpret_cast<const Slots*>(data<int64_t>(slots)),
-      depth, norm ? data<E>(*norm) : nullptr);
-}
-
-// x (n, C) after all layers and the norm, in place. layers (L, 16) and slots (L, 2) hold addresses: of weights in the
-// order of `Layer`, and of key and value caches (B, G, S, D).
-void layers(
-    Tensor x, const Tensor& layers, const Tensor& slots, const Tensor& cos, const Tensor& sin, const Tensor& positions,
-    const std::optional<Tensor>& norm, int64_t H, int64_t G, int64_t D, int64_t F, int64_t S, double eps, bool bytes) {
-  static_assert(sizeof(Layer) == 16 * sizeof(int64_t));
-  check_positions(positions, std::min(S, cos.size(0)));
-  const Shape shape = {positions.size(0), positions.size(1), x.size(1), H, G, D, F, S, float(eps)};
-  const auto with = [&](auto run) { run(shape, layers, slots, cos, sin, positions, norm, x); };
-  if (x.scalar_type() == ScalarType::BFloat16) with(bytes ? run_as<BFloat, uint8_t> : run_as<BFloat, BFloat>);
-  else with(bytes ? run_as<float, uint8_t> : run_as<float, float>);
-}
-
 }  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(recyclegpt, library) {
-  library.def(
-      "layers(Tensor(a!) x, Tensor layers, Tensor slots, Tensor cos, Tensor sin, Tensor positions, Tensor? norm, "
-      "int H, int G, int D, int F, int S, float eps, bool bytes) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(recyclegpt, CPU, library) { library.impl("layers", TORCH_BOX(&layers)); }
