@@ -167,7 +167,7 @@ class _Text(NamedTuple):
         """Take what a step wrote; whether the text is complete."""
         columns = StepRecord(*([number] for number in record))
         for found in self.tracker.update(columns, [tokens], first_slot):
-            self.new += found.tokens
+            self.new.extend(found.tokens)
         return not self.tracker.unfinished
 
 
