@@ -64,7 +64,7 @@ class GGUFTensors:
         self._tensors = {_name_here(name): tensor for name, tensor in tensors.items()}
         size = path.stat().st_size
         if problems := [text for name, tensor in tensors.items() if (text := self._problem(name, tensor, size))]:
-            raise ConfigError([f"{path}: {problem}" for problem in problems])
+            raise ConfigError(f"{path}: {problems[0]}" + (f" ({len(problems)} tensors are so)" if problems[1:] else ""))
         self._factors = self._tensors.pop(ROPE_FACTORS, None)
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         kinds = {name: gguf.GGMLQuantizationType(tensor.kind).name for name, tensor in self._tensors.items()}
