@@ -111,6 +111,8 @@ class GGUFTensors:
             for key in _NEEDED
             if not isinstance(of(key), int | float)
         ]
+        if self._metadata.get("split.count", 1) > 1:
+            problems.append("split.count: this is a part of a model; join the parts with llama-gguf-split --merge")
         if of("expert_count"):
             problems.append(f"{name}.expert_count: only dense models are supported")
         if "model.embed_tokens.weight" not in self.shapes:
