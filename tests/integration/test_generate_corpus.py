@@ -30,12 +30,8 @@ def small_pieces() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    argv += ["callbacks=no_monitor", "~logger", "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
-    assert main([*argv, f"hydra.run.dir={folder}"]) == 0
-    return folder
+def trained(trained: Path) -> Path:
+    return trained / "run"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def test_documents_begin_as_the_corpus_and_end_once(whole: Path, trained: Path, 
 
 def test_training_on_it(run: Run, whole: Path) -> None:
     data = ["data=tokenized", f"data.path={whole}", "data.num_val_batches=1", "model.context_length=16"]
-    assert run("train", "debug=smoke", "trainer.max_epochs=1", *data, "hydra.run.dir=run") == 0
+    assert run("train", "debug=smoke", "callbacks=no_monitor", "trainer.max_epochs=1", *data, "hydra.run.dir=run") == 0
     assert json.loads(Path("run/result.json").read_text())["status"] == "completed"
 
 

@@ -17,8 +17,8 @@ def flops_per_token(
     all `seq_len` keys although half are masked; norms, rotations, softmax, embedding look-ups, recomputation and the
     optimizer are not counted.
 
-    `train_backbone=False`: embedding, backbone and LM head are frozen, so the backbone runs forward only, and the
-    backward pass of the LM head computes no gradient of its weight.
+    `train_backbone=False`: embedding, backbone and LM head are frozen, so the backbone runs forward only and without a
+    loss, and the backward pass of the LM head computes no gradient of its weight. A teacher's logits are not counted.
     """
     width, head_width = model.hidden_size, model.head_dim
     attention_weights = 2 * width * head_width * (model.num_heads + model.num_kv_heads)
@@ -33,5 +33,6 @@ def flops_per_token(
     # Step k also looks at its own k - 1 earlier rows.
     module = 3 * sum(layers(recycle.num_layers, seq_len + step) + 4 * width * width for step in range(num_steps))
     head = 2 * width * model.vocab_size
-    heads = (1 + num_steps) * 3 * head if train_backbone else (1 + 2 * num_steps) * head
+    draft_head = 2 * width * (recycle.draft_vocab or model.vocab_size)
+    heads = 3 * (head + num_steps * draft_head) if train_backbone else 2 * num_steps * draft_head
     return float(backbone + module + heads)

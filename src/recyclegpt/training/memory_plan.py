@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from recyclegpt.models import ModelConfig, RecycleGPT
+from recyclegpt.models.unrolled import MOST_ROWS
 from recyclegpt.training.compile import layers_of
 from recyclegpt.training.cross_entropy import rows_of_chunk
 
@@ -88,7 +89,10 @@ def _layer(config: ModelConfig, stream: int, narrow: int, step: StepShape, keys:
     norms = 2 * width * (stream if step.on_cuda else 2 * max(4, stream))
     narrowed = (5 if stream != narrow else 2) * width * narrow
     mask = keys * narrow // (1 if step.masked else step.batch)
-    return norms + narrowed + heads * narrow + 4 * config.num_heads + mask + 4 * config.intermediate_size * narrow
+    attention = heads * narrow + 4 * config.num_heads + mask
+    if narrow == 2 and not (step.on_cuda or step.masked) and step.row_length <= MOST_ROWS:  # `in_blocks`
+        attention += config.num_heads * (step.row_length // 2 + 2 * config.head_dim) * narrow
+    return norms + narrowed + attention + 4 * config.intermediate_size * narrow
 
 
 def _losses(model: RecycleGPT, step: StepShape) -> int:
@@ -96,7 +100,8 @@ def _losses(model: RecycleGPT, step: StepShape) -> int:
     head, rows = model.lm_head.weight, step.batch * step.row_length
     num_losses = step.num_unrolled if model.recyclable is not None else 0
     kept = rows * model.config.hidden_size * (num_losses * narrow + wide * head.requires_grad)
-    kept += (1 + num_losses) * head.numel() * wide * head.requires_grad
+    drafted = model.recycle_config.draft_vocab or model.config.vocab_size
+    kept += (model.config.vocab_size + num_losses * drafted) * model.config.hidden_size * wide * head.requires_grad
     # Logits, their softmax in fp32 and its narrow copy.
     vocabulary = model.config.vocab_size
     chunk = min(rows, rows_of_chunk(vocabulary, step.on_cuda, step.chunk_size))
