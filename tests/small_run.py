@@ -35,7 +35,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "bench-training": (*TINY_SHAPE, "device=cpu", "vocab_size=64", "batch_size=1", "row_length=8", "repetitions=1"),
 }
 """Overrides that make a documented command of any size take a second or two."""
-ONE_JOB_STEP = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor")
+ONE_JOB_STEP = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=no_monitor", "~callbacks.trade_off")
 """More of them for the jobs of a sweep."""
 OLDER, NEWEST = "step_0000002.ckpt", "step_0000006.ckpt"
 """Two checkpoints of the shared run."""

@@ -32,7 +32,7 @@ LIMIT_S = 180
 """A job that hangs is a failed test."""
 COMMON = ["debug=smoke", "data=text_files", "data.paths=[text]", "data.tokenizer.kind=byte", "optimizer=adamw"]
 COMMON += ["optimizer.lr=1e-3", "trainer.precision=32-true", "trainer.log_every_n_steps=1"]
-COMMON += ["checkpointing.every_n_steps=2", "checkpointing.keep=9"]
+COMMON += ["~callbacks.trade_off", "checkpointing.every_n_steps=2", "checkpointing.keep=9"]
 
 
 @pytest.fixture(scope="module")

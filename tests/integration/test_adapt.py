@@ -20,11 +20,12 @@ from recyclegpt.models.huggingface import load_backbone
 from .test_readme import ROOT, command_lines, shrink
 
 Run = Callable[..., int]
+NO_MONITOR = ("callbacks=no_monitor", "~callbacks.trade_off")
 
 
 @pytest.fixture
 def quick(corpus: Path) -> list[str]:
-    return ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", "callbacks=no_monitor"]
+    return ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", *NO_MONITOR]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

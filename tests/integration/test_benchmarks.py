@@ -13,17 +13,13 @@ import pytest
 
 from recyclegpt.benchmark import prompt_set
 from recyclegpt.benchmark.speed import decode
-from recyclegpt.commands.main import main
 
 Run = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    assert main([*argv, f"hydra.run.dir={folder}"]) == 0
-    return folder
+def trained(trained: Path) -> Path:
+    return trained / "run"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.commands.main import main
+from tests.small_run import small_on
 
 Run = Callable[..., int]
 
@@ -18,8 +19,8 @@ Run = Callable[..., int]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    assert main([*argv, "trainer.limit_train_batches=40", f"hydra.run.dir={folder}"]) == 0
+    argv = ["train", *small_on(corpus), "callbacks=no_monitor", "trainer.limit_train_batches=40"]
+    assert main([*argv, f"hydra.run.dir={folder}"]) == 0
     return folder
 
 
@@ -117,8 +118,9 @@ def test_tokenized_corpus_trains_like_its_text(
     data = [setting for setting in small if setting.startswith("data")]
     assert run("tokenize", *data, f"output_dir={tmp_path / 'shards'}") == 0
     assert "documents" in capsys.readouterr().out
-    assert run("train", "debug=smoke", "data=tokenized", "data.path=shards", "hydra.run.dir=a") == 0
-    assert run("train", *small, "hydra.run.dir=b") == 0
+    plain = ["train", "callbacks=no_monitor", "~callbacks.trade_off", "debug=smoke"]
+    assert run(*plain, "data=tokenized", "data.path=shards", "hydra.run.dir=a") == 0
+    assert run("train", *small, "callbacks=no_monitor", "hydra.run.dir=b") == 0
     losses = [
         json.loads((tmp_path / name / "result.json").read_text())["metrics"]["val/loss_backbone"] for name in ("a", "b")
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +30,8 @@ def small_pieces() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    argv = ["train", "debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    argv += ["callbacks=no_monitor", "~logger", "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
-    assert main([*argv, f"hydra.run.dir={folder}"]) == 0
-    return folder
+def trained(trained: Path) -> Path:
+    return trained / "run"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,7 @@ def test_documents_begin_as_the_corpus_and_end_once(whole: Path, trained: Path, 
 
 def test_training_on_it(run: Run, whole: Path) -> None:
     data = ["data=tokenized", f"data.path={whole}", "data.num_val_batches=1", "model.context_length=16"]
-    assert run("train", "debug=smoke", "trainer.max_epochs=1", *data, "hydra.run.dir=run") == 0
+    assert run("train", "debug=smoke", "callbacks=no_monitor", "trainer.max_epochs=1", *data, "hydra.run.dir=run") == 0
     assert json.loads(Path("run/result.json").read_text())["status"] == "completed"
 
 
@@ -158,10 +153,8 @@ def test_another_corpus_gives_the_prompts(
     assert all(document[:8] in places for document in train)
 
 
-def test_answers_to_prompts(
-    run: Run, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Conversations as the template writes them; more rows side by side, or a kill in between, change no byte."""
+def test_answers_to_prompts(run: Run, tiny_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    """Conversations as the template writes them; more rows side by side change no byte."""
     folder = write_chat_tokenizer(tiny_checkpoint())
     asked = ["Why <|im_end|>?", "And?", "How is it? " * 99, "sky", "blue", "red"]
     lines = [json.dumps({"prompt": text}) for text in asked[:-1]]
@@ -182,19 +175,6 @@ def test_answers_to_prompts(
             assert tokenizer.decode(tokens[num_prompt:]).endswith("<|im_end|>\n<|endoftext|>")
         assert begin == corpus.num_tokens
     whole = content(Path("out"))
-    write, calls = GeneratedCorpus.write, []
-
-    def stop_later(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        write(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GeneratedCorpus, "write", stop_later)
-        assert run(*command, "output_dir=again", "batch_size=2") == 130
-    assert run(*command, "output_dir=again", "batch_size=2") == 0
-    assert content(Path("again")) == whole
     assert run(*command, "output_dir=wide", "batch_size=4") == 0
     shards = [name for name in whole if name.endswith(".npy")]
     assert all((Path("wide") / name).read_bytes() == whole[name] for name in shards)

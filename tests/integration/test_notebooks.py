@@ -23,7 +23,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 def small(corpus: Path) -> str:
     settings = ["debug=smoke", "data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.vocab_size=300"]
-    settings += ["trainer.limit_train_batches=20", "callbacks.decoding_monitor.new_tokens=16"]
+    settings += ["trainer.limit_train_batches=10", "~callbacks.trade_off", "callbacks.decoding_monitor.new_tokens=16"]
     return f"overrides = {settings!r}\nnum_samples = 200\nprompt = 'def alpha(beta, n=1):'"
 
 

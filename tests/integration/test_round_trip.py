@@ -36,7 +36,7 @@ def test_in_adapted_evaluated_out_and_in_again(
     folder = tiny_checkpoint(architecture)
     quick = ["debug=smoke_pretrained", "data=text_files", f"data.paths=[{corpus}]", "callbacks=no_monitor"]
     quick += ["model.context_length=160"]  # as an exported folder is evaluated: at the length of its backbone
-    quick += ["recycle.draft_vocab=265", "loss.target=distill"]
+    quick += ["recycle.draft_vocab=265", "loss.target=distill", "~callbacks.trade_off"]
     assert run("adapt", f"model.path={folder}", *quick, "hydra.run.dir=run") == 0
     model = load_trained("run").model
     tokens_BT = torch.randint(300, (1, 40), generator=torch.Generator().manual_seed(0))

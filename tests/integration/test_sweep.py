@@ -53,6 +53,7 @@ def test_an_interrupted_sweep_runs_what_is_missing(
     assert f"; {len(complete)} complete, about" in told
     found = results(SMOKE)
     assert len(found) == 8
+    assert not any(set("=,") & set(name) for name in found)
     assert {result["status"] for result in found.values()} == {"completed"}
     assert before == {name: (SMOKE / name / "result.json").stat().st_mtime_ns for name in complete}
     jobs = json.loads((SMOKE / "jobs.json").read_text())["jobs"]

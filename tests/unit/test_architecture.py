@@ -52,8 +52,6 @@ OWNERS = {
 """Files of an optional package that has more than one: of `transformers`, our model is one of theirs in the first, and
 theirs is the baseline of ours in the second."""
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib"}
-PICKLES_ITS_OWN_MEMORY = {"recyclegpt/data/hf_stream.py"}
-"""It keeps a pickled dataset in memory and makes fresh ones from it; no file is read that way."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -201,8 +199,7 @@ def unsafe_loading(sources: list[Source]) -> list[str]:
     found = []
     for source in sources:
         for line, name in source.imports():
-            pickles = name.partition(".")[0] in PICKLERS and source.place not in PICKLES_ITS_OWN_MEMORY
-            if pickles or name == "torch.load":
+            if name.partition(".")[0] in PICKLERS or name == "torch.load":
                 found.append(f"{source.place}:{line}: {name}; call torch.load(..., weights_only=True)")
         for node, name in source.calls():
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}

@@ -1,9 +1,9 @@
 """How fast: the decoders side by side, their ceilings, prompt sets, baselines."""
 
-from recyclegpt.benchmark.breakdown import step_breakdown
 from recyclegpt.benchmark.ceilings import PassCosts, byte_ceiling, bytes_ratio, measure_pass_costs
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Speed, interleave, measure_speed
+from recyclegpt.benchmark.tables import step_breakdown
 
 __all__ = [
     "PassCosts",

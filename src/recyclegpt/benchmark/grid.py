@@ -132,7 +132,7 @@ def _group(
         best = max(outside, key=lambda name: speeds[name].tokens_per_s)
         by_cache = {name: speeds[name].tokens_per_s for name in outside}
         row = {**_common(speeds[best], None, baseline, memory[best]), **_costs(model, None, 0.0), "cache": best}
-        rows.append(row | {"tokens_per_s_by_cache": by_cache})
+        rows.append(row | {"tokens_per_s_by_cache": by_cache, "compile": best == "static compiled"})
     return rows
 
 

@@ -126,7 +126,7 @@ class DecodingMonitor(Callback):
         costs = None
         if model.recyclable is not None:
             recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
-            strategies += [Alternating(*recycled), Verified(*recycled, self.decoding.drafter)]
+            strategies += [Alternating(*recycled), Verified(*recycled, self.decoding.drafter, self.decoding.adaptive)]
             costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
         how = (self.new_tokens, self.decoding.sampling(), self.repetitions, self.budget_s, self.seed)
         return measure_speed(decoder, prompts, strategies, *how), costs, prompts

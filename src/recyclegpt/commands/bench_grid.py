@@ -17,9 +17,8 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.benchmark import bytes_ratio, step_breakdown
-from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.grid import BenchConfig, Row, bench
-from recyclegpt.benchmark.tables import cost_tables
+from recyclegpt.benchmark.tables import PARTS, cost_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
 from recyclegpt.configuration.corpus import corpus_for

@@ -18,8 +18,7 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_grid import Grid
 from recyclegpt.commands.bench_table import print_rows, print_tables
 from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.schemas import read_settings
-from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
+from recyclegpt.data.prompt_file import encode_prompts, read_prompts
 from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
@@ -49,7 +48,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
         problems.append("prompts: text means nothing to random weights; set checkpoint=...")
     if problems:
         raise ConfigError(problems)
-    reading, found = read_settings(PromptSettings, cfg), read_prompts(cfg.prompts)
+    found = read_prompts(cfg.prompts)
     trained = load_trained(cfg.checkpoint, grid.device)
     model, tokenizer = trained.model, trained.tokenizer
     strategies = settings.decoders(model.recyclable is not None)
@@ -59,7 +58,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
             "bench.drafters=[ngram], or train a module with `recyclegpt adapt` or `recyclegpt train`"
         )
     (new_tokens,), (dtype,), (compiled,) = settings.new_tokens, grid.dtypes, settings.compile
-    encoded = encode_prompts(tokenizer, found, reading)
+    encoded = encode_prompts(tokenizer, found, cfg.prompt_special_tokens)
     encoded = fit_prompts(encoded, model.config.context_length, new_tokens, tokenizer.eos_id)
     by_category: dict[str, list[list[int]]] = defaultdict(list)
     for prompt, row in zip(found, encoded, strict=True):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.corpus import corpus_for, given_corpus, row_length
-from recyclegpt.configuration.device import computing_dtype, device_and_dtype
+from recyclegpt.configuration.device import device_and_dtype, prepare_scoring
 from recyclegpt.console import print_table
 from recyclegpt.data import TextFiles
 from recyclegpt.data.corpus import whole_texts
@@ -46,16 +46,14 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
     """
     device, dtype = device_and_dtype(cfg.device, cfg.dtype)
     trained = load_trained(cfg.checkpoint, device)
-    dtype = computing_dtype(cfg.dtype, dtype, trained.config)
-    if dtype == torch.float64:
-        trained.model.double()
-    autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
+    dtype, autocast = prepare_scoring(trained, cfg.dtype, dtype)
     about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
     if "data" in cfg and isinstance((given := given_corpus(cfg, trained)).source, TextFiles):
         return about | _evaluate_files(cfg, given, trained, autocast)
     datamodule = corpus_for(cfg, trained)
     batches = datamodule.val_dataloader()
-    metrics = held_out_metrics(trained.model, batches, _num_bytes(trained), autocast)
+    num_bytes = torch.from_numpy(trained.tokenizer.token_num_bytes(trained.model.config.vocab_size))
+    metrics = held_out_metrics(trained.model, batches, num_bytes, autocast)
     metrics["val/loss_unigram"] = unigram_loss(datamodule.unigram_counts(), datamodule.val_tokens(2_000_000))
     print_table(
         [(name.removeprefix("val/"), value) for name, value in metrics.items()], header=("held-out quality", "value")
@@ -72,7 +70,8 @@ def _evaluate_files(
     scorer = Scorer(trained.model, num_recycled=cfg.decoding.num_recycled, batch_size=cfg.batch_size, autocast=autocast)
     assert isinstance(given.source, TextFiles)
     texts = whole_texts(given.source, tokenizer, given.max_skipped)
-    metrics, errors = score_texts(scorer, texts, tokenizer.encode_prompt(""), length, _num_bytes(trained))
+    num_bytes = torch.from_numpy(tokenizer.token_num_bytes(trained.model.config.vocab_size))
+    metrics, errors = score_texts(scorer, texts, tokenizer.encode_prompt(""), length, num_bytes)
     rows = []
     for scoring in scorer.scorings:
         names = [f"val/ppl_{NAMES[scoring]}", bits_name(scoring)]
@@ -80,11 +79,3 @@ def _evaluate_files(
     print_table(rows, header=("whole text", "perplexity", "stderr", "bits/byte", "stderr"))
     print(f"\n{metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes, in windows of {length} that overlap by half")
     return {"row_length": length, "num_recycled": scorer.num_recycled, "metrics": metrics, "stderr": errors}
-
-
-def _num_bytes(trained: LoadedModel) -> torch.Tensor:
-    """Bytes of text that each token stands for, `(V,)`."""
-    num_bytes = torch.zeros(trained.model.config.vocab_size, dtype=torch.long)
-    found = trained.tokenizer.token_num_bytes()
-    num_bytes[: len(found)] = torch.from_numpy(found)
-    return num_bytes

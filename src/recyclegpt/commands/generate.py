@@ -13,26 +13,20 @@ from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.prompt_arguments import read_arguments
 from recyclegpt.configuration.compose import compose_or_explain
 from recyclegpt.configuration.device import read_decoding
-from recyclegpt.configuration.schemas import read_settings
 from recyclegpt.console import paint
 from recyclegpt.data.chat import render_chat
-from recyclegpt.data.prompt_file import Prompt, PromptSettings, chat_in, encode_prompts
+from recyclegpt.data.prompt_file import Prompt, chat_in, encode_prompts
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.decoding.config import DecodingConfig
-from recyclegpt.errors import ConfigError, Problems
+from recyclegpt.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
     arguments = read_arguments(argv)
     cfg = compose_or_explain("generate", arguments.overrides)
-    problems = Problems()
-    with problems.under():
-        decoding, device, dtype = read_decoding(cfg)
-    with problems.under():
-        reading = read_settings(PromptSettings, cfg)
-    problems.raise_any()
+    decoding, device, dtype = read_decoding(cfg)
     asks_nothing = arguments.chat is True and arguments.prompt is None and arguments.prompt_file is None
     talks = asks_nothing and sys.stdin.isatty()
     prompt = Prompt(None) if talks else read_prompt(arguments)
@@ -45,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     if talks:
         talk(writer)
         return 0
-    (row,) = encode_prompts(tokenizer, [prompt], reading)
+    (row,) = encode_prompts(tokenizer, [prompt], cfg.prompt_special_tokens)
     if prompt.messages is None and tokenizer.chat is not None:
         print(
             "the tokenizer has a chat template, by which --chat asks; this prompt is continued as text", file=sys.stderr

@@ -23,7 +23,7 @@ from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
-from recyclegpt.data.prompt_file import PromptSettings, encode_prompts, read_prompts
+from recyclegpt.data.prompt_file import encode_prompts, read_prompts
 from recyclegpt.data.prompts import draw_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
@@ -144,7 +144,7 @@ def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer
         prompt if prompt.messages else prompt._replace(messages=[{"role": "user", "content": prompt.text}])
         for prompt in read_prompts(str(settings.prompts))
     ]
-    rows = encode_prompts(tokenizer, asked, PromptSettings("characters"))
+    rows = encode_prompts(tokenizer, asked, "characters")
     fitting = [row for row in rows if len(row) <= longest]
     if len(fitting) < len(rows):
         _log.warning(

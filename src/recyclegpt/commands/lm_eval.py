@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.configuration.device import computing_dtype, device_and_dtype, read_decoding
+from recyclegpt.configuration.device import device_and_dtype, prepare_scoring, read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.chat import encode_marked
@@ -78,13 +77,8 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")
     if not chat and trained.tokenizer.chat is not None:
         log.warning("the tokenizer has a chat template, which apply_chat_template=true applies")
-    dtype = computing_dtype(cfg.dtype, dtype, trained.config)
-    if dtype == torch.float64:
-        trained.model.double()
-    scorer = Scorer(
-        trained.model, settings.scorings, decoding.num_recycled, settings.batch_size,
-        autocast=dtype if dtype in (torch.bfloat16, torch.float16) else None,
-    )  # fmt: skip
+    dtype, autocast = prepare_scoring(trained, cfg.dtype, dtype)
+    scorer = Scorer(trained.model, settings.scorings, decoding.num_recycled, settings.batch_size, autocast=autocast)
     strategy, generator = decoding.make_strategy(), None
     if tasks.generative:
         strategy = decoding.strategy_for(trained.model)

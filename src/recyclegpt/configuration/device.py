@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from recyclegpt.checkpoints.load import LoadedModel
 from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.decoding import DecodingConfig
 from recyclegpt.errors import ConfigError, Problems
@@ -49,10 +49,13 @@ def device_and_dtype(
     raise ConfigError(problems.found)
 
 
-def computing_dtype(name: str, chosen: torch.dtype, config: dict[str, Any]) -> torch.dtype:
-    """The dtype to compute in: `chosen`, but `auto` means fp32 for a model whose config says it was trained in that."""
-    trained_in_fp32 = config.get("trainer", {}).get("precision") in ("32-true", "64-true")
-    return torch.float32 if name == "auto" and trained_in_fp32 else chosen
+def prepare_scoring(trained: LoadedModel, name: str, chosen: torch.dtype) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtype in which a model scores, and that of autocast: `chosen`, but `auto` is fp32 after training in fp32."""
+    trained_in_fp32 = trained.config.get("trainer", {}).get("precision") in ("32-true", "64-true")
+    dtype = torch.float32 if name == "auto" and trained_in_fp32 else chosen
+    if dtype == torch.float64:
+        trained.model.double()
+    return dtype, dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def unescape(text: str) -> str:

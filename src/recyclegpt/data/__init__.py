@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import tokenize_corpus
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.packing import Packing
+from recyclegpt.data.packing import Batch, Packing
 from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib

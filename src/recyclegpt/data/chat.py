@@ -86,13 +86,13 @@ def written(record: Record, tokenizer: TextTokenizer) -> Record:
 
 
 def ids_after_a_turn(tokenizer: TextTokenizer) -> list[int]:
-    """What follows the end token inside a conversation, where that token ends a turn, and not a whole document."""
+    """What follows the end token inside a conversation, where that token ends a turn, and begins none."""
     talk = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
     try:
         ids = render_chat(tokenizer, talk, add_generation_prompt=False)
     except ConfigError:
         return []
-    return sorted({after for token, after in itertools.pairwise(ids) if token == tokenizer.eos_id})
+    return sorted({after for token, after in itertools.pairwise(ids) if token == tokenizer.eos_id} - {*ids[:1]})
 
 
 def document_ids(record: Record, tokenizer: TextTokenizer) -> list[int]:

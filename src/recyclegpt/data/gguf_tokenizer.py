@@ -28,7 +28,7 @@ _SPLITS = {
     "qwen2": rf"{_WORDS}|\p{{N}}{_REST}",
     "tekken": _TEKKEN,  # Mistral NeMo
 }
-_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "default": "gpt-2"}
+_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 _WHOLE_WORDS = ("llama-bpe", "tekken")
 """These look a word up before they merge, and begin a text with the start token unless the file says otherwise."""
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from recyclegpt.data.batch import Batch
 from recyclegpt.data.packed_rows import PackedRows, State, Tokens, read_windows
-from recyclegpt.data.packing import Packing
+from recyclegpt.data.packing import Batch, Packing
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 

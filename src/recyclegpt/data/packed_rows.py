@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from recyclegpt.data.batch import Batch
-from recyclegpt.data.packing import Packing
+from recyclegpt.data.packing import Batch, Packing
 from recyclegpt.data.shards import TokenShards
 from recyclegpt.errors import ConfigError
 

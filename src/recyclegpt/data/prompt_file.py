@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,30 +30,22 @@ class Prompt(NamedTuple):
     category: str = UNNAMED
 
 
-@dataclass
-class PromptSettings:
-    """How special tokens that a plain prompt spells are read.
-
-    Raises:
-        ConfigError: there is no such way.
-    """
-
-    prompt_special_tokens: str
-    """`tokens`, `characters`, or `auto`: as tokens where the tokenizer has a chat template."""
-
-    def __post_init__(self) -> None:
-        if (found := self.prompt_special_tokens) not in ("auto", "tokens", "characters"):
-            raise ConfigError(f"prompt_special_tokens: {found!r} is unknown; choose auto, tokens or characters")
-
-
-def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], settings: PromptSettings) -> list[list[int]]:
+def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], special_tokens: str) -> list[list[int]]:
     """Token ids of each prompt. Where plain ones spell special tokens, one warning says how those were read.
 
+    Args:
+        tokenizer: of the model.
+        prompts: to be continued or answered.
+        special_tokens: how those that a plain prompt spells are read: `tokens`, `characters`, or `auto`: as tokens
+            where the tokenizer has a chat template.
+
     Raises:
-        ConfigError: a chat cannot be rendered; naming the first.
+        ConfigError: there is no such way, or a chat cannot be rendered; naming the first.
     """
-    wanted, has_template = settings.prompt_special_tokens, tokenizer.chat is not None
-    as_tokens = wanted == "tokens" or (wanted == "auto" and has_template)
+    if special_tokens not in ("auto", "tokens", "characters"):
+        raise ConfigError(f"prompt_special_tokens: {special_tokens!r} is unknown; choose auto, tokens or characters")
+    has_template = tokenizer.chat is not None
+    as_tokens = special_tokens == "tokens" or (special_tokens == "auto" and has_template)
     rows, spelt, num_spelling, num_answered = [], set(), 0, 0
     for number, prompt in enumerate(prompts, start=1):
         if prompt.messages is not None and (has_template or prompt.text is None):

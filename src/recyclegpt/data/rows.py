@@ -74,13 +74,13 @@ def json_values(opened: BinaryIO, _suffix: str = "", _field: str = "") -> Iterat
         if not line.strip():
             continue
         if is_first and (line.lstrip()[:1] == b"[" or line.rstrip()[-1:] in b"{[,:"):
-            yield from _values(b"".join([line, *(other for _, other in lines)]))
+            yield from _values(b"".join([line, *(other for _, other in lines)]), number)
             return
         is_first = False
         yield f":{number}", _parsed(line)
 
 
-def _values(content: bytes) -> Iterator[tuple[str, Any]]:
+def _values(content: bytes, start: int) -> Iterator[tuple[str, Any]]:
     number = at = 0
     try:
         text = content.decode()
@@ -91,7 +91,11 @@ def _values(content: bytes) -> Iterator[tuple[str, Any]]:
                 yield f": item {number}", item
             at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
     except (ValueError, RecursionError) as error:
-        yield f": after item {number}" if number else "", _no_json(error)
+        if number or content.lstrip().startswith(b"["):
+            yield f": after item {number}" if number else "", _no_json(error)
+        else:  # lines after all, of which the first is bad
+            lines = enumerate(content.splitlines(), start)
+            yield from ((f":{line_number}", _parsed(line)) for line_number, line in lines if line.strip())
 
 
 def _parsed(line: bytes) -> Any:

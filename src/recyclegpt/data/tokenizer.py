@@ -213,13 +213,13 @@ class TextTokenizer:
         """A decoder that takes ids one at a time and never gives half a character."""
         return TextStream(partial(self.decode, skip_special_tokens=skip_special_tokens), self.byte_ids)
 
-    def token_num_bytes(self) -> NDArray[np.int64]:
-        """Bytes of UTF-8 text each id stands for, (V,); special tokens and unused ids stand for none.
+    def token_num_bytes(self, num_ids: int | None = None) -> NDArray[np.int64]:
+        """Bytes of UTF-8 text each id stands for, (V,) or (`num_ids`,); special tokens and unused ids stand for none.
 
         Exact for byte-level vocabularies. Sentencepiece-like ones strip a space at the start of a text, which is
         counted here.
         """
-        return count_bytes(self._tokenizer, self._content, self.vocab_size)
+        return count_bytes(self._tokenizer, self._content, num_ids or self.vocab_size)
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:

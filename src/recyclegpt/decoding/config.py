@@ -29,7 +29,9 @@ class DecodingConfig:
     num_recycled: int = 1
     """Tokens drafted per backbone pass, 1 to 8; vLLM calls it `num_speculative_tokens`."""
     confidence_threshold: float = 0.0
-    """Draft only while the module's largest probability is above this: 0 always, 1 never."""
+    """Draft only while the product of the module's largest probabilities is above this: 0 always, 1 never."""
+    adaptive: bool = False
+    """Verified decoding on a CPU drafts as many of the `num_recycled` tokens as pay by measured costs."""
     drafter: str = "module"
     """`module`, `ngram` (lookup in prompt and text; needs no module) or `ngram+module` (lookup first)."""
     temperature: float = 0.0
@@ -74,7 +76,7 @@ class DecodingConfig:
 
     def make_strategy(self) -> Strategy:
         """The strategy of this name and these numbers."""
-        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold, self.drafter)
+        return make_strategy(self.strategy, self.num_recycled, self.confidence_threshold, self.drafter, self.adaptive)
 
     def named_draft_dtype(self) -> torch.dtype | None:
         """For `Decoder.optimised`."""

@@ -98,6 +98,7 @@ class BulkWriter:
         if not asked:
             return
         decoder, strategy, m = self.decoder, self.strategy, self.strategy.num_recycled
+        context = decoder.model.config.context_length
         generators = [self._generator(number) for _, _, number in asked]
         longest = max(len(prompt) for _, prompt, _ in asked) + self.new_tokens
         batch = min(self.batch, len(asked))
@@ -113,10 +114,11 @@ class BulkWriter:
         while True:
             for row in set(range(batch)) - rows.keys():
                 for (place, prompt, _), generator in waiting:
-                    text = _Text(place, self._tracker(prompt))
+                    tracker = OutputTracker([prompt], self.new_tokens, context, strategy, Counts(), self.stop_tokens)
+                    text = _Text(place, tracker, [])
                     single.sampler.take([generator])
                     read = min(decoder.bucketed(len(prompt) + 2 * m + 2), num_slots)
-                    single.prefill([prompt], text.tracker.limits, read)
+                    single.prefill([prompt], tracker.limits, read)
                     if text.ends(single.record_5B[:, 0].tolist(), single.text.tokens_BS[0].tolist(), 0):
                         yield place, text.new
                         continue
@@ -128,7 +130,7 @@ class BulkWriter:
             furthest = int(session.text.position_B.max())
             session.sampler.refill()
             step(min(decoder.bucketed(furthest + 2 * m + 2), num_slots))
-            columns, first = session.record_5B.T.tolist(), min(text.written for text in rows.values())
+            columns, first = session.record_5B.T.tolist(), min(text.tracker.num_written[0] for text in rows.values())
             tokens_BS = session.text.tokens_BS[:, first : furthest + m + 2].tolist()
             for row, text in list(rows.items()):
                 if text.ends(columns[row], tokens_BS[row], first):
@@ -136,10 +138,6 @@ class BulkWriter:
                     session.text.limit_B[row] = session.text.position_B[row]
                     del rows[row]
         decoder.give_back(key, session, step)
-
-    def _tracker(self, prompt: Sequence[int]) -> OutputTracker:
-        context = self.decoder.model.config.context_length
-        return OutputTracker([prompt], self.new_tokens, context, self.strategy, Counts(), self.stop_tokens)
 
     def _document(self, prompt: list[int], new: list[int]) -> Document:
         last, eos_id = new[-1], self.stop_ids[0]
@@ -158,25 +156,18 @@ class BulkWriter:
         return torch.Generator(device=self.decoder.model.device).manual_seed(mixed >> 1)
 
 
-@dataclass
-class _Text:
+class _Text(NamedTuple):
     """A document that is being written."""
 
     place: int
     tracker: OutputTracker
-
-    def __post_init__(self) -> None:
-        self.new: list[int] = []
-
-    @property
-    def written(self) -> int:
-        return self.tracker.num_written[0]
+    new: list[int]
 
     def ends(self, record: list[int], tokens: list[int], first_slot: int) -> bool:
         """Take what a step wrote; whether the text is complete."""
         columns = StepRecord(*([number] for number in record))
         for found in self.tracker.update(columns, [tokens], first_slot):
-            self.new += found.tokens
+            self.new.extend(found.tokens)
         return not self.tracker.unfinished
 
 

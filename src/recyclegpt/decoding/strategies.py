@@ -52,9 +52,11 @@ class Strategy:
     num_recycled: int = 1
     """Tokens m drafted after each backbone pass."""
     confidence_threshold: float = 0.0
-    """Let the module draft only while the largest probability of its distribution is above this: 0 always, 1 never."""
+    """Let the module draft only while the product of its largest probabilities is above this: 0 always, 1 never."""
     drafter: str = "module"
     """What drafts: `module`, `ngram` (lookup in prompt and text), or `ngram+module` (lookup first)."""
+    adaptive: bool = False
+    """On a CPU: draft as many of the `num_recycled` tokens as pay (`DraftLength`), whatever the threshold."""
     name: ClassVar[str]
     """Word used in configs, tags and tables."""
     lossless: ClassVar[bool]
@@ -72,13 +74,15 @@ class Strategy:
             problems.append(f"drafter: {self.drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
         elif self.drafter != "module" and not self.lossless:
             problems.append(f"drafter: {self.drafter} guesses, and {self.name} decoding checks nothing; use verified")
+        if self.adaptive and not self.lossless:
+            problems.append(f"adaptive: {self.name} decoding checks nothing, so drafts must be few; use verified")
         if problems:
             raise ConfigError(problems)
 
     @property
     def label(self) -> str:
         """Tells it from the others of a bench."""
-        return f"{self.name} {self.num_recycled} {self.drafter}"
+        return f"{self.name} {self.num_recycled} {self.drafter}{' adaptive' if self.adaptive else ''}"
 
     @property
     def needs_module(self) -> bool:
@@ -105,6 +109,7 @@ class Autoregressive(Strategy):
     num_recycled: int = field(default=0, init=False)
     confidence_threshold: float = field(default=0.0, init=False)
     drafter: str = field(default="module", init=False)
+    adaptive: bool = field(default=False, init=False)
     name = "autoregressive"
     lossless = True
 
@@ -162,7 +167,11 @@ class Verified(Strategy):
 
 
 def make_strategy(
-    name: str, num_recycled: int = 1, confidence_threshold: float = 0.0, drafter: str = "module"
+    name: str,
+    num_recycled: int = 1,
+    confidence_threshold: float = 0.0,
+    drafter: str = "module",
+    adaptive: bool = False,
 ) -> Strategy:
     """The strategy of this name.
 
@@ -174,7 +183,7 @@ def make_strategy(
         return Autoregressive()
     if name not in kinds:
         raise ConfigError(f"strategy: {name!r} is unknown; choose from autoregressive, {', '.join(kinds)}")
-    return kinds[name](num_recycled, confidence_threshold, drafter)
+    return kinds[name](num_recycled, confidence_threshold, drafter, adaptive)
 
 
 def _choose(backbone: VerifyLogits, accepted_B: Tensor, sampler: Sampler) -> Tensor:

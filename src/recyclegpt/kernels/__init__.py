@@ -214,7 +214,8 @@ def draft(
     """Write `num` greedily drafted tokens of each row into `tokens_BS`, behind position `newest_B`.
 
     Returns:
-        For how many of them the largest probability was above the threshold, `(B,)`: the rest need not be there.
+        For how many of them the product of the largest probabilities was above the threshold, `(B,)`; the rest need not
+        be there.
     """
     result: Tensor = torch.ops.recyclegpt.draft.default(
         state_BC.contiguous(), tokens_BS, newest_B, stack.ends_11, stack.layers_L16, slots_L2,

@@ -16,11 +16,12 @@ void states_as(const Shape& s, const Model& model, const Tensor& tokens, const s
   });
 }
 
-// Drafts m tokens for each row, each from the state that the one before gave, until no row is confident.
+// Drafts m tokens for each row, each from the state that the one before gave, while a row's chance is above the threshold.
 template <typename E, typename W>
 void draft_as(const Shape& s, const Model& model, const Tensor& state, Tensor& text, const Tensor& newest, int64_t m,
               float threshold, Tensor& count) {
   std::vector<E> before(data<E>(state), data<E>(state) + s.B * s.C), after(s.B * s.C), logits(s.B * s.O);
+  std::vector<float> chance(s.B, 1);  // that all tokens drafted so far are right
   std::vector<int64_t> tokens(s.B), positions(data<int64_t>(newest), data<int64_t>(newest) + s.B);
   int64_t *counts = mutable_data<int64_t>(count), *written = mutable_data<int64_t>(text);
   std::fill(counts, counts + s.B, 0);
@@ -37,8 +38,8 @@ void draft_as(const Shape& s, const Model& model, const Tensor& state, Tensor& t
         tokens[b] = model.ends.draft_ids ? model.ends.draft_ids[index] : index;
         written[b * text.size(1) + data<int64_t>(newest)[b] + number] = tokens[b];
         positions[b] = data<int64_t>(newest)[b] + number - 1;
-        // One that is not confident ends the row's drafts.
-        if (counts[b] == number - 1 && (threshold <= 0 || confidence(its, s.O, index) > threshold)) ++counts[b];
+        if (threshold > 0) chance[b] *= confidence(its, s.O, index);
+        counts[b] += chance[b] > threshold;
       });
       if (number == m || std::none_of(counts, counts + s.B, [&](int64_t c) { return c == number; })) break;
       pass.run(own, tokens.data(), before.data());

@@ -76,8 +76,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     seed_everything(cfg.seed, workers=True, verbose=False)
     built = make_model(cfg, parts, datamodule.tokenizer, counts_V)
     torch.set_float32_matmul_precision(matmul_precision(cfg))
-    num_bytes = torch.zeros(built.model.config.vocab_size, dtype=torch.long)
-    num_bytes[: datamodule.vocab_size] = torch.from_numpy(datamodule.tokenizer.token_num_bytes())
+    num_bytes = torch.from_numpy(datamodule.tokenizer.token_num_bytes(built.model.config.vocab_size))
     module = LitRecycleGPT(
         built.model,
         parts["loss"],

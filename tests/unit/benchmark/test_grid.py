@@ -12,11 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recyclegpt.benchmark import SimulatedAcceptance, bytes_ratio, step_breakdown
-from recyclegpt.benchmark.breakdown import PARTS
 from recyclegpt.benchmark.ceilings import PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.grid import BenchConfig, bench
 from recyclegpt.benchmark.speed import decode, interleave
-from recyclegpt.benchmark.tables import ROWS, cost_tables, text_tables
+from recyclegpt.benchmark.tables import PARTS, ROWS, cost_tables, text_tables
 from recyclegpt.benchmark.transformers_baseline import in_transformers, make_runs
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
 from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes

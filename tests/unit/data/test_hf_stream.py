@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from recyclegpt.data import HFStream, Packing, TextTokenizer, TokenizerConfig
-from recyclegpt.data.batch import Batch
 from recyclegpt.data.corpus import open_corpus
 from recyclegpt.data.hf_stream import DocumentReader
 from recyclegpt.data.loaders import TrainLoader
+from recyclegpt.data.packing import Batch
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import EMPTY
 from recyclegpt.errors import ConfigError

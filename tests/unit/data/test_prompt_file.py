@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.prompt_file import OVERALL, Prompt, PromptSettings, chat_in, encode_prompts, read_prompts
+from recyclegpt.data.prompt_file import OVERALL, Prompt, chat_in, encode_prompts, read_prompts
 from recyclegpt.errors import ConfigError
 from tests.chat_tokenizer import write_chat_tokenizer
 
@@ -68,22 +68,22 @@ def test_a_prompt_s_special_tokens_are_tokens_where_the_tokenizer_has_a_template
     for kind in ("auto", "tokens", "characters"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            (rows[kind],) = encode_prompts(tokenizer, [Prompt(CHATML)], PromptSettings(kind))
+            (rows[kind],) = encode_prompts(tokenizer, [Prompt(CHATML)], kind)
         assert len(caplog.records) == 1, "said once"
         assert f"read as {kind.replace('auto', 'tokens')};" in caplog.text
     answered = [*QUESTION, {"role": "assistant", "content": "an answer, which is what comes next"}]
     question, both = Prompt("Why?", QUESTION), Prompt(None, answered)
-    assert encode_prompts(tokenizer, [question, both], PromptSettings("auto")) == [rows["auto"]] * 2
+    assert encode_prompts(tokenizer, [question, both], "auto") == [rows["auto"]] * 2
     assert rows["auto"] == rows["tokens"] != rows["characters"]
     assert tokenizer.decode(rows["characters"]) == CHATML
     plain = TextTokenizer.bytes()
-    assert encode_prompts(plain, [question, Prompt("<|endoftext|>")], PromptSettings("auto")) == [
+    assert encode_prompts(plain, [question, Prompt("<|endoftext|>")], "auto") == [
         [*b"Why?"], [*b"<|endoftext|>"]
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="prompt 1: tokenizer: it has no chat template"):
-        encode_prompts(plain, [both], PromptSettings("auto"))
+        encode_prompts(plain, [both], "auto")
     with pytest.raises(ConfigError, match="prompt_special_tokens: 'yes' is unknown"):
-        PromptSettings("yes")
+        encode_prompts(plain, [], "yes")
 
 
 def test_a_chat_is_told_from_other_texts() -> None:
@@ -105,6 +105,6 @@ def test_a_list_of_messages_is_a_chat_and_an_answer_left_out_is_told(
     answered = [*QUESTION, {"role": "assistant", "content": "Because"}]
     prompts = [Prompt(None, QUESTION), Prompt(None, answered)]
     with caplog.at_level(logging.WARNING, "recyclegpt"):
-        one, other = encode_prompts(tokenizer, prompts, PromptSettings("auto"))
+        one, other = encode_prompts(tokenizer, prompts, "auto")
     assert one == other
     assert "1 of 2 chats end with an answer, which is left out" in caplog.text

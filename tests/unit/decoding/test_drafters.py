@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified
+from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.ngram import look_up
 from recyclegpt.decoding.strategies import DRAFTERS
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -51,7 +54,7 @@ def test_lookup_equals_a_search_by_hand(texts: list[list[int]], num: int) -> Non
     sampling=st.sampled_from(
         [SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, top_p=0.9, repetition_penalty=1.3)]
     ),
-    confidence=st.sampled_from([0.0, 0.3]),
+    confidence=st.sampled_from([0.0, 0.3, None]),
     draft_vocab=st.sampled_from([None, 3]),
 )
 def test_every_drafter_writes_the_autoregressive_text(
@@ -60,14 +63,15 @@ def test_every_drafter_writes_the_autoregressive_text(
     lengths: list[int],
     drafter: str,
     sampling: SamplingConfig,
-    confidence: float,
+    confidence: float | None,
     draft_vocab: int | None,
 ) -> None:
     """Greedy text and, with coupled sampling, sampled text too."""
     decoder = Decoder(random_model(seed, vocab_size=7, draft_vocab=draft_vocab))
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(7, (length,), generator=generator).tolist() for length in lengths]
-    exact = decoder.generate(prompts, Verified(num_recycled, confidence, drafter), 40, sampling, [3], seed)
+    strategy = Verified(num_recycled, confidence or 0.0, drafter, adaptive=confidence is None)
+    exact = decoder.generate(prompts, strategy, 40, sampling, [3], seed)
     plain = decoder.generate(prompts, Autoregressive(), 40, sampling, [3], seed)
     assert exact.tokens == plain.tokens
     assert exact.finish == plain.finish
@@ -86,3 +90,23 @@ def test_lookup_needs_no_module_and_saves_passes_where_text_repeats() -> None:
         Verified(1, drafter="bigram")
     with pytest.raises(ConfigError, match="alternating decoding checks nothing"):
         Alternating(1, drafter="ngram")
+
+
+def test_adaptive_length_beats_every_fixed_one_where_text_is_of_two_kinds() -> None:
+    """A simulation: half of the steps are easy (each draft is right with 0.95), half hard (0.45)."""
+    cost, most = 0.12, 8
+
+    def speed(length: DraftLength | None, fixed: int) -> float:
+        random, tokens, passes = Random(0), 0.0, 0.0
+        for _ in range(20_000):
+            right = random.choice([0.95, 0.45])
+            num = fixed
+            if length is not None:
+                num = sum(right ** (place + 1) > length.cutoff for place in range(most))
+            accepted = next((place for place in range(num) if random.random() >= right), num)
+            tokens, passes = tokens + 1 + accepted, passes + 1 + cost * num
+            if length is not None:
+                length.update(accepted, num, 1)
+        return tokens / passes
+
+    assert speed(DraftLength(cost), 0) > 1.05 * max(speed(None, fixed) for fixed in range(most + 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recyclegpt.decoding.cpu_layers import KernelGPT
+from recyclegpt.decoding.draft_length import DraftLength, cost_of_a_draft
 from recyclegpt.decoding.sampling import Sampler, largest_probability
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer, row_at
@@ -33,16 +34,25 @@ class ModuleDrafter:
         """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled."""
         self.model, self.sampler, self.text = model, sampler, text
         self.recycle = recycle or model.recycle
-        self.m, self.threshold = strategy.num_recycled, strategy.confidence_threshold
+        self.m, self.fixed_threshold = strategy.num_recycled, strategy.confidence_threshold
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
         depth = model.recycle_config.num_layers
         self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
+        self.length: DraftLength | None = None
+        if strategy.adaptive and self.exits_early:
+            self.length = DraftLength(cost_of_a_draft(model, self.m))
+        self.has_drafted = False
         self.distributions_BmV: Tensor | None = None
         if strategy.lossless and sampler.rejects:
             shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
             self.distributions_BmV = torch.zeros(shape, dtype=wide, device=model.device)
+
+    @property
+    def threshold(self) -> float:
+        """Drafting goes on while the product of the module's largest probabilities is above it; 0: always."""
+        return self.fixed_threshold if self.length is None else self.length.cutoff
 
     def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
         """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
@@ -50,6 +60,9 @@ class ModuleDrafter:
 
     def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
         """Re-read the true pairs; the module's state of the newest one, `(B, C)`."""
+        if self.length is not None and self.has_drafted:
+            self.length.update(int(newest_B.sum()), int(self.num_drafted_B.sum()), len(newest_B))
+        self.has_drafted = True
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
         # A prompt has a width of its own, for which compiling would not pay.
         recycle = self.recycle if positions_BT.shape[1] == self.m + 1 else self.model.recycle
@@ -65,8 +78,9 @@ class ModuleDrafter:
             if num_drafted_B is not None:
                 self.num_drafted_B.copy_(num_drafted_B)
                 return
-        sure_B: Tensor | None = None
-        self.num_drafted_B.fill_(0 if self.threshold > 0 else self.m)
+        threshold = self.threshold
+        chance_B = torch.ones(len(state_BC), device=state_BC.device)  # that all so far are right
+        self.num_drafted_B.fill_(0 if threshold > 0 else self.m)
         for number in range(1, self.m + 1):
             logits_BD = self.model.draft_logits(state_BC)
             position_B = self.text.position_B + number
@@ -77,11 +91,11 @@ class ModuleDrafter:
             self.text.write(position_B, token_B)
             if self.distributions_BmV is not None and distribution_BV is not None:
                 self.distributions_BmV[:, number - 1] = distribution_BV
-            if self.threshold > 0:
+            if threshold > 0:
                 if seen_BV is not None and self.model.draft_ids is not None:
                     seen_BV = seen_BV[:, self.model.draft_ids]
-                now_B = largest_probability(logits_BD, self.sampler.config, seen_BV) > self.threshold
-                sure_B = now_B if sure_B is None else sure_B & now_B
+                chance_B = chance_B * largest_probability(logits_BD, self.sampler.config, seen_BV)
+                sure_B = chance_B > threshold
                 self.num_drafted_B.add_(sure_B)
                 if self.exits_early and not bool(sure_B.any()):
                     return

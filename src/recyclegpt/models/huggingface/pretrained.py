@@ -104,16 +104,15 @@ class PretrainedBackbone:
         with torch.device("meta"):
             wanted = backbone_weights(RecycleGPT(self.config))
         unused = (*_UNUSED, HEAD) if self.config.tie_embeddings else _UNUSED
-        shapes, dtypes, config_file = self._tensors.shapes, self._tensors.dtypes, self._tensors.config_file
+        shapes, dtypes = self._tensors.shapes, self._tensors.dtypes
         problems = [f"{name} is missing; copy the checkpoint again" for name in wanted if name not in shapes]
         problems += [
-            f"{self._tensors.stored_name(name)} is not part of the architecture in its {config_file}"
+            f"{name} is not part of the architecture that its config names"
             for name in shapes
             if name not in wanted and not name.endswith(unused)
         ]
         problems += [
-            f"{self._tensors.stored_name(name)} is {dtypes[name]} {list(shapes[name])}, its {config_file} says "
-            f"{list(weight.shape)} of floats"
+            f"{name} is {dtypes[name]} {list(shapes[name])}, its config says {list(weight.shape)} of floats"
             for name, weight in wanted.items()
             if name in shapes and (shapes[name] != tuple(weight.shape) or dtypes[name] not in FLOATS)
         ]

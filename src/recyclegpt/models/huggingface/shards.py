@@ -27,8 +27,6 @@ class Shards:
         ConfigError: there are no safetensors, or files are missing or damaged; naming all of them.
     """
 
-    config_file = "config.json"
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -57,10 +55,6 @@ class Shards:
     def fingerprint(self) -> str:
         """A hash of file names, sizes and 64 samples of each file, without reading all of it."""
         return sampled_hash(self.folder / file for file in sorted(self._names))
-
-    def stored_name(self, name: str) -> str:
-        """A tensor's name in the file."""
-        return name
 
 
 def sampled_hash(files: Iterable[Path]) -> str:

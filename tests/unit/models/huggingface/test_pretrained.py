@@ -128,7 +128,7 @@ def test_tensors_that_are_missing_foreign_or_of_another_shape(folder: Path) -> N
     stored(folder, change)
     problems = refusal(folder)
     assert "model.norm.weight is missing" in problems
-    assert "q_proj.weight is F32 [8, 16], its config.json says [16, 16]" in problems
+    assert "q_proj.weight is F32 [8, 16], its config says [16, 16]" in problems
     assert "q_proj.bias is not part of the architecture" in problems
     assert "up_proj.weight is I8" in problems
 
