@@ -163,7 +163,7 @@ class DualLoss(nn.Module):
         module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
         draft = None
         if draft_ids_D is not None and states.recycled_KBTC:
-            module_head_VC = module_head_VC[draft_ids_D]
+            module_head_VC = module_head_VC.index_select(0, draft_ids_D)  # its backward pass is the faster
             draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config.num_unrolled, share, best_BT)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
             scale_BT, label_BT, teacher = counted(step), views_NBT[1 + step], {}
