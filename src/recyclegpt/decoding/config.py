@@ -68,6 +68,8 @@ class DecodingConfig:
             problems.found.append(f"seed: {self.seed} is not between 0 and 2^62")
         if self.dtype not in ("auto", *DECODING_DTYPES):
             problems.found.append(f"dtype: {self.dtype!r} is unknown; choose from auto, {', '.join(DECODING_DTYPES)}")
+        if self.adaptive and self.temperature > 0 and not self.coupled:
+            problems.found.append("adaptive: in rejection sampling the text would depend on timing; use coupled=true")
         if self.draft_dtype not in (None, "int8"):
             problems.found.append(
                 f"draft_dtype: {self.draft_dtype!r} is unknown; choose int8, or null for that of dtype"

@@ -139,6 +139,8 @@ class Session:
         accepted_B, token_B = self.strategy.verify(
             VerifyLogits(logits_BTV, best_BT, chosen_BT, seen_BTV), drafts, self.sampler
         )
+        if drafter is not None and drafter.length is not None:
+            drafter.length.update(int(accepted_B.sum()), int(count_B.sum()), len(count_B))
         # A row that has ended stays where it is; what it writes there was handed out already.
         text.position_B.copy_(torch.minimum(text.position_B + accepted_B + 1, text.limit_B))
         text.write(text.position_B, token_B)

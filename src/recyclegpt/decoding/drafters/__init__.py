@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.sampling import Sampler
@@ -30,6 +31,9 @@ class Drafter(Protocol):
 
     exits_early: bool
     """Whether the host may ask how many tokens are drafted, so that the backbone reads no more than those."""
+
+    length: DraftLength | None
+    """How many tokens pay, in adaptive drafting."""
 
     @property
     def cache(self) -> KVCache | None:

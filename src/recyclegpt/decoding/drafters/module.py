@@ -41,9 +41,8 @@ class ModuleDrafter:
         self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.length: DraftLength | None = None
-        if strategy.adaptive and self.exits_early:
+        if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
             self.length = DraftLength(cost_of_a_draft(model, self.m))
-        self.has_drafted = False
         self.distributions_BmV: Tensor | None = None
         if strategy.lossless and sampler.rejects:
             shape, wide = (batch, self.m, model.config.vocab_size), torch.promote_types(model.dtype, torch.float32)
@@ -60,9 +59,6 @@ class ModuleDrafter:
 
     def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
         """Re-read the true pairs; the module's state of the newest one, `(B, C)`."""
-        if self.length is not None and self.has_drafted:
-            self.length.update(int(newest_B.sum()), int(self.num_drafted_B.sum()), len(newest_B))
-        self.has_drafted = True
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
         # A prompt has a width of its own, for which compiling would not pay.
         recycle = self.recycle if positions_BT.shape[1] == self.m + 1 else self.model.recycle

@@ -54,6 +54,7 @@ class NgramDrafter:
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=device)
         self.exits_early = device.type in EARLY_EXIT_DEVICES
         self.cache = None if module is None else module.cache
+        self.length = None if module is None else module.length
         self.distributions_BmV: Tensor | None = None
         if module is not None:
             self.num_drafted_B, self.distributions_BmV = module.num_drafted_B, module.distributions_BmV
