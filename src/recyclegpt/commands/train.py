@@ -91,7 +91,10 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         said = _as_ours(error)
         if isinstance(said, Stopped | RunError) and in_multirun():  # its folder is named by the time, or by a tag
             told = str(said).replace("resume=auto", f"sweep.tag={cfg.sweep.tag} resume=auto")
-            said = Stopped(told, int(said.code or 0)) if isinstance(said, Stopped) else RunError(told)
+            if isinstance(said, Stopped):
+                said.message = told
+            else:
+                said.args = (told,)
         try:
             if not isinstance(said, ConfigError | RunError | Stopped):
                 (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -184,30 +184,13 @@ class KernelGPT(RecycleGPT):
             raise TypeError(f"weights packed in {dtype} cannot be cast to {self.dtype}; fuse the model in that dtype")
         return applied
 
-    def backbone_states(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        num_slots_read: int | None = None,
-    ) -> Tensor:
+    def _in_one_call(
+        self, tokens_BT: Tensor, hidden_BTC: Tensor | None, positions_BT: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
         if positions_BT is None or cache is None or not self._takes_one_call(tokens_BT):
-            return super().backbone_states(tokens_BT, positions_BT, mask, cache, num_slots_read)
-        return self._backbone_calls.states(tokens_BT, None, positions_BT, cache)
-
-    def recycle(
-        self,
-        tokens_BT: Tensor,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        num_slots_read: int | None = None,
-    ) -> Tensor:
-        if positions_BT is None or cache is None or self.recyclable is None or not self._takes_one_call(tokens_BT):
-            return super().recycle(tokens_BT, hidden_BTC, positions_BT, mask, cache, num_slots_read)
-        return self._module_calls.states(tokens_BT, hidden_BTC, positions_BT, cache)
+            return None
+        calls = self._backbone_calls if hidden_BTC is None else self._module_calls
+        return calls.states(tokens_BT, hidden_BTC, positions_BT, cache)
 
     def draft_greedily(
         self, state_BC: Tensor, tokens_BS: Tensor, newest_B: Tensor, num: int, threshold: float, cache: KVCache

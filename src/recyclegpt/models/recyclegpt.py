@@ -76,6 +76,9 @@ class RecycleGPT(
         Without a cache the rows attend to each other causally (or by `mask`). With one, the tokens are written at
         `positions_BT` and attend to every earlier slot; `num_slots_read` bounds the slots read.
         """
+        states_BTC = self._in_one_call(tokens_BT, None, positions_BT, cache)
+        if states_BTC is not None:
+            return states_BTC
         return self.backbone(tokens_BT, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read))
 
     def recycle(
@@ -94,6 +97,9 @@ class RecycleGPT(
         """
         if self.recyclable is None:
             raise ValueError("this model has no recyclable module (recycle.num_layers=0); decode it autoregressively")
+        states_BTC = self._in_one_call(tokens_BT, hidden_BTC, positions_BT, cache)
+        if states_BTC is not None:
+            return states_BTC
         embedded_BTC = self.backbone.embed_tokens(tokens_BT)
         return self.recyclable(
             embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
@@ -194,6 +200,12 @@ class RecycleGPT(
     def num_parameters_recycle(self) -> int:
         """Parameters of the recyclable module alone (it shares embedding and LM head)."""
         return 0 if self.recyclable is None else sum(parameter.numel() for parameter in self.recyclable.parameters())
+
+    def _in_one_call(
+        self, tokens_BT: Tensor, hidden_BTC: Tensor | None, positions_BT: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """The states of backbone or (with `hidden_BTC`) module where one operator computes them; else None."""
+        return None
 
     def _attention_inputs(
         self,
