@@ -52,11 +52,12 @@ def alternate_while_sure(
     while len(text) < len(prompt) + number:
         hidden = model.backbone_states(torch.tensor([text]))
         text.append(int(after_penalty(hidden[0, -1]).argmax()))
-        states, read = hidden, len(text) - 1
+        states, read, chance = hidden, len(text) - 1, 1.0
         for _ in range(m):
             recycled = model.recycle(torch.tensor([text[1:]]), states)
             probability = after_penalty(recycled[0, -1]).float().softmax(-1)
-            if float(probability.max()) <= threshold:
+            chance *= float(probability.max())
+            if chance <= threshold:
                 break
             text.append(int(probability.argmax()))
             states = torch.cat([hidden, recycled[:, read - 1 :]], dim=1)
@@ -142,7 +143,7 @@ def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
             sampler = Sampler.seeded(
                 SamplingConfig(temperature=0.0 if greedy else 1.0, coupled=False), 2, 0, model.device
             )
-            session = Session(model, Verified(4, 0.35), sampler, 2, 90)
+            session = Session(model, Verified(4, 0.12), sampler, 2, 90)
             assert isinstance(session.drafter, ModuleDrafter)
             session.prefill([[1, 2], [3, 4, 5]], [80, 80], 90)
             session.drafter.exits_early = device == "cpu"
