@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from recyclegpt.decoding import Decoder
+from recyclegpt.decoding import Decoder, Sampler, SamplingConfig, Verified
 from recyclegpt.decoding.cuda_graph import GraphedStep
+from recyclegpt.decoding.drafters import ModuleDrafter
 from recyclegpt.decoding.sampling import most_likely
+from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.hardware.stopwatch import Clock, Stopwatch
 from recyclegpt.models import KVCache, RecycleGPT
 
@@ -99,7 +101,7 @@ class PassTimer:
         """Warm up the passes of a model with a module, compiled or as CUDA graphs as the decoder runs them."""
         self.num_recycled, self.stopwatch = num_recycled, Stopwatch(decoder.model.device, clock)
         passes, block = Passes(decoder, position, num_recycled + 1, batch), num_recycled + 1
-        self.passes = [passes.backbone(1), passes.backbone(block), passes.module(block), passes.module(1)]
+        self.passes = [passes.backbone(1), passes.backbone(block), passes.drafts(block, 1), passes.drafts(block, block)]
         self.rounds: list[tuple[float, float, float, float]] = []
         self.measure(2)
         self.rounds = []
@@ -108,10 +110,10 @@ class PassTimer:
     def measure(self, rounds: int) -> None:
         for _ in range(rounds):
             seconds = self.stopwatch.seconds(*self.passes * SWEEPS_PER_ROUND)
-            one, block, module_block, module_one = (
+            one, block, first, all_drafts = (
                 sum(seconds[number :: len(self.passes)]) / SWEEPS_PER_ROUND for number in range(len(self.passes))
             )
-            self.rounds.append((one, block / one, module_block / one, module_one / one))
+            self.rounds.append((one, block / one, first / one, (all_drafts - first) / one / self.num_recycled))
 
     def costs(self) -> PassCosts:
         """Medians of all rounds so far."""
@@ -126,7 +128,6 @@ class Passes:
         self.decoder, self.num_slots = decoder, decoder.bucketed(position + widest)
         shape = (batch, self.num_slots, model.dtype, model.device)
         self.cache = KVCache(model.config, model.config.num_layers, *shape)
-        self.module_cache = KVCache(model.config, model.recycle_config.num_layers, *shape)
         self.positions_BT = torch.arange(position, position + widest, device=model.device).expand(batch, -1)
 
     def backbone(self, width: int) -> Callable[[], object]:
@@ -139,17 +140,22 @@ class Passes:
 
         return as_graph(run, model.device)
 
-    def module(self, width: int) -> Callable[[], object]:
+    def drafts(self, width: int, num: int) -> Callable[[], object]:
+        """What the module does in a step: it reads `width` true pairs and drafts `num` tokens greedily."""
         model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
-        tokens_BT = torch.zeros_like(positions_BT)
-        states_BTC = torch.zeros(*tokens_BT.shape, model.config.hidden_size, dtype=model.dtype, device=model.device)
-
-        def run() -> object:
-            read = {"cache": self.module_cache, "num_slots_read": self.num_slots}
-            hidden_BTC = self.decoder.recycle(tokens_BT, states_BTC, positions_BT, **read)
-            return most_likely(model.draft_logits(hidden_BTC[:, -1]))
-
-        return as_graph(run, model.device)
+        batch, last = len(positions_BT), int(positions_BT[0, -1])
+        text = TextBuffer(batch, last + num + 2, model.config.vocab_size, model.device)
+        text.position_B.fill_(last + 1)
+        sampler = Sampler.seeded(SamplingConfig(), batch, 0, model.device)
+        sampler.allocate(num, model.config.vocab_size, model.device)
+        drafter = ModuleDrafter(model, Verified(width - 1 or 1), sampler, text, self.decoder.recycle)
+        drafter.m = num
+        drafter.cache = KVCache(
+            model.config, model.recycle_config.num_layers, batch, self.num_slots + num, model.dtype, model.device
+        )
+        states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        newest_B = torch.full_like(text.position_B, width - 1)
+        return as_graph(lambda: drafter.draft(states_BTC, positions_BT, newest_B, self.num_slots), model.device)
 
 
 @torch.no_grad()

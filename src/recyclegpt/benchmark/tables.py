@@ -54,7 +54,7 @@ def cost_tables(decoder: Decoder, position: int, **optimised: Any) -> dict[str, 
         with device:
             small = RecycleGPT(shape, recycle).eval().to(model.dtype)
         drafting = Passes(Decoder.optimised(small, **optimised), position, 1)
-        calls["draft_cost", size] = drafting.module(1)
+        calls["draft_cost", size] = drafting.drafts(1, 1)
     stopwatch, copies = Stopwatch(device), CopyTimer(device)
     rounds = []
     for _ in range(ROUNDS + 1):

@@ -1,6 +1,7 @@
 // The product of few rows with a packed weight as an operator; see product.h.
 
 #include "product.h"
+#include "team.h"
 
 namespace {
 
@@ -13,7 +14,8 @@ void multiply(
       mutable_data<E>(y), plus ? data<E>(*plus) : nullptr, scale ? data<float>(*scale) : nullptr, O};
   Rows<E, W> rows;
   rows.set(data<E>(x), n, I);
-  const int64_t grain = std::max<int64_t>(1, 16384 / I);  // a thread is worth waking for this much
+  // A thread is worth waking for this much, unless another program keeps its core.
+  const int64_t grain = passes_alone > 0 ? blocks_of(O) : std::max<int64_t>(1, 16384 / I);
   torch::stable::parallel_for(0, blocks_of(O), grain, [&](int64_t from, int64_t to) {
     times_blocks(rows, data<W>(weight), from, to, target);
   });

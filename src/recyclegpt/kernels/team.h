@@ -2,23 +2,30 @@
 //
 // Waking threads for every operator costs a narrow model more than its arithmetic. Items are claimed one by one, so a
 // thread that shares its core with another program does fewer of them. A barrier spins for some microseconds, then
-// gives its core away.
+// gives its core away. Where another program keeps a thread from its core for long, all would wait for it: then the
+// next passes are run by one thread alone, more and more of them as long as that goes on.
 #pragma once
 
 #include "vectors.h"
 
 #include <atomic>
+#include <chrono>
 #include <sched.h>
 #include <stdexcept>
+
+// Passes that one thread runs alone, and how many there will be if a pass is late again; one pair for all operators.
+inline std::atomic<int> passes_alone{0}, next_alone{0};
 
 namespace {
 
 constexpr int kSpins = 2000;
+constexpr int kLateUs = 1000;  // a program that takes a core keeps it for milliseconds
+constexpr int kMostAlone = 127;
 
 class Team {
   std::vector<std::atomic<int64_t>> claimed;  // items of each phase
   std::atomic<int> size{0}, arrived{0}, barriers{0};
-  std::atomic<bool> failed{false};
+  std::atomic<bool> failed{false}, late{false};
 
   static void relax() {
 #if defined(__x86_64__)
@@ -29,11 +36,17 @@ class Team {
   }
 
   template <typename F>
-  void wait(const F& ready) const {
+  void wait(const F& ready) {
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point begin;
     for (int spins = 0; !ready(); ++spins) {
       if (failed.load()) throw std::runtime_error("another thread of this pass failed");  // it comes to no barrier
       if (spins < kSpins) relax();
-      else sched_yield();
+      else if (spins == kSpins) begin = Clock::now();
+      else {
+        sched_yield();
+        if (!late && Clock::now() - begin > std::chrono::microseconds(kLateUs)) late = true;
+      }
     }
   }
 
@@ -45,6 +58,10 @@ class Team {
   // Calls work() in every thread. A thread pool that gives fewer threads than asked for hands one of them several parts.
   template <typename F>
   void run(const F& work) {
+    if (passes_alone > 0) {
+      --passes_alone, size = 1;
+      return work();
+    }
     torch::stable::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
       if (from == 0) size = int((threads + to - 1) / to);
       wait([&] { return size.load() > 0; });
@@ -55,6 +72,8 @@ class Team {
         throw;
       }
     });
+    if (late) passes_alone = next_alone.load();
+    next_alone = late ? std::min(2 * next_alone + 1, kMostAlone) : next_alone / 2;
   }
 
   // Shares `count` items of a phase, `step` at a time: calls part(from, to). Every thread calls it once a phase.

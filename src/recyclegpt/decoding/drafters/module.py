@@ -35,6 +35,7 @@ class ModuleDrafter:
         self.model, self.sampler, self.text = model, sampler, text
         self.recycle = recycle or model.recycle
         self.m, self.fixed_threshold = strategy.num_recycled, strategy.confidence_threshold
+        self.block = self.m + 1
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
         depth = model.recycle_config.num_layers
@@ -61,7 +62,7 @@ class ModuleDrafter:
         """Re-read the true pairs; the module's state of the newest one, `(B, C)`."""
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
         # A prompt has a width of its own, for which compiling would not pay.
-        recycle = self.recycle if positions_BT.shape[1] == self.m + 1 else self.model.recycle
+        recycle = self.recycle if positions_BT.shape[1] == self.block else self.model.recycle
         recycled_BTC = recycle(following_BT, hidden_BTC, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
         return row_at(recycled_BTC, newest_B)
 
