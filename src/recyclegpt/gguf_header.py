@@ -37,6 +37,8 @@ class GGUFHeader(NamedTuple):
 def is_gguf(path: Path) -> bool:
     """Whether the file begins as GGUF files do."""
     try:
+        if not path.is_file():  # reading a pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
