@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(COMMANDS)}"
         print(f"recyclegpt: unknown command {name!r}: {hint}", file=sys.stderr)
         return MISTAKE
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what a terminal may not know
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # provenance, and children of DDP, are made from it
     config_name = name.replace("-", "_")
     from recyclegpt.configuration.compose import check_typing, find_conf  # `recyclegpt --help` needs no Hydra

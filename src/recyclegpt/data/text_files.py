@@ -136,8 +136,9 @@ def _holds_rows(file: Path) -> bool:
 def _find(key: str, paths: Sequence[str], as_text: bool, left_out: Counter[str], problems: list[str]) -> list[Path]:
     """Every file that `paths` names, sorted, once each; adds to `left_out` by kind, and to `problems`."""
     paths = paths if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
-    if not paths:
+    if not paths or "" in paths:  # as a path, nothing is the current folder
         problems.append(f"{key}: empty; name at least one file, folder or pattern")
+        return []
     found: dict[Path, Path] = {}
     for given in paths:
         if not isinstance(given, str):

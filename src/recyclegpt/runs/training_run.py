@@ -191,12 +191,14 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     if run.checkpoint is not None:
         lines.append(f"resumed {relative(run.checkpoint)}")
     print("\n".join(lines), file=sys.stderr)
-    if trainer.max_steps > (most := epoch_steps(cfg)):
-        log.warning(
-            "trainer.max_steps=%d is not reached: trainer.max_epochs=%d of trainer.limit_train_batches=%d end after %d "
-            "steps; raise trainer.max_epochs",
-            *(trainer.max_steps, cfg.trainer.max_epochs, cfg.trainer.limit_train_batches, most),
-        )
+    most = epoch_steps(cfg)
+    for key, steps in (("max_steps", trainer.max_steps), ("min_steps", trainer.min_steps or 0)):
+        if steps > most:
+            log.warning(
+                "trainer.%s=%d is not reached: trainer.max_epochs=%d of trainer.limit_train_batches=%d end after %d "
+                "steps; raise trainer.max_epochs",
+                *(key, steps, cfg.trainer.max_epochs, cfg.trainer.limit_train_batches, most),
+            )
     if available is not None and planned > available:
         log.warning(
             "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "

@@ -63,6 +63,14 @@ def test_everything_missing_is_named_at_once(tmp_path: Path) -> None:
         TextFiles([])
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    for paths in ("", [""], ["a.txt", ""]):
+        with pytest.raises(ConfigError, match="paths: empty"):
+            TextFiles(paths)
+
+
 def test_few_files_give_their_tails(tmp_path: Path) -> None:
     lines = [f"line {number}\n" for number in range(100)]
     (tmp_path / "a.txt").write_text("".join(lines))
