@@ -78,7 +78,7 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
     """The messages of a text that is one JSON object `{"messages": [...]}` or their list; None if it is any other text.
 
     Raises:
-        ValueError: the messages are faulty, or lines with more of them follow.
+        ValueError: the messages are faulty, lines with more of them follow, or it is a row of a file of prompts.
     """
     try:
         first, end = json.JSONDecoder().raw_decode(text.lstrip())
@@ -87,6 +87,8 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
     if isinstance(first, list) and first and all(isinstance(one, dict) and {"role", "from"} & {*one} for one in first):
         first = {CHATS[0]: first}
     key = next((key for key in CHATS if isinstance(first, dict) and key in first), None)
+    if isinstance(first, dict) and key is None and {"prompt", "turns", "role"} & {*first}:
+        raise ValueError('it is a row of prompts; give the text itself, {"messages": [...]}, or bench prompts=FILE')
     if key is None:
         return None
     if text.lstrip()[end:].strip():

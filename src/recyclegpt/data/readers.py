@@ -30,8 +30,10 @@ _PIECE_BYTES = 1 << 20
 
 
 def suffix_of(name: str | Path) -> str:
-    """What the name says a file is, in lower case; of `a.jsonl.gz` `.jsonl`."""
+    """What the name says a file is, in lower case; of `a.jsonl.gz`, `a.jsonl.1` and `a.jsonl.bak` `.jsonl`."""
     file = Path(name)
+    while file.suffix[1:].isdigit() or file.suffix.lower() in (".bak", ".old", ".orig"):
+        file = file.with_suffix("")
     inner = file.with_suffix("") if file.suffix.lower() in PACKED else file
     return inner.suffix.lower()
 

@@ -91,8 +91,8 @@ def test_a_chat_is_told_from_other_texts() -> None:
     assert chat_in(f"\n{chat}\n") == QUESTION
     for text in ("", "{", "Why?", '{"a": 1}', "[1]"):
         assert chat_in(text) is None
-    for bad in (f"{chat}\n{chat}", '{"messages": "Why?"}'):
-        with pytest.raises(ValueError, match=r"first chat|are not"):
+    for bad in (f"{chat}\n{chat}", '{"messages": "Why?"}', '{"prompt": "Why?"}'):
+        with pytest.raises(ValueError, match=r"first chat|are not|row of prompts"):
             chat_in(bad)
 
 

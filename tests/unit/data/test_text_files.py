@@ -71,6 +71,11 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
             TextFiles(paths)
 
 
+def test_a_rotated_file_is_what_it_was() -> None:
+    assert {readers.suffix_of(f"a.jsonl{end}") for end in ("", ".1", ".bak", ".gz")} == {".jsonl"}
+    assert readers.suffix_of("notes.2024") == ""
+
+
 def test_few_files_give_their_tails(tmp_path: Path) -> None:
     lines = [f"line {number}\n" for number in range(100)]
     (tmp_path / "a.txt").write_text("".join(lines))
