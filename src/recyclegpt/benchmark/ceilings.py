@@ -144,15 +144,11 @@ class Passes:
         """What the module does in a step: it reads `width` true pairs and drafts `num` tokens greedily."""
         model, positions_BT = self.decoder.model, self.positions_BT[:, :width].contiguous()
         batch, last = len(positions_BT), int(positions_BT[0, -1])
-        text = TextBuffer(batch, last + num + 2, model.config.vocab_size, model.device)
+        text = TextBuffer(batch, self.num_slots + num + 2, model.config.vocab_size, model.device)
         text.position_B.fill_(last + 1)
         sampler = Sampler.seeded(SamplingConfig(), batch, 0, model.device)
-        sampler.allocate(num, model.config.vocab_size, model.device)
         drafter = ModuleDrafter(model, Verified(width - 1 or 1), sampler, text, self.decoder.recycle)
         drafter.m = num
-        drafter.cache = KVCache(
-            model.config, model.recycle_config.num_layers, batch, self.num_slots + num, model.dtype, model.device
-        )
         states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)
         newest_B = torch.full_like(text.position_B, width - 1)
         return as_graph(lambda: drafter.draft(states_BTC, positions_BT, newest_B, self.num_slots), model.device)

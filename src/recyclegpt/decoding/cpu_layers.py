@@ -22,15 +22,13 @@ row of a batch is bit for bit what it is alone; beyond, rounding depends on the 
 class PackedLinear(nn.Module):
     """A product whose weight is packed for `kernels.linear`, in its own format or in int8."""
 
-    def __init__(
-        self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool, memory: kernels.HugePages | None = None
-    ) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool, memory: kernels.HugePages) -> None:
         super().__init__()
         self.out_features = len(weight_OI)
         scale = None
         if int8:
             weight_OI, scale = kernels.quantise(weight_OI)
-        self.register_buffer("packed", (memory or kernels.HugePages()).hold(kernels.pack(weight_OI)))
+        self.register_buffer("packed", memory.hold(kernels.pack(weight_OI)))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias_O)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,11 +12,22 @@ from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.models import KVCache, RecycleGPT
 
 ROUNDS = 5
+_COSTS: WeakKeyDictionary[RecycleGPT, dict[int, float]] = WeakKeyDictionary()
+
+
+def cost_of_a_draft(model: RecycleGPT, num_recycled: int) -> float:
+    """What one more drafted token costs, in backbone passes over one token: a row and a module call.
+
+    It is measured once for a model, not for every text.
+    """
+    costs = _COSTS.setdefault(model, {})
+    if num_recycled not in costs:
+        costs[num_recycled] = _measured(model, num_recycled)
+    return costs[num_recycled]
 
 
 @torch.no_grad()
-def cost_of_a_draft(model: RecycleGPT, num_recycled: int) -> float:
-    """What one more drafted token costs, in backbone passes over one token, measured here: a row and a module call."""
+def _measured(model: RecycleGPT, num_recycled: int) -> float:
     config, shape = model.config, (1, num_recycled + 1, model.dtype, model.device)
     cache = KVCache(config, config.num_layers, *shape)
     module_cache = KVCache(config, model.recycle_config.num_layers, *shape)

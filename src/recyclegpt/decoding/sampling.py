@@ -212,10 +212,8 @@ class Sampler:
         """A token for each row, and under rejection sampling the distribution `(B, V)` it was drawn from.
 
         `draw` is 0 for the backbone's token of a step and k for the k-th drafted one; `position_B` is where it goes.
-        With `draft_ids` the logits are those of these D tokens.
+        With `draft_ids` logits and `seen_BV` are those of these D tokens.
         """
-        if draft_ids is not None and seen_BV is not None:
-            seen_BV = seen_BV[:, draft_ids]
         if not self.rejects:
             seen_BTV = None if seen_BV is None else seen_BV[:, None]
             return self.choose_at(logits_BV[:, None], position_B[:, None], seen_BTV, draft_ids)[:, 0], None

@@ -75,23 +75,23 @@ class ModuleDrafter:
             if num_drafted_B is not None:
                 self.num_drafted_B.copy_(num_drafted_B)
                 return
-        threshold = self.threshold
+        threshold, draft_ids = self.threshold, self.model.draft_ids
         chance_B = torch.ones(len(state_BC), device=state_BC.device)  # that all so far are right
         self.num_drafted_B.fill_(0 if threshold > 0 else self.m)
         for number in range(1, self.m + 1):
             logits_BD = self.model.draft_logits(state_BC)
             position_B = self.text.position_B + number
-            seen_BV: Tensor | None = None
+            seen_BD: Tensor | None = None
             if self.sampler.config.penalises:
-                seen_BV = self.text.seen((position_B - 1)[:, None])[:, 0]
-            token_B, distribution_BV = self.sampler.choose(logits_BD, number, position_B, seen_BV, self.model.draft_ids)
+                seen_BD = self.text.seen((position_B - 1)[:, None])[:, 0]
+                if draft_ids is not None:
+                    seen_BD = seen_BD[:, draft_ids]
+            token_B, distribution_BV = self.sampler.choose(logits_BD, number, position_B, seen_BD, draft_ids)
             self.text.write(position_B, token_B)
             if self.distributions_BmV is not None and distribution_BV is not None:
                 self.distributions_BmV[:, number - 1] = distribution_BV
             if threshold > 0:
-                if seen_BV is not None and self.model.draft_ids is not None:
-                    seen_BV = seen_BV[:, self.model.draft_ids]
-                chance_B = chance_B * largest_probability(logits_BD, self.sampler.config, seen_BV)
+                chance_B = chance_B * largest_probability(logits_BD, self.sampler.config, seen_BD)
                 sure_B = chance_B > threshold
                 self.num_drafted_B.add_(sure_B)
                 if self.exits_early and not bool(sure_B.any()):
