@@ -60,7 +60,7 @@ class Session:
         self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
         self.text = TextBuffer(batch, num_slots, config.vocab_size, self.device)
         sampler.allocate(m, config.vocab_size, self.device)
-        self.drafter = make_drafter(model, strategy, sampler, self.text, recycle)
+        self.drafter = make_drafter(model, strategy, sampler, self.text, self.cache, recycle)
         self.block_T = torch.arange(m + 1, device=self.device)
         self.record_5B = torch.zeros(5, batch, dtype=torch.long, device=self.device)
         self.record: StepRecord[Tensor] = StepRecord(*self.record_5B)

@@ -5,7 +5,8 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
-from typing import NamedTuple
+from collections.abc import Container, Iterable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
 from recyclegpt.models.kv_cache import KVCache
-from recyclegpt.models.layers import AttentionInputs, initialise
+from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise
 from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary
 from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
@@ -80,6 +81,27 @@ class RecycleGPT(
         if states_BTC is not None:
             return states_BTC
         return self.backbone(tokens_BT, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read))
+
+    def partial_states(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        skipped: Container[str],
+        cache: KVCache,
+        num_slots_read: int | None = None,
+    ) -> Tensor:
+        """States after the final norm where some parts of the backbone are skipped, operator by operator.
+
+        `skipped` holds `a3` for the attention of the fourth layer, `m3` for its SwiGLU.
+        """
+        inputs = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        x_BTC, layers = self.backbone.embed_tokens(tokens_BT), cast("Iterable[TransformerLayer]", self.backbone.layers)
+        for number, layer in enumerate(layers):
+            if f"a{number}" not in skipped:
+                x_BTC = layer.add_attention(x_BTC, number, inputs)
+            if f"m{number}" not in skipped:
+                x_BTC = layer.add_mlp(x_BTC)
+        return self.backbone.norm(x_BTC)
 
     def recycle(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
+from recyclegpt.decoding.drafters.partial_backbone import PartialBackboneDrafter
 from recyclegpt.decoding.drafters.token_recycling import TokenRecyclingDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
@@ -64,12 +65,19 @@ class Drafter(Protocol):
 
 
 def make_drafter(
-    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    backbone_cache: KVCache,
+    recycle: ModelPass | None = None,
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
     if not strategy.num_recycled:
         return None
     if strategy.drafter == "token_recycling":
         return TokenRecyclingDrafter(model, strategy, sampler, text)
+    if strategy.drafter.startswith(("self_speculative", "early_exit")):
+        return PartialBackboneDrafter(model, strategy, sampler, text, backbone_cache)
     module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
