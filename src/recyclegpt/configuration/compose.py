@@ -8,20 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recyclegpt.configuration.composition_errors import explain_composition, is_typing_mistake, value_problems
+from recyclegpt.configuration.composition_errors import explain_composition, value_problems
 from recyclegpt.errors import ConfigError
 
 VERSION_BASE = "1.3"
-FLAGS = ("-m", "--multirun", "--resolve", "--mark", "--no-prompt", "--stats")
-OPTIONS_WITH_VALUE = ("--prompt", "--prompt-file", "--cfg", "-c", "--package", "-p")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -71,40 +66,6 @@ def compose_or_explain(
     if check_values and (problems := value_problems(cfg)):
         raise ConfigError(problems)
     return cfg
-
-
-def check_typing(config_name: str, arguments: Sequence[str]) -> None:
-    """Look for unknown keys and choices in a command's arguments before anything is imported that takes seconds.
-
-    Whatever else is wrong, and arguments that only the command understands, are left to it.
-
-    Raises:
-        ConfigError: the first mistake.
-    """
-    overrides = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument in OPTIONS_WITH_VALUE:
-            next(remaining, None)
-        elif not argument.startswith("-"):
-            overrides += expand_home([argument])
-        elif argument.partition("=")[0] not in {*FLAGS, *OPTIONS_WITH_VALUE}:
-            return  # it may change what the others mean, as --config-dir does
-    store = ConfigStore.instance()
-    for group, name in ((None, "train_schema"), ("decoding", "schema")):  # `register` replaces them
-        store.store(group=group, name=name, node={})
-    try:
-        with initialize_config_dir(str(find_conf().resolve()), job_name="recyclegpt", version_base=VERSION_BASE):
-            compose(config_name, [_first_choice(o) for o in OverridesParser.create().parse_overrides(overrides)])
-    except (HydraException, OmegaConfBaseException) as error:
-        if is_typing_mistake(error):
-            raise ConfigError(explain_composition(error)) from error
-
-
-def _first_choice(override: Override) -> str:
-    if override.is_choice_sweep():
-        return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-    return str(override.input_line)
 
 
 def expand_home(overrides: Sequence[str]) -> list[str]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-_ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"(?=\s*(?:,|$))|'(?:[^'\\]|\\.)*'(?=\s*(?:,|$))|[^,]+)\s*(?:,|$)""")
-"""A member of a list, quoted or not."""
 _NEEDED = re.compile(r"You must specify '(\w+)'.*Available options:(.*)", re.DOTALL)
 
 
@@ -29,8 +25,7 @@ def explain_composition(error: BaseException) -> str:
         override = str(error.override)
         if "=" not in override:
             return f"{override}: is not KEY=VALUE"
-        remedy = requoted(override)
-        hint = 'put each text in it in quotes, "TEXT"' if remedy is None else f"type {shlex.quote(remedy)}"
+        hint = """put each text in it in double quotes, and all of it in single ones: 'KEY=["~/a (1)"]'"""
         return f"{override}: cannot be read, since text with characters like ~ ( ) # = needs quotes; {hint}"
     if several := re.match(r"Ambiguous value for argument '(.*?)'", str(error)):
         return f"{several[1]}: several values are a sweep, which -m starts; a list has brackets, KEY=[A,B]"
@@ -44,43 +39,6 @@ def explain_composition(error: BaseException) -> str:
         return f"{cause.full_key}: {_first_line(cause)}"
     text = re.split(r"\n?Config search path:|\nSee https?:", str(error))[0]
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
-
-
-def is_typing_mistake(error: BaseException) -> bool:
-    """Whether an exception of Hydra's means an unknown or missing choice, an unknown key, or a broken override."""
-    cause = error.__cause__ or error.__context__
-    return (
-        isinstance(error, MissingConfigException | OverrideParseException)
-        or isinstance(cause, ConfigAttributeError | ConfigKeyError)
-        or _NEEDED.match(str(error)) is not None
-    )
-
-
-def requoted(override: str) -> str | None:
-    """An override with quotes around the texts that Hydra's grammar does not read bare; None if that does not help."""
-    key, _, value = override.partition("=")
-    value = value.strip()
-    if value.startswith("[") and value.endswith("]"):
-        value = f"[{', '.join(_quoted(item) for item in _ITEM.findall(value[1:-1]))}]"
-    elif not value.startswith("{"):
-        value = _quoted(value)
-    return f"{key}={value}" if _is_readable(f"{key}={value}") else None
-
-
-def _quoted(text: str) -> str:
-    text = text.strip()
-    if _is_readable(f"key={text}"):
-        return text
-    text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), text)
-    return f'"{text}"'
-
-
-def _is_readable(override: str) -> bool:
-    try:
-        (parsed,) = OverridesParser.create().parse_overrides([override])
-    except HydraException:
-        return False
-    return not parsed.is_sweep_override()
 
 
 def value_problems(cfg: DictConfig) -> list[str]:
