@@ -6,6 +6,9 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recyclegpt.errors import ConfigError
 
 MAGIC = b"GGUF"
@@ -55,3 +58,11 @@ def _read(path: Path, _changed: int) -> GGUFHeader:
     except (OSError, ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as GGUF ({error}); download or copy it again") from error
     return GGUFHeader(metadata, {tensor.name: tensor for tensor in reader.tensors})
+
+
+def dequantised(tensor: Any, first: int, last: int) -> NDArray[np.float32]:
+    """Rows `first` up to `last` of a tensor seen as a matrix, in fp32."""
+    from gguf import dequantize
+
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])[first:last]
+    return np.array(dequantize(rows, tensor.tensor_type))

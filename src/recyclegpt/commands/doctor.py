@@ -125,8 +125,7 @@ def devices() -> Iterator[Finding]:
     """What computes here, and the dtypes that training and decoding choose by themselves."""
     import torch
 
-    from recyclegpt.hardware.device import device_name
-    from recyclegpt.hardware.dtypes import fastest_dtype, has_native_bf16
+    from recyclegpt.hardware.device import device_name, fastest_dtype, has_native_bf16
 
     for device in [torch.device("cpu"), *(torch.device("cuda", n) for n in range(torch.cuda.device_count()))]:
         if device.type == "cpu":

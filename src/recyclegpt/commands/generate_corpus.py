@@ -23,8 +23,7 @@ from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
-from recyclegpt.data.prompt_file import encode_prompts, read_prompts
-from recyclegpt.data.prompts import draw_prompts
+from recyclegpt.data.prompts import draw_prompts, encode_prompts, read_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.data.tokenizer import TextTokenizer

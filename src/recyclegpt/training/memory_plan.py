@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from recyclegpt.models import ModelConfig, RecycleGPT
 from recyclegpt.models.unrolled import MOST_ROWS
-from recyclegpt.training.compile import layers_of
 from recyclegpt.training.cross_entropy import rows_of_chunk
+from recyclegpt.training.layers import layers_of
 
 PRECISIONS = {"32-true": (4, 4), "bf16-mixed": (4, 2), "bf16-true": (2, 2), "64-true": (8, 8)}
 """Bytes of a weight and of an activation, by the names of `trainer.precision`."""

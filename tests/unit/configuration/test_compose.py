@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recyclegpt.configuration.compose import compose_or_explain, find_conf, folder_name
-from recyclegpt.configuration.composition_errors import value_problems
+from recyclegpt.configuration.compose import compose_or_explain, find_conf, folder_name, value_problems
 from recyclegpt.configuration.device import unescape
 from recyclegpt.errors import ConfigError
 

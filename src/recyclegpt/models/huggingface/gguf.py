@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.gguf_header import read_header
+from recyclegpt.gguf_header import dequantised, read_header
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.huggingface.families import model_config
 from recyclegpt.models.huggingface.shards import FLOATS, sampled_hash
@@ -152,15 +152,13 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _read(tensor: Any) -> Tensor:
-    from gguf import dequantize
-
     shape = _shape(tensor)
-    weight = torch.empty(shape).view(-1, shape[-1])
-    rows = tensor.data.reshape(len(weight), -1)
+    weight = torch.empty(shape)
+    rows = weight.view(-1, shape[-1])
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        weight[part] = torch.from_numpy(dequantize(rows[part], tensor.tensor_type).copy())
-    return weight.view(shape)
+        end = begin + _ROWS_AT_ONCE
+        rows[begin:end] = torch.from_numpy(dequantised(tensor, begin, end))
+    return weight
 
 
 def _name_here(name: str) -> str:
