@@ -33,7 +33,7 @@ class DecodingConfig:
     adaptive: bool = False
     """Verified decoding on a CPU drafts as many of the `num_recycled` tokens as pay by measured costs."""
     drafter: str = "module"
-    """`module`, `ngram` (lookup in prompt and text; needs no module) or `ngram+module` (lookup first)."""
+    """`module`, `ngram+module`, or without a module `ngram` or `token_recycling`, as in `Strategy`."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int | None = None

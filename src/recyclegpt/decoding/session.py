@@ -67,7 +67,11 @@ class Session:
 
     def state(self) -> list[Tensor]:
         """All that a step changes, the caches apart: running it again writes the same into those."""
-        drafted = [] if self.drafter is None else [self.drafter.num_drafted_B, self.drafter.distributions_BmV]
+        drafted = (
+            []
+            if self.drafter is None
+            else [self.drafter.num_drafted_B, self.drafter.distributions_BmV, self.drafter.table_BV]
+        )
         tensors = [self.text.tokens_BS, self.text.position_B, self.record_5B, *drafted, *self.strategy.state]
         return [tensor for tensor in tensors if tensor is not None]
 
@@ -148,7 +152,7 @@ class Session:
             self.record.position.copy_(text.position_B)
             return
         matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
-        drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read)
+        drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read, best_BT)
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)
 

@@ -17,7 +17,7 @@ from recyclegpt.decoding.text_buffer import row_at
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED
 
-DRAFTERS = ("module", "ngram", "ngram+module")
+DRAFTERS = ("module", "ngram", "ngram+module", "token_recycling")
 
 
 class DraftTokens(NamedTuple):
@@ -54,7 +54,8 @@ class Strategy:
     confidence_threshold: float = 0.0
     """Let the module draft only while the product of its largest probabilities is above this: 0 always, 1 never."""
     drafter: str = "module"
-    """What drafts: `module`, `ngram` (lookup in prompt and text), or `ngram+module` (lookup first)."""
+    """What drafts: `module`, `ngram` (lookup in prompt and text), `ngram+module` (lookup first), or `token_recycling`
+    (what the backbone last chose after a token)."""
     adaptive: bool = False
     """On a CPU: draft as many of the `num_recycled` tokens as pay (`DraftLength`), whatever the threshold."""
     name: ClassVar[str]
@@ -87,7 +88,7 @@ class Strategy:
     @property
     def needs_module(self) -> bool:
         """Whether it decodes only models with a recyclable module."""
-        return self.num_recycled > 0 and self.drafter != "ngram"
+        return self.num_recycled > 0 and self.drafter.endswith("module")
 
     @property
     def state(self) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
+from recyclegpt.decoding.drafters.token_recycling import TokenRecyclingDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -35,11 +36,21 @@ class Drafter(Protocol):
     length: DraftLength | None
     """How many tokens pay, in adaptive drafting."""
 
+    table_BV: Tensor | None
+    """What else `draft` changes in place, a row for each of the batch; None if nothing."""
+
     @property
     def cache(self) -> KVCache | None:
         """Keys and values of its own; None if it needs none."""
 
-    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+    def draft(
+        self,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num_slots_read: int,
+        best_BT: Tensor | None = None,
+    ) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
 
         Args:
@@ -47,6 +58,7 @@ class Drafter(Protocol):
             positions_BT: where they stand.
             newest_B: the last of the T that belongs to the text; those after it were rejected, or are padding.
             num_slots_read: bounds the slots that a KV cache reads.
+            best_BT: the token that the backbone thinks most likely after each; None in a prefill.
         """
         ...
 
@@ -57,5 +69,7 @@ def make_drafter(
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
     if not strategy.num_recycled:
         return None
+    if strategy.drafter == "token_recycling":
+        return TokenRecyclingDrafter(model, strategy, sampler, text)
     module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)

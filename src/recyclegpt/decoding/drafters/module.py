@@ -28,6 +28,8 @@ EARLY_EXIT_DEVICES = ("cpu",)
 class ModuleDrafter:
     """Implements `Drafter`."""
 
+    table_BV: Tensor | None = None
+
     def __init__(
         self, model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None
     ) -> None:
@@ -54,7 +56,14 @@ class ModuleDrafter:
         """Drafting goes on while the product of the module's largest probabilities is above it; 0: always."""
         return self.fixed_threshold if self.length is None else self.length.cutoff
 
-    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+    def draft(
+        self,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num_slots_read: int,
+        best_BT: Tensor | None = None,
+    ) -> None:
         """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
         self.propose(self.read(hidden_BTC, positions_BT, newest_B, num_slots_read), num_slots_read)
 
