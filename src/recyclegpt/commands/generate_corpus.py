@@ -139,10 +139,7 @@ def _continuations(cfg: DictConfig, settings: CorpusSettings, trained: LoadedMod
 
 def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer, longest: int) -> Asked:
     """The prompts of a file, asked by the chat template where there is one; those of validation are drawn at random."""
-    asked = [
-        prompt if prompt.messages else prompt._replace(messages=[{"role": "user", "content": prompt.text}])
-        for prompt in read_prompts(str(settings.prompts))
-    ]
+    asked = read_prompts(str(settings.prompts), as_chats=True)
     rows = encode_prompts(tokenizer, asked, "characters")
     fitting = [row for row in rows if len(row) <= longest]
     if len(fitting) < len(rows):
