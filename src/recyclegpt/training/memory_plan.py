@@ -67,7 +67,7 @@ def _activations(model: RecycleGPT, step: StepShape) -> int:
         kept = _stack(len(model.backbone.layers), layer, model.config.hidden_size * wide, step)
         recomputed = layer
     if model.recyclable is not None:
-        plain, depth = model.config.plain, len(model.recyclable.layers)
+        plain, depth = model.config.plain, model.recyclable.depth
         for k in range(1, step.num_unrolled + 1):
             layer = _layer(plain, narrow, narrow, step, k * step.row_length if step.masked or k > 1 else 0)
             # Keys and values of the earlier steps, repeated for all heads by the attention of unrolled training.

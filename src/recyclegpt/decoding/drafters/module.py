@@ -40,8 +40,8 @@ class ModuleDrafter:
         self.block = self.m + 1
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
-        depth = model.recycle_config.num_layers
-        self.cache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
+        assert model.recyclable is not None
+        self.cache = KVCache(model.config, model.recyclable.depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.length: DraftLength | None = None
         if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
@@ -106,6 +106,12 @@ class ModuleDrafter:
                 if self.exits_early and not bool(sure_B.any()):
                     return
             if number < self.m:
-                # The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
-                inputs = token_B[:, None], state_BC[:, None], (position_B - 1)[:, None]
-                state_BC = self.recycle(*inputs, cache=self.cache, num_slots_read=num_slots_read).squeeze(1)
+                state_BC = self.following(state_BC, token_B, number, num_slots_read)
+
+    def following(self, state_BC: Tensor, token_B: Tensor, number: int, num_slots_read: int) -> Tensor:
+        """The state `(B, C)` after the `number`-th drafted token, `token_B`, which was drafted from `state_BC`.
+
+        The module's own state stands in for the one not computed yet: r_t for h_{t+1}, at position t + 1.
+        """
+        inputs = token_B[:, None], state_BC[:, None], (self.text.position_B + number - 1)[:, None]
+        return self.recycle(*inputs, cache=self.cache, num_slots_read=num_slots_read).squeeze(1)
