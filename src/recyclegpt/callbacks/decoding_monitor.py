@@ -30,9 +30,9 @@ from recyclegpt.callbacks.tensorboard import BY_POSITION, DESCRIPTIONS
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
 from recyclegpt.files import write_whole
-from recyclegpt.hardware.contention import ExternalCpuLoad
+from recyclegpt.hardware.device import ExternalCpuLoad
 from recyclegpt.models import RecycleGPT, named_dtype
-from recyclegpt.training.sharding import gathered
+from recyclegpt.training.layers import gathered
 
 TAGS = tuple(tag for tag in DESCRIPTIONS if tag.startswith("decode/"))
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""

@@ -17,7 +17,7 @@ from torch import nn
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.checkpoints.module_only import load_backbone_of
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT

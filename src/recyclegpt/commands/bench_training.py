@@ -14,17 +14,15 @@ from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, measure_steps, module_shares
 from recyclegpt.commands.bench import output_folder
-from recyclegpt.configuration.compose import compose_or_explain
+from recyclegpt.configuration.compose import compose_or_explain, to_plain
 from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.hash import to_plain
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.schemas import Training, not_positive, read_settings
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import device_name, measured_on, peak_flops, warn_contended
+from recyclegpt.hardware.device import ExternalCpuLoad, device_name, measured_on, peak_flops, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig
 

@@ -16,7 +16,7 @@ from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
 from recyclegpt.export.hub import push_folder, repository_problems
 from recyclegpt.export.model_card import CardFacts, model_card
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.huggingface.pretrained import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 

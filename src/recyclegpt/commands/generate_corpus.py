@@ -23,8 +23,7 @@ from recyclegpt.configuration.device import read_decoding
 from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
-from recyclegpt.data.prompt_file import encode_prompts, read_prompts
-from recyclegpt.data.prompts import draw_prompts
+from recyclegpt.data.prompts import draw_prompts, encode_prompts, read_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.data.tokenizer import TextTokenizer
@@ -140,10 +139,7 @@ def _continuations(cfg: DictConfig, settings: CorpusSettings, trained: LoadedMod
 
 def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer, longest: int) -> Asked:
     """The prompts of a file, asked by the chat template where there is one; those of validation are drawn at random."""
-    asked = [
-        prompt if prompt.messages else prompt._replace(messages=[{"role": "user", "content": prompt.text}])
-        for prompt in read_prompts(str(settings.prompts))
-    ]
+    asked = read_prompts(str(settings.prompts), as_chats=True)
     rows = encode_prompts(tokenizer, asked, "characters")
     fitting = [row for row in rows if len(row) <= longest]
     if len(fitting) < len(rows):

@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.file import list_checkpoints
 from recyclegpt.checkpoints.load import FOLDER
-from recyclegpt.configuration.composition_errors import value_problems
-from recyclegpt.configuration.hash import config_hash
+from recyclegpt.configuration.compose import config_hash, value_problems
 from recyclegpt.configuration.hydra_app import hydra_run, in_multirun
 from recyclegpt.configuration.train_checks import sweep_problems
 from recyclegpt.errors import ConfigError, RunError, Stopped

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import TOKENIZER, LoadedModel
-from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.compose import to_plain
 from recyclegpt.configuration.instantiate import build
 from recyclegpt.errors import ConfigError
 

@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recyclegpt.configuration.compose import VERSION_BASE, expand_home, find_conf, register
-from recyclegpt.configuration.composition_errors import explain_composition
+from recyclegpt.configuration.compose import VERSION_BASE, expand_home, explain_composition, find_conf, register
 from recyclegpt.errors import ConfigError
 
 

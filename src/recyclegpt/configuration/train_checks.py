@@ -125,6 +125,12 @@ def sweep_problems(cfg: DictConfig) -> list[str]:
 def check_combinations(cfg: DictConfig) -> list[str]:
     """Every impossible combination of a training config, each with its remedy."""
     problems = _trainer_problems(cfg) + _monitor_problems(cfg) + _backbone_problems(cfg)
+    most, steps = cfg.recycle.get("num_drafted"), (cfg.loss.get("num_unrolled", 1), cfg.decoding.num_recycled)
+    problems += [
+        f"{key}: {value}, but a call of this module drafts at most recycle.num_drafted={most} tokens"
+        for key, value in zip(("loss.num_unrolled", "decoding.num_recycled"), steps, strict=True)
+        if most is not None and value > most
+    ]
     if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
         problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
     return problems

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from recyclegpt.data.corpus import tokenize_corpus
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.packing import Batch, Packing
+from recyclegpt.data.packed_rows import Batch, Packing
 from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib

@@ -11,8 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from recyclegpt.data.chat import document_ids, written
 from recyclegpt.data.hf_stream import DocumentReader, HFStream
-from recyclegpt.data.packed_rows import State
-from recyclegpt.data.packing import Batch, Packing
+from recyclegpt.data.packed_rows import Batch, Packing, State
 from recyclegpt.data.source import Skipped
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError

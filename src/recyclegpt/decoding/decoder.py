@@ -221,6 +221,9 @@ class Decoder:
                 f"decoding.strategy: {strategy.name} needs a recyclable module and this model has none "
                 "(recycle.num_layers=0); use autoregressive, or decoding.drafter=ngram"
             )
+        most = self.model.recycle_config.num_drafted
+        if strategy.needs_module and most is not None and strategy.num_recycled > most:
+            problems.append(f"decoding.num_recycled: {strategy.num_recycled}, but this module drafts at most {most}")
         if problems:
             raise ConfigError(problems)
         return OutputTracker(prompts, max_new_tokens, context, strategy, counts, stop_tokens, stop_strings)

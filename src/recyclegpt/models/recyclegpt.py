@@ -6,6 +6,7 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from recyclegpt.errors import ConfigError
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
+from recyclegpt.models.draft_module import Rows
+from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
 from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise
-from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary
-from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
 
 
 class States(NamedTuple):
@@ -47,14 +49,14 @@ class RecycleGPT(
         recycle = RecycleConfig(num_layers=0) if recycle is None else recycle
         self.config, self.recycle_config = model, recycle
         self.backbone = Backbone(model)
-        self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
+        self.recyclable = make_draft_module(model, recycle)
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
         self.draft_lm_head: nn.Module | None = None  # of a model prepared for decoding: `draft_head`, packed
         num_positions = model.context_length + 2 * MAX_RECYCLED
         self.rotary = Rotary(model.head_dim, model.rope_theta, num_positions, model.rope_scaling)
         initialise(self, model.init_std)
         if self.recyclable is not None:
-            self.recyclable.balance_fold(model.init_std)
+            self.recyclable.balance(model.init_std)
         if model.tie_embeddings:
             self.lm_head.weight = self.backbone.embed_tokens.weight
 
@@ -127,6 +129,30 @@ class RecycleGPT(
             embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         )
 
+    def draft_states(
+        self,
+        tokens_BT: Tensor,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num: int,
+        cache: KVCache,
+        num_slots_read: int,
+    ) -> Tensor:
+        """States `(B, m, C)` of the m = `num` tokens after the newest pair, by a one-call kind: `DraftModule.draft`."""
+        assert self.recyclable is not None
+
+        def attend(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
+            # Only rows that nobody reads stand beyond the last slot.
+            positions_BR = positions_BR.clamp(max=num_slots_read - 1)
+            if last_BR is None:
+                return self._attention_inputs(positions_BR, positions_BR, None, cache, num_slots_read)
+            attending = RecycleGPT._attention_inputs(self, positions_BR, positions_BR, None, cache, num_slots_read)
+            return replace(attending, mask=cache.slots_S[:num_slots_read] <= last_BR[:, None, :, None])
+
+        embedded_BTC = self.backbone.embed_tokens(tokens_BT)
+        return self.recyclable.draft(embedded_BTC, hidden_BTC, positions_BT, newest_B, num, attend)
+
     def logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., V)` of states of either kind."""
         return self.lm_head(state_BTC)
@@ -162,34 +188,27 @@ class RecycleGPT(
         Args:
             views_NBT: the row and the same row one, two, ... tokens later; step k of the module reads view k.
             documents_NBT: number of the document each token belongs to; attention then stays within documents.
-            num_unrolled: steps K of the module; from the second on it reads its own output instead of the backbone's.
+            num_unrolled: steps K of the module, at most those that one call drafts if it has that number.
             backbone_grad_scale: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
             hidden_BTC: the backbone's states, where they are known.
 
         Returns:
             `hidden_BTC` and K tensors `recycled_BTC` (none if the model has no module).
+
+        Raises:
+            ConfigError: the module drafts fewer tokens than K.
         """
+        if num_unrolled > (self.recycle_config.num_drafted or num_unrolled):
+            raise ConfigError(f"num_unrolled: {num_unrolled}, but it drafts {self.recycle_config.num_drafted} tokens")
         mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
         if hidden_BTC is None:
             hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
-        recycled: list[Tensor] = []
-        if self.recyclable is None:
-            return States(hidden_BTC, recycled)
-        T = views_NBT.shape[-1]
-        stores: list[UnrolledKVStore] = []
+        if self.recyclable is None or not num_unrolled:
+            return States(hidden_BTC, [])
         state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
-        weight = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
-        for step in range(1, num_unrolled + 1):
-            step_mask = mask if mask is None or step == 1 else unrolled_mask(step, mask)
-            positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
-            cos, sin = self.rotary(positions_T)
-            embedded_BTC = F.embedding(views_NBT[step], weight)
-            if num_unrolled > 1:
-                stores.append(UnrolledKVStore(stores))
-            memory = stores[-1] if stores else None
-            state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, memory))
-            recycled.append(state_BTC)
-        return States(hidden_BTC, recycled)
+        embedding_VC = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
+        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask)
+        return States(hidden_BTC, self.recyclable.states(rows, num_unrolled))
 
     def exit_states(
         self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor

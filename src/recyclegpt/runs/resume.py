@@ -16,10 +16,9 @@ from recyclegpt.checkpoints.load import (
     read_own_checkpoint,
     weight_problems,
 )
-from recyclegpt.configuration.compose import folder_name
-from recyclegpt.configuration.hash import UNHASHED, config_hash
+from recyclegpt.configuration.compose import UNHASHED, config_hash, folder_name
 from recyclegpt.data import TextDataModule
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.runs.folder import is_complete, read_provenance
 from recyclegpt.runs.model import BuiltModel

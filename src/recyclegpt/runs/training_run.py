@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from recyclegpt.callbacks import DecodingMonitor, Throughput
 from recyclegpt.checkpoints.load import FOLDER, TOKENIZER, hyper_parameters
-from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.compose import to_plain
 from recyclegpt.configuration.hydra_app import shares_machine, write_hydra_folder
 from recyclegpt.configuration.train_checks import build_parts, epoch_steps, num_steps
 from recyclegpt.data import TextDataModule
@@ -25,14 +25,12 @@ from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
-from recyclegpt.hardware.device import device_name
+from recyclegpt.hardware.device import ExternalCpuLoad, device_name, is_contended
 from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
-from recyclegpt.runs.folder import RESULT
+from recyclegpt.runs.folder import RESULT, write_provenance
 from recyclegpt.runs.model import BuiltModel, make_model
-from recyclegpt.runs.provenance import write_provenance
 from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision

@@ -19,11 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
 from recyclegpt.training.early_exit import plan_exit
 from recyclegpt.training.held_out import HeldOutMetrics
-from recyclegpt.training.sharding import is_sharded, shard
+from recyclegpt.training.layers import is_sharded, set_up_layers, shard
 from recyclegpt.training.state_cache import KnownStates, StateCache
 
 NOT_FINITE = "not_finite.jsonl"

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from recyclegpt.models import ModelConfig, RecycleGPT
 from recyclegpt.models.unrolled import MOST_ROWS
-from recyclegpt.training.compile import layers_of
 from recyclegpt.training.cross_entropy import rows_of_chunk
+from recyclegpt.training.layers import layers_of
 
 PRECISIONS = {"32-true": (4, 4), "bf16-mixed": (4, 2), "bf16-true": (2, 2), "64-true": (8, 8)}
 """Bytes of a weight and of an activation, by the names of `trainer.precision`."""
@@ -67,7 +67,7 @@ def _activations(model: RecycleGPT, step: StepShape) -> int:
         kept = _stack(len(model.backbone.layers), layer, model.config.hidden_size * wide, step)
         recomputed = layer
     if model.recyclable is not None:
-        plain, depth = model.config.plain, len(model.recyclable.layers)
+        plain, depth = model.config.plain, model.recyclable.depth
         for k in range(1, step.num_unrolled + 1):
             layer = _layer(plain, narrow, narrow, step, k * step.row_length if step.masked or k > 1 else 0)
             # Keys and values of the earlier steps, repeated for all heads by the attention of unrolled training.

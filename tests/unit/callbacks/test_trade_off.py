@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recyclegpt.callbacks.trade_off import FIGURE, PR_CURVE, TradeOffFigure, threshold_curve
+from recyclegpt.callbacks.tensorboard import FIGURE, PR_CURVE, TradeOffFigure, threshold_curve
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import HeldOutMetrics, LitRecycleGPT, LossConfig, adamw, constant
 

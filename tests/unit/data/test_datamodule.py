@@ -19,7 +19,7 @@ from recyclegpt.data import (
     TokenizerConfig,
     tokenize_corpus,
 )
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from recyclegpt.data import HFStream, Packing, TextTokenizer, TokenizerConfig
 from recyclegpt.data.corpus import open_corpus
 from recyclegpt.data.hf_stream import DocumentReader
 from recyclegpt.data.loaders import TrainLoader
-from recyclegpt.data.packing import Batch
+from recyclegpt.data.packed_rows import Batch
 from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import EMPTY
 from recyclegpt.errors import ConfigError

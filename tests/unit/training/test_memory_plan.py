@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig, MuonAdamW
-from recyclegpt.training.compile import set_up_layers
+from recyclegpt.training.layers import set_up_layers
 from recyclegpt.training.memory_plan import StepShape, memory_plan
 
 B, T, V = 8, 64, 64

@@ -1,4 +1,4 @@
-"""What proposes tokens for the backbone to verify: the recyclable module, n-gram lookup, or both.
+"""What proposes tokens for the backbone to verify: a draft module, n-gram lookup, or both.
 
 To add another one, implement `Drafter` in a file of its own, name it in `strategies.DRAFTERS` and choose it in
 `make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
@@ -13,6 +13,7 @@ from torch import Tensor
 from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
+from recyclegpt.decoding.drafters.one_call import OneCallDrafter
 from recyclegpt.decoding.drafters.partial_backbone import PartialBackboneDrafter
 from recyclegpt.decoding.drafters.token_recycling import TokenRecyclingDrafter
 from recyclegpt.decoding.sampling import Sampler
@@ -20,7 +21,7 @@ from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import KVCache, RecycleGPT
 
-__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
+__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
 
 
 class Drafter(Protocol):
@@ -79,5 +80,13 @@ def make_drafter(
         return TokenRecyclingDrafter(model, strategy, sampler, text)
     if strategy.drafter.startswith(("self_speculative", "early_exit")):
         return PartialBackboneDrafter(model, strategy, sampler, text, backbone_cache)
-    module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    module = make_module_drafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
+
+
+def make_module_drafter(
+    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+) -> ModuleDrafter:
+    """The model's draft module as a drafter."""
+    kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
+    return kind(model, strategy, sampler, text, recycle)

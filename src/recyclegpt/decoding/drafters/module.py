@@ -34,7 +34,8 @@ class ModuleDrafter(ChainDrafter):
         self.recycle = recycle or model.recycle
         self.block = self.m + 1
         batch, num_slots = text.tokens_BS.shape
-        depth = model.recycle_config.num_layers
+        assert model.recyclable is not None
+        depth = model.recyclable.depth
         self.cache: KVCache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
         if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
             self.length = DraftLength(cost_of_a_draft(model, self.m))

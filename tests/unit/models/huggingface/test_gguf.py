@@ -232,7 +232,7 @@ def test_what_is_refused(tmp_path: Path, vocabulary: TextTokenizer) -> None:
     )
     assert "blk.0.ffn_gote.weight is not part of" in refusal(sound.replace(b"blk.0.ffn_gate", b"blk.0.ffn_gote"))
     at = sound.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8
-    assert "output_norm.weight: its type IQ2_XXS is not supported" in refusal(sound[:at] + b"\x10" + sound[at + 1 :])
+    assert "output_norm.weight: its type IQ4_NL is not supported" in refusal(sound[:at] + b"\x14" + sound[at + 1 :])
     bad.write_bytes(sound.replace(b"gpt-2", b"gpt-9"))
     with pytest.raises(ConfigError, match=r"tokenizer.ggml.pre: gpt-9 is not supported"):
         TextTokenizer.from_file(bad)
