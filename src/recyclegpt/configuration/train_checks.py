@@ -199,11 +199,13 @@ def _monitor_problems(cfg: DictConfig) -> list[str]:
 def _backbone_problems(cfg: DictConfig) -> list[str]:
     problems = []
     frozen, checkpoint, pretrained = cfg.backbone.frozen, cfg.backbone.checkpoint, is_pretrained(cfg.model)
-    if frozen and checkpoint is None and not pretrained:
-        problems.append(
-            "backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=... or model=hf"
-        )
-    elif not frozen and cfg.training.cache_states:
+    if checkpoint is None and not pretrained:
+        problems += [
+            f"backbone.{key}: the backbone's weights are random; give backbone.checkpoint=... or model=hf"
+            for key in ("frozen", "copy_last_layers")
+            if cfg.backbone[key]
+        ]
+    if not frozen and cfg.training.cache_states:
         problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")

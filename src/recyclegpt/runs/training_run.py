@@ -36,6 +36,7 @@ from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.dual_loss import ACCEPTED_LENGTH
+from recyclegpt.training.module_start import SAMPLE_TOKENS, begin_with_last_layers, can_begin_with_last_layers
 from recyclegpt.training.memory_plan import StepShape, memory_plan
 from recyclegpt.training.state_cache import StateCache, states_key
 
@@ -98,12 +99,23 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
+    if point is None and cfg.backbone.copy_last_layers and can_begin_with_last_layers(built.model):
+        _begin_with_last_layers(built.model, datamodule)
     if cfg.training.cache_states:
         accepts = cfg.loss.target == ACCEPTED_LENGTH and built.model.draft_ids is not None
         module.state_cache = _state_cache(built.model, datamodule, trainer, accepts)
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
+
+
+def _begin_with_last_layers(model: RecycleGPT, data: TextDataModule) -> None:
+    sample, length = data.corpus.sample(), data.row_length
+    num_rows = min(SAMPLE_TOKENS, sample.num_tokens) // length
+    explained = begin_with_last_layers(model, torch.from_numpy(sample.read(0, num_rows * length)).view(-1, length))
+    log.info(
+        "the module begins with the backbone's last layers; its fold explains %.0f%% of their input", 100 * explained
+    )
 
 
 def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer, normalisers: bool) -> StateCache:
