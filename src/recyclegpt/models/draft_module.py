@@ -7,7 +7,7 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -40,6 +40,10 @@ class Rows:
     rotary: Rotary
     mask: Tensor | None
     """`(B, 1, T, T)` where attention stays within documents; None: causal."""
+    documents_NBT: Tensor | None
+    head_VC: Tensor
+    queries: list[Tensor] = field(default_factory=list)
+    """States `(B, T, C)` of further rows, which a kind keeps here for its own loss."""
 
     def embedded(self, step: int) -> Tensor:
         """E(x_{t+step}) for each row t, `(B, T, C)`."""
@@ -84,6 +88,10 @@ class DraftModule(nn.Module):
 
     one_call = True
     """Whether one call gives the states of all m tokens; else each call reads the state and token before it."""
+    own_share = 0.0
+    """Share of `own_loss` in the module's loss; the rest is the cross entropy of its states."""
+    spare_rows = 0
+    """Rows of a call beyond one a token."""
     recompute_every = 0
     """See `Backbone.recompute_every`."""
     layers: nn.ModuleList
@@ -111,6 +119,13 @@ class DraftModule(nn.Module):
 
     def states(self, rows: Rows, num_steps: int) -> list[Tensor]:
         """States `(B, T, C)` of the steps 1..K over whole rows, for the LM head."""
+        raise NotImplementedError
+
+    def own_loss(self, rows: Rows) -> Tensor:
+        """A loss of its own, in nats a token: the mean over all B * T rows, masked ones counted as zero.
+
+        It follows `states` of the same rows.
+        """
         raise NotImplementedError
 
     def draft(

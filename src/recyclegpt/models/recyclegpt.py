@@ -5,6 +5,8 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,6 +30,9 @@ class States(NamedTuple):
 
     hidden_BTC: Tensor
     recycled_KBTC: list[Tensor]
+    own_loss: Callable[[], Tensor] | None = None
+    """The loss of the module's kind (`DraftModule.own_loss`) and its share; None: cross entropy is all there is."""
+    own_share: float = 0.0
 
 
 class RecycleGPT(
@@ -185,8 +190,11 @@ class RecycleGPT(
             return States(hidden_BTC, [])
         state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
         embedding_VC = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
-        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask)
-        return States(hidden_BTC, self.recyclable.states(rows, num_unrolled))
+        head_VC = scale_gradient(self.lm_head.weight, backbone_grad_scale)
+        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask, documents_NBT, head_VC)
+        module, recycled = self.recyclable, self.recyclable.states(rows, num_unrolled)
+        own_loss = functools.partial(module.own_loss, rows) if module.own_share else None
+        return States(hidden_BTC, recycled, own_loss, module.own_share)
 
     # --- bookkeeping ---
 

@@ -165,7 +165,10 @@ class DualLoss(nn.Module):
         if draft_ids_D is not None and states.recycled_KBTC:
             module_head_VC = module_head_VC.index_select(0, draft_ids_D)  # its backward pass is the faster
             draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config.num_unrolled, share, best_BT)
+        weight_of_steps = weight * (1 - states.own_share)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
+            if states.own_share == 1:
+                recycled_BTC, module_head_VC = recycled_BTC.detach(), module_head_VC.detach()  # only its figures
             scale_BT, label_BT, teacher = counted(step), views_NBT[1 + step], {}
             if share:
                 # The backbone's own prediction of the same token is `step` rows later; the last rows have none.
@@ -183,8 +186,10 @@ class DualLoss(nn.Module):
             rows = losses(recycled_BTC, module_head_VC, label_BT.clamp(min=0), scale_BT, **teacher)
             if draft is not None:
                 rows = rows._replace(prediction_M=draft.ids_D[rows.prediction_M], inside_M=inside_BT.flatten())
-            loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
+            loss = loss + weight_of_steps * shares[step - 1] / sum(shares) * rows.total
             steps.append(rows)
+        if states.own_loss is not None:
+            loss = loss + weight * states.own_share * states.own_loss()
         return LossTerms(loss, backbone, steps, counted(1))
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.draft_length import DraftLength
+from recyclegpt.decoding.drafters.collapse import CollapseDrafter
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.drafters.one_call import OneCallDrafter
@@ -18,6 +19,7 @@ from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import KVCache, RecycleGPT
+from recyclegpt.models.drafts.query_ctc import QueryCTC
 
 __all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
 
@@ -67,4 +69,6 @@ def make_module_drafter(
 ) -> ModuleDrafter:
     """The model's draft module as a drafter."""
     kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
+    if isinstance(model.recyclable, QueryCTC):
+        kind = CollapseDrafter
     return kind(model, strategy, sampler, text, recycle)
