@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.layers import AttentionInputs, KVStore
 from recyclegpt.models.rope import Rotary
-from recyclegpt.models.unrolled import unrolled_mask
+from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
 
 
 class Attend(Protocol):
@@ -44,6 +45,8 @@ class Rows:
     head_VC: Tensor
     queries: list[Tensor] = field(default_factory=list)
     """States `(B, T, C)` of further rows, which a kind keeps here for its own loss."""
+    store: UnrolledKVStore = field(default_factory=UnrolledKVStore)
+    """Keys and values of the backbone's rows, for a kind that taps it."""
 
     def embedded(self, step: int) -> Tensor:
         """E(x_{t+step}) for each row t, `(B, T, C)`."""
@@ -90,6 +93,8 @@ class DraftModule(nn.Module):
     """Whether one call gives the states of all m tokens; else each call reads the state and token before it."""
     own_share = 0.0
     """Share of `own_loss` in the module's loss; the rest is the cross entropy of its states."""
+    tap: int | None = None
+    """Backbone layer whose input it reads in place of the final state, in the backbone's own KV cache; else None."""
     spare_rows = 0
     """Rows of a call beyond one a token."""
     recompute_every = 0
@@ -113,6 +118,9 @@ class DraftModule(nn.Module):
     def depth(self) -> int:
         """Layers that a row passes, which is how many a KV cache holds."""
         return len(self.layers)
+
+    def attach(self, backbone: Backbone) -> None:
+        """Keep what it runs of the backbone, which comes before weights are initialised."""
 
     def balance(self, embedding_std: float) -> None:
         """Set initial weights that `initialise` cannot know; `embedding_std` is that of the embedding's numbers."""

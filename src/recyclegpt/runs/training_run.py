@@ -113,6 +113,11 @@ def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> S
             "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
             "data=hf_stream or trainer=fsdp"
         )
+    if model.recyclable is not None and model.recyclable.tap is not None:
+        raise ConfigError(
+            f"training.cache_states: holds final states, and recycle.kind={model.recycle_config.kind} reads those of "
+            "an earlier layer; set it to false"
+        )
     kept = ("data", "tokenizer", "row_length", "mask_documents")
     facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
     facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}

@@ -18,6 +18,7 @@ EXAMPLES = {
     "query_ctc": {"num_drafted": M},
     "recyclable": {},
     "coral": {"num_drafted": M},
+    "hidden_transfer": {"num_drafted": M},
     "loop": {},
     "mask_rows": {"num_drafted": M, "markov_rank": 4},
     "medusa": {"num_drafted": M},
@@ -101,3 +102,9 @@ def test_what_a_kind_cannot_do_is_refused() -> None:
     model = RecycleGPT(shape, RecycleConfig(kind="medusa", num_drafted=2))
     with pytest.raises(ConfigError, match=r"decoding\.num_recycled: 3, but this module drafts at most 2"):
         Decoder(model).generate([[1]], Verified(3), 4)
+    views_NBT = torch.zeros(3, 1, 4, dtype=torch.long)
+    with pytest.raises(ConfigError, match="drafts 2 tokens"):
+        model.states(views_NBT, num_unrolled=3)
+    model = RecycleGPT(shape, RecycleConfig(kind="hidden_transfer", num_drafted=2))
+    with pytest.raises(ConfigError, match=r"training\.cache_states"):
+        model.states(views_NBT, hidden_BTC=torch.zeros(1, 4, 16))

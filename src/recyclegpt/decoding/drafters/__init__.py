@@ -55,20 +55,32 @@ class Drafter(Protocol):
 
 
 def make_drafter(
-    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    recycle: ModelPass | None,
+    backbone_cache: KVCache,
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
     if not strategy.num_recycled:
         return None
-    module = make_module_drafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    module = (
+        make_module_drafter(model, strategy, sampler, text, recycle, backbone_cache) if strategy.needs_module else None
+    )
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
 
 
 def make_module_drafter(
-    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    recycle: ModelPass | None,
+    backbone_cache: KVCache,
 ) -> ModuleDrafter:
     """The model's draft module as a drafter."""
     kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
     if isinstance(model.recyclable, QueryCTC):
         kind = CollapseDrafter
-    return kind(model, strategy, sampler, text, recycle)
+    return kind(model, strategy, sampler, text, recycle, backbone_cache)

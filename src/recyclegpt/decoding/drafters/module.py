@@ -29,9 +29,18 @@ class ModuleDrafter:
     """Implements `Drafter`."""
 
     def __init__(
-        self, model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None
+        self,
+        model: RecycleGPT,
+        strategy: Strategy,
+        sampler: Sampler,
+        text: TextBuffer,
+        recycle: ModelPass | None,
+        backbone_cache: KVCache,
     ) -> None:
-        """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled."""
+        """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled.
+
+        A kind that taps the backbone has its keys and values in `backbone_cache`.
+        """
         self.model, self.sampler, self.text = model, sampler, text
         self.recycle = recycle or model.recycle
         self.m, self.fixed_threshold = strategy.num_recycled, strategy.confidence_threshold
@@ -39,7 +48,9 @@ class ModuleDrafter:
         self.exits_early = model.device.type in EARLY_EXIT_DEVICES
         batch, num_slots = text.tokens_BS.shape
         assert model.recyclable is not None
-        self.cache = KVCache(model.config, model.recyclable.depth, batch, num_slots, model.dtype, model.device)
+        self.cache = backbone_cache
+        if model.recyclable.tap is None:
+            self.cache = KVCache(model.config, model.recyclable.depth, batch, num_slots, model.dtype, model.device)
         self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=model.device)
         self.length: DraftLength | None = None
         if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
