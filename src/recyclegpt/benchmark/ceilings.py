@@ -152,7 +152,7 @@ class Passes:
         text = TextBuffer(batch, self.num_slots + num + 2, model.config.vocab_size, model.device)
         text.position_B.fill_(last + 1)
         sampler = Sampler.seeded(SamplingConfig(), batch, 0, model.device)
-        given = Verified(width - 1 or 1), sampler, text, self.decoder.recycle, self.cache
+        given = Verified(width - 1 or 1), sampler, text, self.cache, self.decoder.recycle
         drafter = make_module_drafter(model, *given)
         drafter.m = min(num, model.recycle_config.num_drafted or num)
         states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)

@@ -60,7 +60,7 @@ class Session:
         self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
         self.text = TextBuffer(batch, num_slots, config.vocab_size, self.device)
         sampler.allocate(m, config.vocab_size, self.device)
-        self.drafter = make_drafter(model, strategy, sampler, self.text, recycle, self.cache)
+        self.drafter = make_drafter(model, strategy, sampler, self.text, self.cache, recycle)
         module = model.recyclable if strategy.needs_module else None
         self.tap = None if module is None else module.tap
         self.block_T = torch.arange(m + 1, device=self.device)
@@ -69,7 +69,11 @@ class Session:
 
     def state(self) -> list[Tensor]:
         """All that a step changes, the caches apart: running it again writes the same into those."""
-        drafted = [] if self.drafter is None else [self.drafter.num_drafted_B, self.drafter.distributions_BmV]
+        drafted = (
+            []
+            if self.drafter is None
+            else [self.drafter.num_drafted_B, self.drafter.distributions_BmV, self.drafter.table_BV]
+        )
         tensors = [self.text.tokens_BS, self.text.position_B, self.record_5B, *drafted, *self.strategy.state]
         return [tensor for tensor in tensors if tensor is not None]
 
@@ -149,7 +153,7 @@ class Session:
             self.record.position.copy_(text.position_B)
             return
         matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
-        drafter.draft(read_BTC, positions_BT, accepted_B, num_slots_read)
+        drafter.draft(read_BTC, positions_BT, accepted_B, num_slots_read, best_BT)
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)
 

@@ -123,7 +123,14 @@ class TransformerLayer(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
-        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
+        return self.add_mlp(self.add_attention(x_BTC, layer, attending))
+
+    def add_attention(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
+        """The first half of the layer."""
+        return x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
+
+    def add_mlp(self, x_BTC: Tensor) -> Tensor:
+        """The second half."""
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
 

@@ -6,9 +6,9 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
 from recyclegpt.models.draft_module import Rows
 from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
-from recyclegpt.models.layers import AttentionInputs, initialise
+from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise
 from recyclegpt.models.rope import Rotary
-from recyclegpt.models.unrolled import UnrolledKVStore
+from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
 
 class States(NamedTuple):
@@ -97,6 +97,27 @@ class RecycleGPT(
         """The backbone's states as `backbone_states` gives them, and what its layer number `tap` reads."""
         attending = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
         return self.backbone.tapped(tokens_BT, attending, tap)
+
+    def partial_states(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        skipped: Container[str],
+        cache: KVCache,
+        num_slots_read: int | None = None,
+    ) -> Tensor:
+        """States after the final norm where some parts of the backbone are skipped, operator by operator.
+
+        `skipped` holds `a3` for the attention of the fourth layer, `m3` for its SwiGLU.
+        """
+        inputs = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        x_BTC, layers = self.backbone.embed_tokens(tokens_BT), cast("Iterable[TransformerLayer]", self.backbone.layers)
+        for number, layer in enumerate(layers):
+            if f"a{number}" not in skipped:
+                x_BTC = layer.add_attention(x_BTC, number, inputs)
+            if f"m{number}" not in skipped:
+                x_BTC = layer.add_mlp(x_BTC)
+        return self.backbone.norm(x_BTC)
 
     def recycle(
         self,
@@ -193,7 +214,7 @@ class RecycleGPT(
         """
         if num_unrolled > (self.recycle_config.num_drafted or num_unrolled):
             raise ConfigError(f"num_unrolled: {num_unrolled}, but it drafts {self.recycle_config.num_drafted} tokens")
-        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
         module, tapped_BTC, store = self.recyclable, None, UnrolledKVStore()
         if module is not None and module.tap is not None and num_unrolled:
             if hidden_BTC is not None or (backbone_grad_scale < 1 and self.lm_head.weight.requires_grad):
@@ -269,12 +290,6 @@ class RecycleGPT(
         if cache is not None:
             mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
-
-
-def _document_mask(documents_BT: Tensor) -> Tensor:
-    """Causal attention inside each document, `(B, 1, T, T)`."""
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril().unsqueeze(1)
 
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:

@@ -37,6 +37,7 @@ from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.dual_loss import ACCEPTED_LENGTH
 from recyclegpt.training.memory_plan import StepShape, memory_plan
 from recyclegpt.training.state_cache import StateCache, states_key
 
@@ -100,13 +101,14 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
     if cfg.training.cache_states:
-        module.state_cache = _state_cache(built.model, datamodule, trainer)
+        accepts = cfg.loss.target == ACCEPTED_LENGTH and built.model.draft_ids is not None
+        module.state_cache = _state_cache(built.model, datamodule, trainer, accepts)
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
 
 
-def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> StateCache:
+def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer, normalisers: bool) -> StateCache:
     """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
     if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
         raise ConfigError(
@@ -122,7 +124,7 @@ def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> S
     facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
     facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}
     folder = data.cache_dir / "states" / states_key(model, facts)
-    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size)
+    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size, normalisers)
 
 
 def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:

@@ -99,13 +99,13 @@ class LitRecycleGPT(LightningModule):
     def loss_terms(self, batch: Batch, known: KnownStates | None = None) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
-        hidden_BTC, best_BT = (None, None) if known is None else known
+        hidden_BTC, *others = (None,) if known is None else known
         states = self.model.states(
             views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale, hidden_BTC
         )
         terms: LossTerms = self.dual_loss(
             *(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress),
-            *(self.model.draft_ids, best_BT),
+            *(self.model.draft_ids, *others),
         )
         return terms
 
