@@ -36,8 +36,8 @@ from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.dual_loss import ACCEPTED_LENGTH
-from recyclegpt.training.module_start import SAMPLE_TOKENS, begin_with_last_layers, can_begin_with_last_layers
 from recyclegpt.training.memory_plan import StepShape, memory_plan
+from recyclegpt.training.module_start import SAMPLE_TOKENS, begin_with_last_layers, can_begin_with_last_layers
 from recyclegpt.training.state_cache import StateCache, states_key
 
 T = TypeVar("T")
@@ -124,6 +124,11 @@ def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer, norm
         raise ConfigError(
             "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
             "data=hf_stream or trainer=fsdp"
+        )
+    if model.recyclable is not None and model.recyclable.tap is not None:
+        raise ConfigError(
+            f"training.cache_states: holds final states, and recycle.kind={model.recycle_config.kind} reads those of "
+            "an earlier layer; set it to false"
         )
     kept = ("data", "tokenizer", "row_length", "mask_documents")
     facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}

@@ -111,6 +111,43 @@ def test_a_recycled_chain_follows_the_newest_choice_of_the_backbone() -> None:
         assert decoder.generate([prompt], strategy, 40).drafted == [together.drafted[row]]
 
 
+@pytest.mark.parametrize("drafter", ["self_speculative:a0", "self_speculative:m0.a1", "early_exit:1"])
+@pytest.mark.parametrize("optimised", [False, True])
+def test_what_a_partial_backbone_wrote_into_the_cache_is_overwritten(drafter: str, optimised: bool) -> None:
+    model = random_model(2, depth=0, layers=3)
+    decoder = Decoder.optimised(model, torch.float32) if optimised else Decoder(model)
+    caches, texts = [], []
+    for strategy in (Verified(3, drafter=drafter), Autoregressive()):
+        sampler = Sampler.seeded(SamplingConfig(), 1, 0, torch.device("cpu"))
+        session = decoder.take_session(strategy, sampler, 1, 64)[1]
+        session.prefill([[1, 2, 3]], [60], 64)
+        while session.text.position_B < 40:
+            session.step(64)
+        caches.append([kept[0, :, :40] for kept in (*session.cache.keys, *session.cache.values)])
+        texts.append(session.text.tokens_BS[0, :40].tolist())
+    assert texts[0] == texts[1]
+    for mine, autoregressive in zip(*caches, strict=True):
+        torch.testing.assert_close(mine, autoregressive, rtol=0, atol=0 if optimised else 1e-12)
+
+
+def test_skipping_what_does_nothing_is_always_accepted() -> None:
+    model = random_model(2, depth=0, layers=3)
+    torch.nn.init.zeros_(model.backbone.layers[1].self_attn.o_proj.weight)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(model.backbone.layers[2].get_submodule(part).weight)
+    for drafter, all_right in (("self_speculative:a1", True), ("self_speculative:a0", False), ("early_exit:2", True)):
+        counts = Decoder(model).generate([[1, 2], [3]], Verified(3, drafter=drafter), 40).counts
+        assert (counts.acceptance == 1) == all_right, drafter
+    for drafter, words in (
+        ("self_speculative:a3", "layers of the backbone are 0 to 2"),
+        ("early_exit:3", "layers of the backbone are 0 to 2"),
+        ("early_exit:0", "'early_exit:0' should say the number of layers"),
+        ("ngram:2", "ngram takes nothing after its name"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Decoder(model).generate([[1]], Verified(1, drafter=drafter), 4)
+
+
 def test_adaptive_length_beats_every_fixed_one_where_text_is_of_two_kinds() -> None:
     """A simulation: half of the steps are easy (each draft is right with 0.95), half hard (0.45)."""
     cost, most = 0.12, 8

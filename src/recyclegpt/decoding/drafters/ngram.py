@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.module import EARLY_EXIT_DEVICES, ModuleDrafter
+from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES
+from recyclegpt.decoding.drafters.module import ModuleDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer

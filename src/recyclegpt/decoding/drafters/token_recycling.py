@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recyclegpt.decoding.draft_length import DraftLength
-from recyclegpt.decoding.drafters.module import EARLY_EXIT_DEVICES
+from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES
 from recyclegpt.decoding.sampling import Sampler, most_likely
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
