@@ -236,6 +236,14 @@ class RecycleGPT(
         own_loss = functools.partial(module.own_loss, rows) if module.own_share else None
         return States(hidden_BTC, recycled, own_loss, module.own_share)
 
+    def exit_states(
+        self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states in training for an early exit, and those of the exit (`Backbone.exit_states`)."""
+        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
+        inputs = self._attention_inputs(tokens_BT, None, mask, None, None)
+        return self.backbone.exit_states(tokens_BT, inputs, num_layers, dropped_LB)
+
     # --- bookkeeping ---
 
     def materialise(self, device: torch.device | str = "cpu") -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.drafts.recyclable import RecyclableModule
-from recyclegpt.models.layers import AttentionInputs, run_layers
+from recyclegpt.models.layers import AttentionInputs
 
 SAMPLE_TOKENS = 32_768
 """Tokens that the fold is fitted on: some dozens for each of its 2C inputs."""
@@ -51,10 +51,9 @@ def begin_with_last_layers(model: RecycleGPT, tokens_RT: Tensor) -> float:
     gram = torch.zeros(2 * width, 2 * width, dtype=torch.float64)
     moment, squares, total = torch.zeros(2 * width, width, dtype=torch.float64), 0.0, torch.zeros(width).double()
     for row_T in tokens_RT:
-        embedded_1TC = backbone.embed_tokens(row_T[None])
-        read_1TC = run_layers(backbone.layers[:first], embedded_1TC, attending)
-        hidden_1TC = backbone.norm(run_layers(backbone.layers[first:], read_1TC, attending))
-        inputs_TC = module.fold_inputs(embedded_1TC[:, 2:], hidden_1TC[:, 1:-1])[0].double().cpu()
+        hidden_1TC, read_1TC = backbone.tapped(row_T[None], attending, first)
+        embedded_1TC = backbone.embed_tokens(row_T[None, 2:])
+        inputs_TC = module.fold_inputs(embedded_1TC, hidden_1TC[:, 1:-1])[0].double().cpu()
         wanted_TC = read_1TC[0, 2:].double().cpu()  # the first token's is an attention sink of outlying size
         gram += inputs_TC.T @ inputs_TC
         moment += inputs_TC.T @ wanted_TC
