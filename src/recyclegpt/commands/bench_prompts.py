@@ -49,7 +49,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     if problems:
         raise ConfigError(problems)
     found = read_prompts(cfg.prompts)
-    trained = load_trained(cfg.checkpoint, grid.device)
+    trained = load_trained(cfg.checkpoint, grid.device, cfg.module)
     model, tokenizer = trained.model, trained.tokenizer
     strategies = settings.decoders(model.recyclable is not None)
     if not strategies:

@@ -19,6 +19,7 @@ PAPER = "https://arxiv.org/abs/2308.03421"
 KINDS = {
     "recyclegpt": ("recyclegpt", "backbone and recyclable module, for the package `recyclegpt` and for `transformers`"),
     "llama": ("transformers", "the backbone alone, in the layout of its Hugging Face family, without the module"),
+    "module": ("recyclegpt", "the recyclable module alone, for the backbone that it was trained on"),
     "vllm": ("vllm", "the recyclable module alone, as a draft model for vLLM (`EagleMistralForCausalLM`)"),
     "eagle": ("vllm", "the recyclable module alone, as an EAGLE-1 draft model (`EagleLlamaForCausalLM`)"),
 }
