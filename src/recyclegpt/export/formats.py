@@ -93,10 +93,8 @@ def next_step(export: Export, out: Path) -> str:
             f"vllm serve {shlex.quote(str(out))}"
         )
     if export.kind == "module":
-        backbone = export.trained.backbone or "BACKBONE"
-        return (
-            f'recyclegpt generate checkpoint={shlex.quote(str(backbone))} module={shlex.quote(str(out))} --chat "..."'
-        )
+        backbone = export.trained.backbone.name if export.trained.backbone else "BACKBONE"
+        return f'recyclegpt generate checkpoint={shlex.quote(backbone)} module={shlex.quote(str(out))} --chat "..."'
     # As many tokens as the module was trained to draft in a row.
     num_drafted = (export.trained.config.get("loss") or {}).get("num_unrolled", 1)
     speculative = {"method": "eagle", "model": str(out), "num_speculative_tokens": num_drafted}

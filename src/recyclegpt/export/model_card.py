@@ -141,10 +141,10 @@ def _limits(facts: CardFacts) -> str:
         "backbone pass and of a module call, each over that of a one-token backbone pass. Where decoding is "
         "compute-bound (large batches) that is little or nothing.",
     ]
-    if facts.kind in ("vllm", "eagle"):
+    if facts.kind == "eagle":
         lines.append(
-            "- The serving engine was not run: its loader's arithmetic, taken from its source, was recomputed from "
-            "such a folder and agrees with the module."
+            "- No engine has served a draft of this kind: the loader's arithmetic, taken from its source, was recomputed "
+            "from such a folder and agrees with the module."
         )
     return "## Limits\n\n" + "\n".join(lines)
 
