@@ -143,8 +143,8 @@ def _limits(facts: CardFacts) -> str:
     ]
     if facts.kind == "eagle":
         lines.append(
-            "- No engine has served a draft of this kind: the loader's arithmetic, taken from its source, was recomputed "
-            "from such a folder and agrees with the module."
+            "- No engine has served a draft of this kind yet: its loader's arithmetic, taken from the source, was "
+            "recomputed from such a folder and agrees with the module."
         )
     return "## Limits\n\n" + "\n".join(lines)
 
