@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from recyclegpt import kernels
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.console import paint
 from recyclegpt.data.chat import render_chat
@@ -47,8 +48,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     trained = load_trained(arguments.model, module=arguments.module)
-    tokenizer, dtype = trained.tokenizer, named_dtype(arguments.dtype, torch.device("cpu"), decoding=True)
-    decoder = Decoder.optimised(trained.model, dtype, release=True, draft_dtype=torch.int8)
+    tokenizer, cpu = trained.tokenizer, torch.device("cpu")
+    dtype = named_dtype(arguments.dtype, cpu, decoding=True)
+    draft_dtype = torch.int8 if kernels.usable(cpu, dtype) else None
+    decoder = Decoder.optimised(trained.model, dtype, release=True, draft_dtype=draft_dtype)
     verified = make_strategy("verified", arguments.num_recycled, drafter=arguments.drafter)
     strategies = {"autoregressive": make_strategy("autoregressive"), "verified": verified}
     asked = [json.loads(line)["prompt"] for line in arguments.prompts.read_text(encoding="utf-8").splitlines()]
@@ -83,7 +86,8 @@ def main() -> None:
     result = {f"tokens_per_s_{name}": speed[name] for name in strategies}
     result |= {"speedup": ratio, "mean_accepted_length": tau, "num_texts": len(rows), "num_equal": num_equal}
     print(json.dumps(result))
-    sys.exit(num_equal < len(rows))
+    if num_equal < len(rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

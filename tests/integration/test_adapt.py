@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.models.huggingface import load_backbone
+from tests.chat_tokenizer import write_chat_tokenizer
 
 from .test_readme import ROOT, command_lines, shrink
 
@@ -134,7 +137,11 @@ def test_every_command_finds_the_backbone_also_after_it_has_moved(
 
 
 def test_the_module_as_a_folder_beside_its_backbone(
-    run: Run, quick: list[str], tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    run: Run,
+    quick: list[str],
+    tiny_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tiny_checkpoint()
     shape = ["recycle.num_layers=1", "recycle.draft_vocab=270"]
@@ -163,6 +170,13 @@ def test_the_module_as_a_folder_beside_its_backbone(
     assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
     assert run(*more, "hydra.run.dir=no") == 2
     assert "set recycle.draft_vocab=270" in capsys.readouterr().err
+    # The demonstration of a real model, on this one.
+    demo = [str(ROOT / "experiments/005_smollm2/demo.py"), str(write_chat_tokenizer(folder)), "--module", "module"]
+    monkeypatch.setattr(sys, "argv", [*demo, "--prompts", "prompts.jsonl", "--new-tokens", "24", "--dtype", "float32"])
+    runpy.run_path(demo[0], run_name="__main__")
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["num_equal"] == shown["num_texts"] == 1
+    assert shown["mean_accepted_length"] >= 1
     for wrong, words in [("module", "trained on another backbone"), ("draft", "holds no module")]:
         other = tiny_checkpoint(name=f"other for {wrong}", seed=1)
         assert run("generate", f"checkpoint={other}", f"module={wrong}", "--prompt", "a") == 2
