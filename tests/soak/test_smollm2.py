@@ -32,7 +32,7 @@ def test_verified_text_equals_autoregressive_text(dtype: torch.dtype, sampling: 
     decoder = Decoder.optimised(trained.model, dtype, draft_dtype=torch.int8)
     expected = decoder.generate(rows, make_strategy("autoregressive"), NEW_TOKENS, sampling).tokens
     for drafter in ("module", "ngram", "ngram+module"):
-        for num_recycled in (1, 3, 8):
+        for num_recycled in (1, 4):
             strategy = make_strategy("verified", num_recycled, drafter=drafter)
             together = decoder.generate(rows, strategy, NEW_TOKENS, sampling)
             assert together.tokens == expected
