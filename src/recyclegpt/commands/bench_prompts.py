@@ -50,7 +50,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     if problems:
         raise ConfigError(problems)
     found = _evenly(read_prompts(cfg.prompts, cfg.prompt_chat), settings.num_prompts)
-    trained = load_trained(cfg.checkpoint, grid.device)
+    trained = load_trained(cfg.checkpoint, grid.device, cfg.module)
     model, tokenizer = trained.model, trained.tokenizer
     if not settings.decoders(model.recyclable is not None):
         raise ConfigError(

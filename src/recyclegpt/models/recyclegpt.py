@@ -240,7 +240,7 @@ class RecycleGPT(
         self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The backbone's states in training for an early exit, and those of the exit (`Backbone.exit_states`)."""
-        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
         inputs = self._attention_inputs(tokens_BT, None, mask, None, None)
         return self.backbone.exit_states(tokens_BT, inputs, num_layers, dropped_LB)
 

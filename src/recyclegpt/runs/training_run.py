@@ -99,7 +99,8 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
-    if point is None and cfg.backbone.copy_last_layers and can_begin_with_last_layers(built.model):
+    wanted = cfg.backbone.copy_last_layers and cfg.module is None
+    if point is None and wanted and can_begin_with_last_layers(built.model):
         _begin_with_last_layers(built.model, datamodule)
     if cfg.training.cache_states:
         accepts = cfg.loss.target == ACCEPTED_LENGTH and built.model.draft_ids is not None
