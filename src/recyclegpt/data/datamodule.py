@@ -15,12 +15,11 @@ from torch import Tensor
 
 from recyclegpt.data.chat import ids_after_a_turn
 from recyclegpt.data.corpus import Corpus, open_corpus
-from recyclegpt.data.hf_stream import HFStream
+from recyclegpt.data.hf_stream import HFStream, StreamRows
 from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches, make_state, position_of, state_problems
 from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State
 from recyclegpt.data.prompts import choose_prompts
 from recyclegpt.data.shards import Tokenized, TokenShards
-from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import Source
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError, Problems

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from recyclegpt.data.hf_stream import StreamRows
 from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State, Tokens, read_windows
-from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 
 STATE_FORMAT = 2

@@ -35,8 +35,8 @@ from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
-from recyclegpt.training.memory_plan import StepShape, memory_plan
 from recyclegpt.training.state_cache import StateCache, states_key
+from recyclegpt.training.step_cost import memory_plan
 
 T = TypeVar("T")
 log = logging.getLogger("recyclegpt")
@@ -148,20 +148,11 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     model, data, trainer = run.built.model, run.datamodule, run.trainer
     facts, tokens, device = model_facts(model), data.train_num_tokens, trainer.strategy.root_device
     batch = data.batch_size * data.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
-    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    step = StepShape(
-        batch=data.batch_size,
-        row_length=data.row_length,
-        precision=str(trainer.precision),
-        num_unrolled=cfg.loss.num_unrolled,
-        recompute_every=int(cfg.training.activation_checkpointing),
-        masked=data.mask_documents,
-        chunk_size=cfg.loss.chunk_size,
-        on_cuda=device.type == "cuda",
-        num_shards=trainer.world_size if sharded else 1,
-        bucketed=trainer.world_size > 1 and not sharded,
-    )
-    planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
+    every_n = int(cfg.training.activation_checkpointing)
+    shape = (data.batch_size, data.row_length, str(trainer.precision), cfg.loss.num_unrolled, every_n)
+    planned, available = memory_plan(model, run.optimizer, *shape, data.mask_documents), memory_of(device)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        planned //= trainer.world_size  # each process holds a share of the weights
     memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
     clocks = (
         [f"trainer.max_time={cfg.trainer.max_time}"]
