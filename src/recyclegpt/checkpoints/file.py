@@ -71,7 +71,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
 
     Args:
         checkpoint: what `torch.load(weights_only=True)` can read back.
-        path: the file; a missing folder is created.
         facts: more for the sidecar, such as the step.
 
     Raises:

@@ -23,10 +23,7 @@ def load_backbone_of(
     """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder or GGUF file.
 
     Args:
-        stored: the checkpoint's hyper-parameters.
-        recycle: shape of the module.
         checkpoint: its file; a link `backbone` in its run folder takes precedence over the stored path.
-        device: where to.
 
     Raises:
         ConfigError: the backbone is missing, or is not the one that the module was trained on.

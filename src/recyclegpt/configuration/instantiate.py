@@ -62,7 +62,6 @@ def build(node: Any, path: str = "", /, **extra: Any) -> Any:
 
     Args:
         node: a config with `_target_`, or a mapping or list of such; anything else is returned as it is.
-        path: of the node in its config, which problems begin with.
         **extra: arguments the config does not hold; they win over the node's.
 
     Returns:

@@ -35,11 +35,7 @@ class TextDataModule(LightningDataModule):
 
     Args:
         tokenizer: how it becomes tokens; None for a tokenized corpus, which brings its own.
-        batch_size: B, rows of a batch on each rank.
-        val_batch_size: rows of a validation batch; None: `batch_size`.
-        mask_documents: number the documents inside rows, so that attention can stay inside them.
         num_workers: processes that read ahead; 0: none; None: 2 where there is a GPU, 0 else and of a stream.
-        max_skipped: unreadable documents allowed.
 
     Raises:
         ConfigError: naming every setting that cannot work.
@@ -90,7 +86,6 @@ class TextDataModule(LightningDataModule):
         Args:
             row_length: T, positions of a row.
             num_views: N, 2 + the number of unrolled steps of the recyclable module that are trained.
-            seed: of the order of the training rows.
             overfit_batches: train on the first n batches again and again; 0: on all.
 
         Raises:

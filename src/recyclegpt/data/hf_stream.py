@@ -87,7 +87,6 @@ class HFStream:
         """Documents of one part of a split, each with the position after it; training leaves out those of validation.
 
         Args:
-            split: which.
             part: number among `num_parts` that share the split: its files, or where those cannot be shared evenly, its
                 documents.
             position: resume after the document that came with it; None: from the start.

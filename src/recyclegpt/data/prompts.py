@@ -103,8 +103,6 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], special_
     """Token ids of each prompt. Where plain ones spell special tokens, one warning says how those were read.
 
     Args:
-        tokenizer: of the model.
-        prompts: to be continued or answered.
         special_tokens: how those that a plain prompt spells are read: `tokens`, `characters`, or `auto`: as tokens
             where the tokenizer has a chat template.
 

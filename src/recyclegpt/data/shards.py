@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recyclegpt.data.source import SPLITS, Skipped, Split, sha256_of
+from recyclegpt.data.source import SPLITS, Skipped, Split
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import sha256_of
 
 FORMAT = 1
 TOKENS_PER_SHARD = 1 << 27

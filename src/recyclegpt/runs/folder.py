@@ -137,8 +137,6 @@ def write_provenance(folder: Path, config_hash: str, **facts: Any) -> None:
     A run that resumes in its folder keeps what was written before, oldest first, under `earlier_starts`.
 
     Args:
-        folder: run folder; made when missing.
-        config_hash: of the resolved config.
         **facts: more of them, such as `data_fingerprint`; JSON values.
 
     Raises:

@@ -34,9 +34,6 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
     """The model of a run, frozen where the config says so. Draws from torch's global generator.
 
     Args:
-        cfg: the run's config.
-        parts: of `build_parts`.
-        tokenizer: the corpus's.
         counts_V: how often each id occurs in the training text; the draft vocabulary holds the most frequent.
 
     Raises:

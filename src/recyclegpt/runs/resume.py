@@ -16,7 +16,7 @@ from recyclegpt.checkpoints.load import (
     read_own_checkpoint,
     weight_problems,
 )
-from recyclegpt.configuration.compose import UNHASHED, config_hash, folder_name
+from recyclegpt.configuration.compose import config_hash, folder_name
 from recyclegpt.data import TextDataModule
 from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
@@ -81,26 +81,12 @@ def _why_none(cfg: DictConfig, folder: Path) -> str | None:
     newest = max((run for run in runs if run.resolve() != folder.resolve()), default=None)
     if newest is None or folder.resolve().parent != newest.resolve().parent:
         return None
-    theirs, own = (_flat(OmegaConf.to_container(of)) for of in (OmegaConf.load(newest / ".hydra/config.yaml"), cfg))
-    changed = [
-        f"{key} was {theirs.get(key)} and is {own.get(key)}"
-        for key in dict.fromkeys([*own, *theirs])
-        if own.get(key) != theirs.get(key) and key.split(".")[0] not in UNHASHED
-    ]
-    if not changed:
+    if _hash_or_none(newest) == config_hash(cfg):
         return f"the newest run, {newest}, is complete; this is a new one"
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return (
-        f"the newest run, {newest}, has another config ({'; '.join(changed[:3])}{more}), so this is a new one; "
-        f"to go on from the other's last checkpoint, stop and type resume={newest} in place of resume=auto"
+        f"the newest run, {newest}, has another config, so this is a new one; to go on from the other's last "
+        f"checkpoint, stop and type resume={newest} in place of resume=auto"
     )
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value below a node by its dotted key."""
-    if not isinstance(node, dict):
-        return {path: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
 
 
 class ResumePoint(NamedTuple):

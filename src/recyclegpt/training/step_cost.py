@@ -62,7 +62,6 @@ def memory_plan(
     """Bytes on a device that holds the whole model (the meta device will do) and the optimizer over its parameters.
 
     Args:
-        model, optimizer: what is trained.
         batch, row_length: B and T.
         precision: a key of `PRECISIONS`.
         num_unrolled: steps of the module that are trained.
