@@ -17,7 +17,7 @@ from recyclegpt.benchmark.tables import text_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_grid import Grid
 from recyclegpt.commands.bench_table import print_rows, print_tables
-from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.command_settings import corpus_for
 from recyclegpt.data.prompts import encode_prompts, read_prompts
 from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, measure_steps, module_shares
 from recyclegpt.commands.bench import output_folder
+from recyclegpt.configuration.build import Training, build, not_positive, read_settings
+from recyclegpt.configuration.command_settings import device_and_dtype
 from recyclegpt.configuration.compose import compose_or_explain, to_plain
-from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import Training, not_positive, read_settings
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError

@@ -17,10 +17,9 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.build import not_positive, read_settings
+from recyclegpt.configuration.command_settings import corpus_for, read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import read_decoding
-from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
 from recyclegpt.data.prompts import draw_prompts, encode_prompts, read_prompts

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recyclegpt.checkpoints.load import find_checkpoint
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import section_problems
-from recyclegpt.data.draft_vocabulary import read_draft_ids
+from recyclegpt.configuration.build import build, section_problems
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.huggingface import PretrainedBackbone
@@ -218,3 +219,21 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
             find_checkpoint(checkpoint)
         problems += found.found
     return problems
+
+
+def read_draft_ids(file: str | Path) -> NDArray[np.int64]:
+    """The ids `(D,)` that a JSON file lists, ascending.
+
+    Raises:
+        ConfigError: it cannot be read, or is no list of different ids.
+    """
+    try:
+        listed = json.loads(Path(file).expanduser().read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"recycle.draft_vocab: {file} cannot be read ({error}); give a number or a JSON list"
+        ) from error
+    ids = listed if isinstance(listed, list) else []
+    if len(ids) < 2 or any(type(one) is not int or one < 0 for one in ids) or len({*ids}) < len(ids):
+        raise ConfigError(f"recycle.draft_vocab: {file} is no JSON list of two or more different token ids")
+    return np.sort(np.asarray(ids, np.int64))

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recyclegpt.checkpoints.load import take_backbone
 from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.draft_vocabulary import frequent_ids
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
@@ -76,3 +77,23 @@ def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> Te
             f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
         )
     return own
+
+
+def frequent_ids(counts_V: NDArray[np.int64], tokenizer: TextTokenizer, size: int) -> NDArray[np.int64]:
+    """The most frequent ids, ascending `(D,)`, D = `size`; of equally frequent ones the lower.
+
+    Special tokens and single bytes are always among them, so that a draft can end a text and spell any word.
+
+    Raises:
+        ConfigError: there are fewer ids, or more special tokens and bytes.
+    """
+    always_V = tokenizer.token_num_bytes() == 1
+    always_V[list(tokenizer.special_ids)] = True
+    least = int(always_V.sum())
+    if not least <= size <= len(counts_V):
+        raise ConfigError(
+            f"recycle.draft_vocab: {size} is not between {least:,}, the special tokens and single bytes, and "
+            f"{len(counts_V):,}, the vocabulary"
+        )
+    order = np.lexsort((np.arange(len(counts_V)), -counts_V, ~always_V))
+    return np.sort(order[:size])

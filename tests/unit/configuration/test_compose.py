@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from recyclegpt.configuration.command_settings import unescape
 from recyclegpt.configuration.compose import compose_or_explain, find_conf, folder_name, value_problems
-from recyclegpt.configuration.device import unescape
 from recyclegpt.errors import ConfigError
 
 
