@@ -221,11 +221,10 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = state_in(checkpoint)
+    tokenizer, data = TextTokenizer.from_file(file), state_in(checkpoint)
     if data is None:  # weights without a position in the data
-        return TextTokenizer.from_file(file)
-    tokenizer = TextTokenizer.from_file_with(file, data["settings"]["tokenizer"])
-    if tokenizer is None:
+        return tokenizer
+    if tokenizer.fingerprint != data["settings"]["tokenizer"]:
         raise ConfigError(
             f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy it from the run the "
             "checkpoint comes from"

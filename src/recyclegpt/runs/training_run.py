@@ -138,8 +138,7 @@ def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) ->
         data_settings=run.datamodule.settings,
     )
     run.built.tokenizer.save(folder / FOLDER / TOKENIZER)
-    if len(run.built.tokenizer.stop_ids) > 1:
-        write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
+    write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
     announce(cfg, run, folder)
 
 
