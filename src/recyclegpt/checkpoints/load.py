@@ -196,10 +196,8 @@ def _read_model(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, T
     except ConfigError as error:
         raise ConfigError([f"checkpoint: {problem.removeprefix('path: ')}" for problem in error.problems]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "
-            f"{model.config.vocab_size:,}; use its own tokenizer"
-        )
+        small = f"{tokenizer.vocab_size:,} tokens, and its model embeds {model.config.vocab_size:,}"
+        raise ConfigError(f"checkpoint: the tokenizer of {folder} has {small}; use its own tokenizer")
     return model.eval(), tokenizer
 
 
@@ -225,10 +223,7 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     if data is None:  # weights without a position in the data
         return tokenizer
     if tokenizer.fingerprint != data["settings"]["tokenizer"]:
-        raise ConfigError(
-            f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy it from the run the "
-            "checkpoint comes from"
-        )
+        raise ConfigError(f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy that one")
     return tokenizer
 
 

@@ -41,8 +41,5 @@ def load_backbone_of(
         ) from error
     shape = {key: value for key, value in asdict(backbone.config).items() if key in stored["model"]}
     if backbone.fingerprint() != reference["fingerprint"] or any(stored["model"][k] != v for k, v in shape.items()):
-        raise ConfigError(
-            f"checkpoint: {checkpoint} was trained on another backbone than {path}; link the right one: "
-            f"ln -s ITS_PLACE {link}"
-        )
+        raise ConfigError(f"checkpoint: {checkpoint} needs another backbone than {path}; link it: ln -s PLACE {link}")
     return backbone.load(recycle, device), backbone.folder

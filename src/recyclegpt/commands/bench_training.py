@@ -83,10 +83,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
     shape = built["model"]
     row_length = given.row_length or shape.context_length
     if row_length > shape.context_length:
-        raise ConfigError(
-            f"row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
-            "lower one or raise the other"
-        )
+        raise ConfigError(f"row_length: {row_length} exceeds model.context_length={shape.context_length}; lower it")
     config = StepConfig(
         given.batch_size, row_length, built["optimizer"], LossConfig(num_unrolled=given.num_unrolled), dtype,
         given.compile, given.activation_checkpointing, given.accumulate, given.repetitions, given.seed,

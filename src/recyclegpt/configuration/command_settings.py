@@ -19,6 +19,8 @@ from recyclegpt.models import named_dtype
 if TYPE_CHECKING:
     from recyclegpt.data import TextDataModule
 
+NAME_ONE = "name one (data=GROUP data.KEY=VALUE), or for bench prompts=FILE"
+
 
 def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     """The corpus that `data=GROUP` names, else the one that a checkpoint was trained on.
@@ -35,14 +37,9 @@ def corpus_for(cfg: DictConfig, trained: LoadedModel) -> TextDataModule:
     datamodule.setup()
     if datamodule.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         if "data" in cfg:
-            raise ConfigError(
-                f"data: its tokenizer differs from the model's; tokenize the corpus with that one: "
-                f"data.tokenizer.kind=file data.tokenizer.path={trained.tokenizer_file}"
-            )
-        raise ConfigError(
-            f"data: the text that {trained.path} was trained on has changed since, and its tokenizer with it; "
-            "name a corpus (evaluate, generate-corpus: data=GROUP data.KEY=VALUE) or prompts (bench: prompts=FILE)"
-        )
+            own = f"data.tokenizer.kind=file data.tokenizer.path={trained.tokenizer_file}"
+            raise ConfigError(f"data: its tokenizer differs from the model's; tokenize the corpus with {own}")
+        raise ConfigError(f"data: the text of {trained.path} has changed, and its tokenizer with it; {NAME_ONE}")
     return datamodule
 
 
@@ -80,10 +77,7 @@ def corpus_of(settings: Any) -> TextDataModule:
 
 def _corpus_of_checkpoint(settings: Any, checkpoint: Path) -> TextDataModule:
     if settings is None:
-        raise ConfigError(
-            f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; name one (evaluate, "
-            "generate-corpus: data=GROUP data.KEY=VALUE) or a set of prompts (bench: prompts=FILE)"
-        )
+        raise ConfigError(f"checkpoint: {checkpoint.parent} holds a model and no run, so no corpus; {NAME_ONE}")
     # A tokenizer that the run read from a file is read from where the run has put it.
     if (settings.get("tokenizer") or {}).get("kind") == "file":
         settings = settings | {"tokenizer": settings["tokenizer"] | {"path": str(checkpoint.parent / TOKENIZER)}}
@@ -153,9 +147,7 @@ def unescape(text: str) -> str:
     try:
         return read.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"decoding.stop: {text!r} holds half of a character; give both \\uXXXX of its pair"
-        ) from error
+        raise ConfigError(f"decoding.stop: {text!r} holds half a character; give the whole pair") from error
 
 
 def read_decoding(cfg: DictConfig) -> tuple[DecodingConfig, torch.device, torch.dtype]:

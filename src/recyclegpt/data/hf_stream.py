@@ -61,14 +61,10 @@ class HFStream:
         positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         if self.val_split == self.train_split:
-            problems.append(
-                f"data.val_split: {self.val_split!r} is the training split too; null takes its first documents"
-            )
+            problems.append(f"data.val_split: {self.val_split!r} is the training split; null takes its first documents")
         local = Path(self.name)
         if local.is_file() or any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            problems.append(
-                f"data.name: {self.name} is not streamed; read it: data=text_files 'data.paths=[{self.name}]'"
-            )
+            problems.append(f"data.name: {self.name} is not streamed; use data=text_files 'data.paths=[{self.name}]'")
         if problems:
             raise ConfigError(problems)
 
@@ -281,8 +277,6 @@ class StreamRows(IterableDataset[Batch]):
                     yield np.array(document_ids(record, self.tokenizer), np.int32)
             skipped.report()
             if not found:
-                raise ConfigError(
-                    f"data.name: part {part + 1} of {num_parts} of {self.source.name} has no training document; "
-                    "use fewer workers or ranks, or fewer data.num_val_documents"
-                )
+                share = f"part {part + 1} of {num_parts} of {self.source.name}"
+                raise ConfigError(f"data.name: {share} has no training document; use fewer workers or ranks")
             state["position"] = None

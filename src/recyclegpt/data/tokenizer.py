@@ -242,9 +242,7 @@ def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]
         token_id = tokenizer.token_to_id(name)
         if token_id is not None:
             return name, token_id
-    raise ConfigError(
-        f"tokenizer.end_token: not in the vocabulary: {', '.join(names)}; name the token that ends a document"
-    )
+    raise ConfigError(f"tokenizer.end_token: the vocabulary holds no {', '.join(names)}; name what ends a document")
 
 
 def read_stop_tokens(folder: Path, tokenizer: Tokenizer) -> list[str]:

@@ -54,10 +54,8 @@ def claim(folder: Path, expected_hash: str) -> bool:
     if provenance is None:
         return False
     if (found := provenance["config_hash"]) != expected_hash:
-        raise ConfigError(
-            f"{folder}: holds a run of another config (config_hash {found}, this run has {expected_hash}); "
-            f"choose another folder (name=..., sweep.tag=... or hydra.run.dir=...), or move this one away"
-        )
+        what = f"holds a run of another config (config_hash {found}, this run has {expected_hash})"
+        raise ConfigError(f"{folder}: {what}; choose another (name=..., sweep.tag=... or hydra.run.dir=...)")
     return True
 
 
@@ -74,9 +72,7 @@ def read_provenance(folder: Path) -> dict[str, object] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: cannot read its config_hash ({error!r}); move the folder away or choose another"
-        ) from error
+        raise ConfigError(f"{path}: cannot read its config_hash ({error!r}); choose another folder") from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -104,9 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
         # The data workers of a run that was killed hold its lock until they notice, which takes five seconds.
         lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout as error:
-        raise ConfigError(
-            f"{folder}: another process trains in this folder; wait for it, stop it, or choose another folder"
-        ) from error
+        raise ConfigError(f"{folder}: another process trains here; wait for it, or choose another folder") from error
     log = logging.FileHandler(folder / LOG, encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     logging.getLogger().addHandler(log)

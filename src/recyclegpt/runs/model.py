@@ -72,10 +72,8 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
     own = TextTokenizer.from_file(backbone.folder, tokenizer.eos_token)
     if own.fingerprint != tokenizer.fingerprint:
-        raise ConfigError(
-            f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with "
-            f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
-        )
+        theirs = f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
+        raise ConfigError(f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with {theirs}")
     return own
 
 
@@ -91,9 +89,7 @@ def frequent_ids(counts_V: NDArray[np.int64], tokenizer: TextTokenizer, size: in
     always_V[list(tokenizer.special_ids)] = True
     least = int(always_V.sum())
     if not least <= size <= len(counts_V):
-        raise ConfigError(
-            f"recycle.draft_vocab: {size} is not between {least:,}, the special tokens and single bytes, and "
-            f"{len(counts_V):,}, the vocabulary"
-        )
+        reason = f"{size} is not between {least:,}, special tokens and bytes, and the vocabulary's {len(counts_V):,}"
+        raise ConfigError(f"recycle.draft_vocab: {reason}")
     order = np.lexsort((np.arange(len(counts_V)), -counts_V, ~always_V))
     return np.sort(order[:size])

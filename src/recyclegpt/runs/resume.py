@@ -110,16 +110,12 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
         return None
     checkpoint = read_own_checkpoint(path)
     if missing := [key for key in NEEDED if key not in checkpoint]:
-        raise ConfigError(
-            f"resume: {path} lacks {', '.join(missing)}, so training cannot resume from it; "
-            "use one that `recyclegpt train` wrote, or begin from its weights with backbone.checkpoint=..."
-        )
+        lacking = f"{path} lacks {', '.join(missing)}"
+        raise ConfigError(f"resume: {lacking}; use one of `recyclegpt train`, or backbone.checkpoint=...")
     step = int(checkpoint["global_step"])
     if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
-        raise ConfigError(
-            f"resume: {path} is at step {step} and this run has {num_steps} steps, so nothing is left to train; "
-            "raise trainer.max_epochs (or trainer.max_steps), or give an earlier checkpoint"
-        )
+        at = f"{path} is at step {step} of {num_steps}, so nothing is left to train"
+        raise ConfigError(f"resume: {at}; raise trainer.max_epochs, or give an earlier checkpoint")
     return ResumePoint(path, step, checkpoint)
 
 

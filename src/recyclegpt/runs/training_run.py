@@ -107,10 +107,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
 def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> StateCache:
     """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
     if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ConfigError(
-            "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
-            "data=hf_stream or trainer=fsdp"
-        )
+        raise ConfigError("training.cache_states: needs a corpus on disk, and not trainer=fsdp; set it to false")
     kept = ("data", "tokenizer", "row_length", "mask_documents")
     facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
     facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}
