@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.build import to_dataclass
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
