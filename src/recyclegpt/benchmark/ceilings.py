@@ -69,7 +69,9 @@ def module_bytes(model: RecycleGPT) -> int:
         return 0
     ids = 0 if model.draft_ids is None else model.draft_ids.nbytes
     head = _bytes(model.lm_head if model.draft_lm_head is None else model.draft_lm_head)
-    return _bytes(model.recyclable) - ids + head
+    tap = model.recyclable.tap
+    upper = 0 if tap is None else sum(_bytes(layer) for layer in list(model.backbone.layers)[tap:])
+    return _bytes(model.recyclable) - ids + head + upper
 
 
 def _bytes(module: nn.Module) -> int:
@@ -150,7 +152,8 @@ class Passes:
         text = TextBuffer(batch, self.num_slots + num + 2, model.config.vocab_size, model.device)
         text.position_B.fill_(last + 1)
         sampler = Sampler.seeded(SamplingConfig(), batch, 0, model.device)
-        drafter = make_module_drafter(model, Verified(width - 1 or 1), sampler, text, self.decoder.recycle)
+        given = Verified(width - 1 or 1), sampler, text, self.cache, self.decoder.recycle
+        drafter = make_module_drafter(model, *given)
         drafter.m = min(num, model.recycle_config.num_drafted or num)
         states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)
         newest_B = torch.full_like(text.position_B, width - 1)

@@ -47,8 +47,9 @@ def cost_tables(decoder: Decoder, position: int, **optimised: Any) -> dict[str, 
     one = passes.backbone(1)
     calls = {("verify_cost", rows): passes.backbone(rows) for rows in ROWS}
     sizes = [*(size for size in VOCABULARIES if size < model.config.vocab_size), model.config.vocab_size]
-    # A call of the module does not depend on what the backbone is.
-    shape = dataclasses.replace(model.config, num_layers=1)
+    # A call of a module that does not tap the backbone does not depend on what that is.
+    taps = model.recyclable is not None and model.recyclable.tap is not None
+    shape = model.config if taps else dataclasses.replace(model.config, num_layers=1)
     for size in sizes if model.recyclable is not None else ():
         recycle: RecycleConfig = dataclasses.replace(model.recycle_config, draft_vocab=size)
         with device:

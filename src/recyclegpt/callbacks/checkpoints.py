@@ -104,9 +104,6 @@ class CheckpointEverySteps(Checkpoint):
     The callback needs `VerifiedCheckpointIO` as the trainer's plugin, and is a collective call on several processes.
 
     Args:
-        folder: of the checkpoints.
-        every_n_steps: optimizer steps between two of them.
-        keep: number of newest checkpoints to keep.
         max_failed: number of failed writes in a row (a full disk, say) that are only reported; one more stops training,
             as does a failure at the end of the run.
     """

@@ -47,12 +47,9 @@ class DecodingMonitor(Callback):
             `strategy` says.
         folder: run folder for `decoding.jsonl`; none is written if null.
         num_prompts: held-out prompts, from different documents where there are enough.
-        prompt_tokens: length of each.
-        new_tokens: length of each continuation.
         repetitions: rounds over prompts and decoders, after a warm-up.
         budget_s: seconds after which no further round begins.
         every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
-        seed: of the sampler.
     """
 
     def __init__(

@@ -13,18 +13,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import numpy as np
 from google.protobuf.struct_pb2 import Struct
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import tensorboard
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch import Tensor
+from torch.utils.tensorboard.summary import compute_curve
 
 from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series, draw_canvas
 from recyclegpt.reporting.plain_values import flatten
 from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.held_out import NUM_BINS
 
 DESCRIPTIONS = {
     "epoch": "Epochs done; `trainer.limit_train_batches` batches each.",
@@ -179,20 +182,26 @@ class TradeOffFigure(Callback):
         if not writers or held_out is None or not held_out.by_confidence[0].sum():
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        curve = threshold_curve(held_out.by_confidence)
+        counted, agreed = held_out.by_confidence.cpu().double().numpy()
+        # Each bin as its agreeing and its other tokens, weighted by their numbers.
+        bins = np.tile((np.arange(NUM_BINS) + 0.5) / (NUM_BINS - 1), 2)
+        labels, weights = np.repeat([1, 0], NUM_BINS), np.concatenate([agreed, counted - agreed])
+        true, false, *_, precision, _ = compute_curve(labels, bins, NUM_BINS, weights)
         try:
-            canvas = draw_canvas(_figure(metrics, curve, held_out.by_place.cpu()))
+            shares = {
+                "agreement of drafted tokens": precision,
+                "share of tokens drafted": (true + false) / counted.sum(),
+            }
+            canvas = draw_canvas(_figure(metrics, shares, held_out.by_place.cpu()))
         except ImportError:  # no matplotlib
             canvas = None
         for writer in writers:
-            # All but `offered`, in the order of the method's arguments.
-            counts = list(curve.values())[:-1]
-            writer.add_pr_curve_raw(PR_CURVE, *counts, trainer.global_step, num_thresholds=len(curve["recall"]))
+            writer.add_pr_curve(PR_CURVE, labels, bins, trainer.global_step, NUM_BINS, weights)
             if canvas is not None:
                 writer.add_figure(FIGURE, canvas, trainer.global_step, close=False)
 
 
-def _figure(metrics: dict[str, float], curve: dict[str, Tensor], place_2P: Tensor) -> Figure:
+def _figure(metrics: dict[str, float], shares: dict[str, NDArray[np.float64]], place_2P: Tensor) -> Figure:
     speed = Panel("Speed against quality", "tokens per second", "held-out perplexity")
     for name, colour in zip(DECODERS, PALETTE, strict=False):
         # Verified text is autoregressive text.
@@ -200,36 +209,10 @@ def _figure(metrics: dict[str, float], curve: dict[str, Tensor], place_2P: Tenso
         x = [metrics.get(f"decode/tokens_per_s_{name}", math.nan)]
         speed.series.append(Series(name, x, [perplexity], style="points", colour=colour))
     trade = Panel("What decoding.confidence_threshold trades", "confidence threshold", "share")
-    thresholds = torch.linspace(0, 1, len(curve["offered"]) + 1)[:-1].tolist()
-    trade.series = [
-        Series("agreement of drafted tokens", thresholds, curve["precision"].tolist()),
-        Series("share of tokens drafted", thresholds, curve["offered"].tolist(), colour=PALETTE[1]),
-    ]
+    thresholds = [i / NUM_BINS for i in range(NUM_BINS)]
+    for (name, share), colour in zip(shares.items(), PALETTE, strict=False):
+        trade.series.append(Series(name, thresholds, share.tolist(), colour=colour))
     places = [(i + 0.5) / place_2P.shape[1] for i in range(place_2P.shape[1])]
     agreement = Series(None, places, (place_2P[1] / place_2P[0]).tolist())
     place = Panel("Agreement by place", "place in the row (share of its length)", "agreement", [agreement])
     return Figure("trade_off", "What recycling buys and what it costs", [speed, trade, place])
-
-
-def threshold_curve(by_confidence: Tensor) -> dict[str, Tensor]:
-    """Counts and ratios at the lower edge of every bin of confidence.
-
-    Args:
-        by_confidence: `(2, bins)` drafted tokens, and those that agreed, by the module's confidence.
-
-    Returns:
-        For each threshold, lowest first: `true_positive` (offered and agreed) and the other three counts, `precision`
-        (1 where nothing is offered), `recall`, and `offered`, the share of all tokens.
-    """
-    counted_2T = by_confidence.cpu().flip(1).cumsum(1).flip(1)
-    offered_T, agreed_T = counted_2T
-    total, agreeing = offered_T[0], agreed_T[0]
-    return {
-        "true_positive": agreed_T,
-        "false_positive": offered_T - agreed_T,
-        "true_negative": (total - agreeing) - (offered_T - agreed_T),
-        "false_negative": agreeing - agreed_T,
-        "precision": torch.where(offered_T > 0, agreed_T / offered_T.clamp(min=1), 1.0),
-        "recall": agreed_T / agreeing.clamp(min=1),
-        "offered": offered_T / total.clamp(min=1),
-    }

@@ -21,11 +21,9 @@ from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.benchmark.tables import PARTS, cost_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
+from recyclegpt.configuration.build import build, not_positive, to_dataclass
+from recyclegpt.configuration.command_settings import choose_device, corpus_for
 from recyclegpt.configuration.compose import to_plain
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import choose_device
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import not_positive, to_dataclass
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, DecodingConfig, SamplingConfig, make_strategy
@@ -195,7 +193,7 @@ def _measure_model(
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:
-    trained = load_trained(checkpoint, grid.device)
+    trained = load_trained(checkpoint, grid.device, cfg.get("module"))
     datamodule = corpus_for(cfg, trained)
     model = trained.model.to(torch.float32 if dtype == torch.int8 else dtype)
     return model, lambda num, length: datamodule.val_prompts(num, length).tolist()

@@ -19,7 +19,7 @@ from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.commands.bench_grid import Grid, GridSettings
 from recyclegpt.commands.bench_table import print_rows, print_tables
 from recyclegpt.commands.generate_corpus import weights_digest
-from recyclegpt.configuration.corpus import corpus_for
+from recyclegpt.configuration.command_settings import corpus_for
 from recyclegpt.data.prompts import Prompt, encode_prompts, read_prompts
 from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError
@@ -50,7 +50,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
     if problems:
         raise ConfigError(problems)
     found = _evenly(read_prompts(cfg.prompts, cfg.prompt_chat), settings.num_prompts)
-    trained = load_trained(cfg.checkpoint, grid.device)
+    trained = load_trained(cfg.checkpoint, grid.device, cfg.module)
     model, tokenizer = trained.model, trained.tokenizer
     if not settings.decoders(model.recyclable is not None):
         raise ConfigError(

@@ -34,7 +34,7 @@ def register() -> None:
 
     `${folder_name:TEXT}`: TEXT as the name of one folder: without `=`, `,`, `/` and the like, at most 120 characters.
     """
-    from recyclegpt.configuration.schemas import register_schemas  # late: it imports torch
+    from recyclegpt.configuration.build import register_schemas  # late: it imports torch
 
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     register_schemas()

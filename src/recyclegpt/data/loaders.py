@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from recyclegpt.data.hf_stream import StreamRows
 from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State, Tokens, read_windows
-from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.errors import ConfigError
 
 STATE_FORMAT = 2
@@ -178,11 +178,8 @@ class ValBatches:
         at_once = batch_size * world_size
         self.num_batches = min(num_batches, num_rows // at_once)
         if self.num_batches == 0:
-            raise ConfigError(
-                f"data.val_batch_size: {batch_size} on {world_size} rank(s) needs {at_once} rows of "
-                f"{packing.row_length} tokens, the validation split has {num_rows}; "
-                "give more validation text or lower it"
-            )
+            rows = f"{at_once} rows of {packing.row_length} tokens, and the split has {num_rows}"
+            raise ConfigError(f"data.val_batch_size: needs {rows} on {world_size} rank(s); lower it")
         self._tokens = tokens
         self._packing = packing
         chosen = np.linspace(0, num_rows, self.num_batches * at_once, endpoint=False).astype(int)

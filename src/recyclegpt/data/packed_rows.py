@@ -145,10 +145,8 @@ class PackedRows(IterableDataset[Batch]):
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._num_rows = packing.num_rows(tokens.num_tokens)
         if self._num_rows == 0:
-            raise ConfigError(
-                f"data: {tokens.num_tokens} training tokens do not fill one row of {packing.window}; "
-                "give more text or shorten the row (model.context_length)"
-            )
+            short = f"{tokens.num_tokens} training tokens do not fill one row of {packing.window}"
+            raise ConfigError(f"data: {short}; give more text or shorten the row (model.context_length)")
 
     def resume(self, state: State | None) -> None:
         """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""

@@ -42,10 +42,8 @@ def choose_prompts(tokens: NDArray[np.int64], eos_id: int, num: int, length: int
         if all(abs(start - other) >= length for other in chosen):
             chosen.append(start)
     if len(chosen) < num:
-        raise ConfigError(
-            f"data: {num} prompts of {length} tokens do not fit into {len(tokens)} validation tokens; "
-            "ask for fewer or shorter prompts, or give more validation text"
-        )
+        found = f"{num} prompts of {length} tokens do not fit into {len(tokens)} validation tokens"
+        raise ConfigError(f"data: {found}; ask for fewer or shorter ones, or give more text")
     return np.stack([tokens[start : start + length] for start in chosen])
 
 
@@ -73,11 +71,8 @@ def draw_prompts(tokens: Tokens, eos_id: int, num: int, length: int, seed: int) 
         upto = np.cumsum(stops - starts - length)
         num_windows = int(upto[-1]) if len(upto) else 0
         if num_windows < num_missing:
-            raise ConfigError(
-                f"data: {num} prompts of {length} tokens are asked for, and a split of {tokens.num_tokens} tokens "
-                f"holds {len(chosen) + num_windows}; ask for fewer (num_documents, num_val_documents) or "
-                "shorter ones (prompt_tokens), or give more text"
-            )
+            held = f"{len(chosen) + num_windows} of {num} prompts of {length} tokens"
+            raise ConfigError(f"data: the split holds {held}; ask for fewer or shorter ones")
         number = draw.choice(num_windows, num_missing, replace=False)
         document = np.searchsorted(upto, number, side="right")
         chosen = np.concatenate([chosen, stops[document] - length - (upto[document] - 1 - number)])
@@ -103,8 +98,6 @@ def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[Prompt], special_
     """Token ids of each prompt. Where plain ones spell special tokens, one warning says how those were read.
 
     Args:
-        tokenizer: of the model.
-        prompts: to be continued or answered.
         special_tokens: how those that a plain prompt spells are read: `tokens`, `characters`, or `auto`: as tokens
             where the tokenizer has a chat template.
 
@@ -201,9 +194,7 @@ def _prompt(values: Any, as_chats: bool) -> Prompt:
     values = values if isinstance(values, dict) else {}
     category, turns = values.get("category") or UNNAMED, values.get("turns") or [values.get("prompt")]
     if not isinstance(category, str) or category == OVERALL:
-        raise ValueError(
-            f"its category is {category!r}; choose a text other than {OVERALL!r}, the name of the last row"
-        )
+        raise ValueError(f"its category is {category!r}; choose a text other than {OVERALL!r}")
     for key in CHATS:
         if key in values:
             return Prompt(None, read_messages(values[key]), category)

@@ -26,6 +26,12 @@ class Backbone(nn.Module):
         x_BTC = run_layers(self.layers, self.embed_tokens(tokens_BT), attending, self.recompute_every)
         return self.norm(x_BTC)
 
+    def tapped(self, tokens_BT: Tensor, attending: AttentionInputs, tap: int) -> tuple[Tensor, Tensor]:
+        """The same, and what layer number `tap` reads."""
+        layers, every = list(self.layers), self.recompute_every
+        x_BTC = run_layers(layers[:tap], self.embed_tokens(tokens_BT), attending, every)
+        return self.norm(run_layers(layers[tap:], x_BTC, attending, every, tap)), x_BTC
+
     def exit_states(
         self, tokens_BT: Tensor, attending: AttentionInputs, num_layers: int, dropped_LB: Tensor
     ) -> tuple[Tensor, Tensor]:

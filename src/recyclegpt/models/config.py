@@ -122,6 +122,8 @@ class RecycleConfig:
     """Tokens that a one-call kind drafts at most, and steps that its training has; None for the others."""
     markov_rank: int = 0
     """Of `mask_rows`: rank of the head that knows the token before; 0: none."""
+    from_layer: int | None = None
+    """Of `hidden_transfer`: the backbone layer whose input is transferred; None: half of the way up."""
 
     def __post_init__(self) -> None:
         problems = []

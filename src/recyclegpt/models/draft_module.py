@@ -7,7 +7,7 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
+from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.layers import AttentionInputs, KVStore
 from recyclegpt.models.rope import Rotary
-from recyclegpt.models.unrolled import unrolled_mask
+from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
 
 
 class Attend(Protocol):
@@ -40,6 +41,12 @@ class Rows:
     rotary: Rotary
     mask: Tensor | None
     """`(B, 1, T, T)` where attention stays within documents; None: causal."""
+    documents_NBT: Tensor | None
+    head_VC: Tensor
+    queries: list[Tensor] = field(default_factory=list)
+    """States `(B, T, C)` of further rows, which a kind keeps here for its own loss."""
+    store: UnrolledKVStore = field(default_factory=UnrolledKVStore)
+    """Keys and values of the backbone's rows, for a kind that taps it."""
 
     def embedded(self, step: int) -> Tensor:
         """E(x_{t+step}) for each row t, `(B, T, C)`."""
@@ -84,6 +91,12 @@ class DraftModule(nn.Module):
 
     one_call = True
     """Whether one call gives the states of all m tokens; else each call reads the state and token before it."""
+    own_share = 0.0
+    """Share of `own_loss` in the module's loss; the rest is the cross entropy of its states."""
+    tap: int | None = None
+    """Backbone layer whose input it reads in place of the final state, in the backbone's own KV cache; else None."""
+    spare_rows = 0
+    """Rows of a call beyond one a token."""
     recompute_every = 0
     """See `Backbone.recompute_every`."""
     layers: nn.ModuleList
@@ -106,11 +119,21 @@ class DraftModule(nn.Module):
         """Layers that a row passes, which is how many a KV cache holds."""
         return len(self.layers)
 
+    def attach(self, backbone: Backbone) -> None:
+        """Keep what it runs of the backbone, which comes before weights are initialised."""
+
     def balance(self, embedding_std: float) -> None:
         """Set initial weights that `initialise` cannot know; `embedding_std` is that of the embedding's numbers."""
 
     def states(self, rows: Rows, num_steps: int) -> list[Tensor]:
         """States `(B, T, C)` of the steps 1..K over whole rows, for the LM head."""
+        raise NotImplementedError
+
+    def own_loss(self, rows: Rows) -> Tensor:
+        """A loss of its own, in nats a token: the mean over all B * T rows, masked ones counted as zero.
+
+        It follows `states` of the same rows.
+        """
         raise NotImplementedError
 
     def draft(

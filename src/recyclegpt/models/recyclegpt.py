@@ -5,7 +5,8 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
-from collections.abc import Container, Iterable
+import functools
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -22,6 +23,7 @@ from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
 from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise
 from recyclegpt.models.rope import Rotary
+from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
 
 class States(NamedTuple):
@@ -29,6 +31,9 @@ class States(NamedTuple):
 
     hidden_BTC: Tensor
     recycled_KBTC: list[Tensor]
+    own_loss: Callable[[], Tensor] | None = None
+    """The loss of the module's kind (`DraftModule.own_loss`) and its share; None: cross entropy is all there is."""
+    own_share: float = 0.0
 
 
 class RecycleGPT(
@@ -50,6 +55,8 @@ class RecycleGPT(
         self.config, self.recycle_config = model, recycle
         self.backbone = Backbone(model)
         self.recyclable = make_draft_module(model, recycle)
+        if self.recyclable is not None:
+            self.recyclable.attach(self.backbone)
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
         self.draft_lm_head: nn.Module | None = None  # of a model prepared for decoding: `draft_head`, packed
         num_positions = model.context_length + 2 * MAX_RECYCLED
@@ -83,6 +90,13 @@ class RecycleGPT(
         if states_BTC is not None:
             return states_BTC
         return self.backbone(tokens_BT, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read))
+
+    def tapped_states(
+        self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_slots_read: int, tap: int
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states as `backbone_states` gives them, and what its layer number `tap` reads."""
+        attending = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        return self.backbone.tapped(tokens_BT, attending, tap)
 
     def partial_states(
         self,
@@ -200,21 +214,33 @@ class RecycleGPT(
         """
         if num_unrolled > (self.recycle_config.num_drafted or num_unrolled):
             raise ConfigError(f"num_unrolled: {num_unrolled}, but it drafts {self.recycle_config.num_drafted} tokens")
-        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
-        if hidden_BTC is None:
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
+        module, tapped_BTC, store = self.recyclable, None, UnrolledKVStore()
+        if module is not None and module.tap is not None and num_unrolled:
+            if hidden_BTC is not None or (backbone_grad_scale < 1 and self.lm_head.weight.requires_grad):
+                raise ConfigError(
+                    f"recycle.kind: {self.recycle_config.kind} reads a layer within the backbone, so known states "
+                    "(training.cache_states) do not serve it, nor does a loss.backbone_grad_scale below 1"
+                )
+            attending = self._attention_inputs(views_NBT[0], None, mask, None, None)
+            hidden_BTC, tapped_BTC = self.backbone.tapped(views_NBT[0], replace(attending, memory=store), module.tap)
+        elif hidden_BTC is None:
             hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
-        if self.recyclable is None or not num_unrolled:
+        if module is None or not num_unrolled:
             return States(hidden_BTC, [])
-        state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
+        state_BTC = scale_gradient(hidden_BTC if tapped_BTC is None else tapped_BTC, backbone_grad_scale)
         embedding_VC = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
-        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask)
-        return States(hidden_BTC, self.recyclable.states(rows, num_unrolled))
+        head_VC = scale_gradient(self.lm_head.weight, backbone_grad_scale)
+        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask, documents_NBT, head_VC, store=store)
+        recycled = module.states(rows, num_unrolled)
+        own_loss = functools.partial(module.own_loss, rows) if module.own_share else None
+        return States(hidden_BTC, recycled, own_loss, module.own_share)
 
     def exit_states(
         self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The backbone's states in training for an early exit, and those of the exit (`Backbone.exit_states`)."""
-        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
         inputs = self._attention_inputs(tokens_BT, None, mask, None, None)
         return self.backbone.exit_states(tokens_BT, inputs, num_layers, dropped_LB)
 
@@ -272,12 +298,6 @@ class RecycleGPT(
         if cache is not None:
             mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
-
-
-def _document_mask(documents_BT: Tensor) -> Tensor:
-    """Causal attention inside each document, `(B, 1, T, T)`."""
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril().unsqueeze(1)
 
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:

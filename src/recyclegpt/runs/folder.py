@@ -1,4 +1,7 @@
-"""A run folder: whose it is, who may write in it, where the run came from; no trace of a run that was refused."""
+"""A run folder: whose it is, who may write in it, where the run came from; no trace of a run that was refused.
+
+Of a sweep, also where it stands: `job 3 of 12, about 9 min left`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +24,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import FILE_NAME as JOB_LIST
+from recyclegpt.configuration.hydra_app import shares_machine
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.hardware.device import cpu_name
@@ -46,10 +54,8 @@ def claim(folder: Path, expected_hash: str) -> bool:
     if provenance is None:
         return False
     if (found := provenance["config_hash"]) != expected_hash:
-        raise ConfigError(
-            f"{folder}: holds a run of another config (config_hash {found}, this run has {expected_hash}); "
-            f"choose another folder (name=..., sweep.tag=... or hydra.run.dir=...), or move this one away"
-        )
+        what = f"holds a run of another config (config_hash {found}, this run has {expected_hash})"
+        raise ConfigError(f"{folder}: {what}; choose another (name=..., sweep.tag=... or hydra.run.dir=...)")
     return True
 
 
@@ -66,9 +72,7 @@ def read_provenance(folder: Path) -> dict[str, object] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: cannot read its config_hash ({error!r}); move the folder away or choose another"
-        ) from error
+        raise ConfigError(f"{path}: cannot read its config_hash ({error!r}); choose another folder") from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -96,9 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
         # The data workers of a run that was killed hold its lock until they notice, which takes five seconds.
         lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout as error:
-        raise ConfigError(
-            f"{folder}: another process trains in this folder; wait for it, stop it, or choose another folder"
-        ) from error
+        raise ConfigError(f"{folder}: another process trains here; wait for it, or choose another folder") from error
     log = logging.FileHandler(folder / LOG, encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     logging.getLogger().addHandler(log)
@@ -137,8 +139,6 @@ def write_provenance(folder: Path, config_hash: str, **facts: Any) -> None:
     A run that resumes in its folder keeps what was written before, oldest first, under `earlier_starts`.
 
     Args:
-        folder: run folder; made when missing.
-        config_hash: of the resolved config.
         **facts: more of them, such as `data_fingerprint`; JSON values.
 
     Raises:
@@ -187,3 +187,30 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
         return subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment).stdout
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def progress_line() -> str:
+    """`job 3 of 12: seed=1; 2 complete, about 9 min left`, of the job of a sweep that this process runs."""
+    hydra = HydraConfig.get()
+    folder, own = Path(hydra.sweep.dir), set(hydra.overrides.task)
+    if not (folder / JOB_LIST).exists():
+        return f"job {hydra.job.num + 1}"  # of a sweeper that leaves no list
+    control = next((line.removeprefix(CONTROL) for line in own if line.startswith(CONTROL)), None)
+    jobs = json.loads((folder / JOB_LIST).read_text(encoding="utf-8"))["jobs"]
+    number = next(i for i, job in enumerate(jobs) if job["control"] == control and own >= set(job["overrides"]))
+    line = f"job {number + 1} of {len(jobs)}: {' '.join(jobs[number]['overrides'])}"
+    line += f" (control {control})" if control else ""
+    seconds = [job_seconds(job) for job in folder.glob("*/") if is_complete(job)]
+    if not seconds:
+        return line
+    line += f"; {len(seconds)} complete"
+    if shares_machine():
+        return line
+    minutes = round(statistics.median(seconds) * (len(jobs) - len(seconds)) / 60)
+    return f"{line}, about {f'{minutes // 60} h {minutes % 60}' if minutes >= 60 else max(1, minutes)} min left"
+
+
+def job_seconds(folder: Path) -> float:
+    """Seconds from the last start of a complete job to its result."""
+    started = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["started"]
+    return max(0.0, (folder / RESULT).stat().st_mtime - datetime.fromisoformat(started).timestamp())

@@ -185,7 +185,10 @@ class DualLoss(nn.Module):
             module_head_VC = module_head_VC.index_select(0, draft_ids_D)  # its backward pass is the faster
             known_BT = normaliser_BT if config.target == ACCEPTED_LENGTH else best_BT
             draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config, known_BT)
+        weight_of_steps = weight * (1 - states.own_share)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
+            if states.own_share == 1:
+                recycled_BTC, module_head_VC = recycled_BTC.detach(), module_head_VC.detach()  # only its figures
             scale_BT, label_BT = counted(step), views_NBT[1 + step]
             teacher: dict[str, Tensor | None] = {}
             if share:
@@ -214,8 +217,10 @@ class DualLoss(nn.Module):
                 share_of_step = shares[step - 1] / sum(shares)
             if draft is not None:
                 rows = rows._replace(prediction_M=draft.ids_D[rows.prediction_M], inside_M=inside_BT.flatten())
-            loss = loss + weight * share_of_step * rows.total
+            loss = loss + weight_of_steps * share_of_step * rows.total
             steps.append(rows)
+        if states.own_loss is not None:
+            loss = loss + weight * states.own_share * states.own_loss()
         return LossTerms(loss, backbone, steps, counted(1), exits)
 
 

@@ -41,10 +41,6 @@ class LitRecycleGPT(LightningModule):
     computed from, and after `max_skipped_steps` of them in a row training stops.
 
     Args:
-        model: the model to train.
-        loss: weights and target of the dual loss.
-        optimizer: called with the named parameters.
-        scheduler: called with the optimizer and `num_steps`.
         num_steps: optimizer steps of the whole run, from the config (never from the trainer).
         token_num_bytes: `(V,)` bytes of text that each token stands for.
         hyper_parameters: plain Python config, stored in every checkpoint.

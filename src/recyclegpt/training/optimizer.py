@@ -40,10 +40,7 @@ def adamw(
 
     Args:
         named_parameters: as `module.named_parameters()` yields them; a tied weight counts once.
-        lr: learning rate before the schedule.
-        betas: decay of the two running means.
         weight_decay: decoupled decay of the matrices, embedding and LM head included.
-        eps: added to the denominator.
         backbone_lr: learning rate of backbone and LM head, lower for a pretrained one that should change little; None:
             `lr`.
 

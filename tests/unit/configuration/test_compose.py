@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from recyclegpt.configuration.command_settings import unescape
 from recyclegpt.configuration.compose import compose_or_explain, find_conf, folder_name, value_problems
-from recyclegpt.configuration.device import unescape
 from recyclegpt.errors import ConfigError
 
 
@@ -70,5 +70,5 @@ def test_escapes_in_stop_strings_are_what_everyone_means_by_them() -> None:
     assert unescape(r"\d \ \xg") == r"\d \ \xg"
     assert unescape(r"\x41\0") == "A\0"
     assert unescape(r"\ud83d\ude00") == "\N{GRINNING FACE}"
-    with pytest.raises(ConfigError, match="half of a character"):
+    with pytest.raises(ConfigError, match="half a character"):
         unescape(r"a\ud83d")

@@ -15,8 +15,10 @@ from .test_exactness import random_model
 
 M = 3
 EXAMPLES = {
+    "query_ctc": {"num_drafted": M},
     "recyclable": {},
     "coral": {"num_drafted": M},
+    "hidden_transfer": {"num_drafted": M},
     "loop": {},
     "mask_rows": {"num_drafted": M, "markov_rank": 4},
     "medusa": {"num_drafted": M},
@@ -49,19 +51,23 @@ def test_training_gives_the_logits_of_decoding(kind: str) -> None:
     draft_logits = model.draft_logits
 
     def recording(state: torch.Tensor) -> torch.Tensor:
-        seen.append(draft_logits(state)[0])
-        return draft_logits(state)
+        logits = draft_logits(state)
+        seen.extend(logits.flatten(0, -2))
+        return logits
 
     model.draft_logits = recording  # type: ignore[method-assign]
-    text = prompt + Decoder(model).generate([prompt], Alternating(M), 24).tokens[0]
+    written = Decoder(model).generate([prompt], Alternating(M), 24)
+    text = prompt + written.tokens[0]
     num_rows = len(text) - M
     views_NBT = torch.stack([torch.tensor([text[n : n + num_rows]]) for n in range(M + 1)])
     states = model.states(views_NBT, num_unrolled=M).recycled_KBTC
     trained = [draft_logits(state)[0] for state in states]
-    rows = range(len(prompt) - 1, num_rows, M + 1)
+    per_call = M + model.recyclable.spare_rows  # type: ignore[union-attr]
+    rows = [len(prompt) - 1 + place for place, drafted in enumerate(written.drafted[0]) if not drafted]
+    rows = [row for row in rows if row < num_rows]
     for number, row in enumerate(rows):
         for step in range(M):
-            torch.testing.assert_close(seen[number * M + step], trained[step][row])
+            torch.testing.assert_close(seen[number * per_call + step], trained[step][row])
     assert len(rows) > 4
     assert len(set(text)) > 4
 
@@ -82,7 +88,7 @@ def test_overfits_a_row_until_its_drafts_are_accepted(kind: str) -> None:
     prompt, expected = text[0, :4].tolist(), text[0, 4:28].tolist()
     written = Decoder.optimised(model).generate([prompt], Verified(M), 24)
     assert written.tokens == [expected]
-    assert written.counts.acceptance > 0.9
+    assert written.counts.num_backbone_passes <= 9, "seven would do"
 
 
 def test_what_a_kind_cannot_do_is_refused() -> None:
@@ -96,3 +102,9 @@ def test_what_a_kind_cannot_do_is_refused() -> None:
     model = RecycleGPT(shape, RecycleConfig(kind="medusa", num_drafted=2))
     with pytest.raises(ConfigError, match=r"decoding\.num_recycled: 3, but this module drafts at most 2"):
         Decoder(model).generate([[1]], Verified(3), 4)
+    views_NBT = torch.zeros(3, 1, 4, dtype=torch.long)
+    with pytest.raises(ConfigError, match="drafts 2 tokens"):
+        model.states(views_NBT, num_unrolled=3)
+    model = RecycleGPT(shape, RecycleConfig(kind="hidden_transfer", num_drafted=2))
+    with pytest.raises(ConfigError, match=r"training\.cache_states"):
+        model.states(views_NBT, hidden_BTC=torch.zeros(1, 4, 16))

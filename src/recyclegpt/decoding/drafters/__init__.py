@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.draft_length import DraftLength
+from recyclegpt.decoding.drafters.collapse import CollapseDrafter
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.drafters.one_call import OneCallDrafter
@@ -20,6 +21,7 @@ from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import KVCache, RecycleGPT
+from recyclegpt.models.drafts.query_ctc import QueryCTC
 
 __all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
 
@@ -80,13 +82,21 @@ def make_drafter(
         return TokenRecyclingDrafter(model, strategy, sampler, text)
     if strategy.drafter.startswith(("self_speculative", "early_exit")):
         return PartialBackboneDrafter(model, strategy, sampler, text, backbone_cache)
-    module = make_module_drafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    given = model, strategy, sampler, text, backbone_cache, recycle
+    module = make_module_drafter(*given) if strategy.needs_module else None
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
 
 
 def make_module_drafter(
-    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    backbone_cache: KVCache,
+    recycle: ModelPass | None = None,
 ) -> ModuleDrafter:
     """The model's draft module as a drafter."""
     kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
-    return kind(model, strategy, sampler, text, recycle)
+    if isinstance(model.recyclable, QueryCTC):
+        kind = CollapseDrafter
+    return kind(model, strategy, sampler, text, backbone_cache, recycle)

@@ -27,16 +27,26 @@ class ModuleDrafter(ChainDrafter):
     """Implements `Drafter`."""
 
     def __init__(
-        self, model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None
+        self,
+        model: RecycleGPT,
+        strategy: Strategy,
+        sampler: Sampler,
+        text: TextBuffer,
+        backbone_cache: KVCache,
+        recycle: ModelPass | None = None,
     ) -> None:
-        """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled."""
+        """Allocate. `recycle` stands in for the model's own in passes of a step's shape, where it is compiled.
+
+        A kind that taps the backbone has its keys and values in `backbone_cache`.
+        """
         super().__init__(model, strategy, sampler, text)
         self.recycle = recycle or model.recycle
         self.block = self.m + 1
         batch, num_slots = text.tokens_BS.shape
         assert model.recyclable is not None
-        depth = model.recyclable.depth
-        self.cache: KVCache = KVCache(model.config, depth, batch, num_slots, model.dtype, model.device)
+        self.cache: KVCache = backbone_cache
+        if model.recyclable.tap is None:
+            self.cache = KVCache(model.config, model.recyclable.depth, batch, num_slots, model.dtype, model.device)
         if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
             self.length = DraftLength(cost_of_a_draft(model, self.m))
 

@@ -45,6 +45,8 @@ class MaskRows(RecyclableModule):
     def states(self, rows: Rows, num_steps: int) -> list[Tensor]:
         """See `DraftModule`."""
         states = super().states(rows, num_steps)
+        if self.markov is None:
+            return states
         return [self.follow(state_BTC, rows.embedded(step)) for step, state_BTC in enumerate(states, start=1)]
 
     def inputs(self, rows: Rows, step: int, state_BTC: Tensor) -> tuple[Tensor, Tensor]:
