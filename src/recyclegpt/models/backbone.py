@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         return self.norm(x_BTC), self.norm(exit_BTC)
 
     def partial(self, tokens_BT: Tensor, attending: AttentionInputs, skipped: Container[str]) -> Tensor:
-        """States after the final norm without the `skipped` parts: `a3` is the fourth layer's attention, `m3` its MLP."""
+        """States after the norm without the `skipped` parts: `a3` is the fourth layer's attention, `m3` its MLP."""
         x_BTC = self.embed_tokens(tokens_BT)
         for number, layer in enumerate(cast("Iterable[TransformerLayer]", self.layers)):
             if f"a{number}" not in skipped:
