@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recyclegpt.training.cross_entropy import narrowed, probabilities, rows_of_chunk
+from recyclegpt.training.cross_entropy import in_pieces, narrowed, probabilities, rows_of_chunk
 
 
 class Acceptance(NamedTuple):
@@ -135,8 +135,8 @@ def _row(
     teacher_mV = teacher_MX[rows]
     if normaliser_M is None:
         teacher_mV = F.linear(teacher_mV.to(narrow_VC.dtype), narrow_VC)
-    compute = _compiled_row_acceptance() if use_compile else _row_acceptance
-    return compute(logits_mV, label_M[rows, None], teacher_mV, None if normaliser_M is None else normaliser_M[rows])
+    of_rows = logits_mV, label_M[rows, None], teacher_mV, None if normaliser_M is None else normaliser_M[rows]
+    return _compiled_row_acceptance()(*of_rows) if use_compile else in_pieces(_row_acceptance, *of_rows)
 
 
 def _row_acceptance(

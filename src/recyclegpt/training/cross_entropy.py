@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 CPU_ROWS = 256
 """Rows of a chunk on a CPU, where logits should stay in its cache."""
+CACHED_LOGITS = 1 << 18
+"""On a CPU the arithmetic between the matrix products runs over about this many logits at a time: in fp32 they stay in
+its cache, and no buffer is so large that it comes in pages made anew."""
 LOGITS_BYTES = 1 << 30
 """On CUDA a chunk is large, so that its products fill the device: its logits in fp32 take about this much."""
 
@@ -90,7 +93,29 @@ def most_likely(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = No
 def log_normaliser(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
     """Log of the sum of `exp(logit)` over all tokens for each state, `(M,)`, fp32."""
     weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
-    return torch.cat([probabilities(F.linear(one, weight_VC))[2] for one in state_MC.split(rows)]).squeeze(1)
+    chunks = (F.linear(state_mC, weight_VC) for state_mC in state_MC.split(rows))
+    return torch.cat([in_pieces(_normaliser, logits_mV)[0] for logits_mV in chunks]).squeeze(1)
+
+
+def _normaliser(logits_mV: Tensor) -> tuple[Tensor, ...]:
+    return probabilities(logits_mV)[2:]
+
+
+def in_pieces(
+    compute: Callable[..., tuple[Tensor, ...]],
+    logits_mV: Tensor,
+    *of_rows: Tensor | None,
+    others: tuple[Any, ...] = (),
+) -> tuple[Tensor, ...]:
+    """`compute(logits_mV, *of_rows, *others)`, each row by itself; on a CPU a few rows at a time."""
+    num = max(2, CACHED_LOGITS // logits_mV.shape[1])
+    if logits_mV.is_cuda or num >= len(logits_mV):
+        return compute(logits_mV, *of_rows, *others)
+    pieces = [
+        compute(*(None if rows is None else rows[begin : begin + num] for rows in (logits_mV, *of_rows)), *others)
+        for begin in range(0, len(logits_mV), num)
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
 def probabilities(logits_mV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +148,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         predict: bool,
         use_compile: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        row_losses = _compiled_row_losses() if use_compile else _row_losses
         wide = torch.float64 if state_MC.dtype == torch.float64 else torch.float32
         need_state, need_weight = ctx.needs_input_grad[:2]
         grad_state_MC = torch.empty_like(state_MC) if need_state else None
@@ -142,9 +166,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             teacher_mV = None if teacher_MV is None else teacher_MV[rows]
             if teacher_MC is not None and teacher_share:
                 teacher_mV = F.linear(teacher_MC[rows], narrow_VC)
-            nll_m1, loss_m1, largest_m1, grad_mV = row_losses(
-                logits_mV, label_M[rows, None], teacher_mV, teacher_share, wide, need_state or need_weight
-            )
+            of_rows = logits_mV, label_M[rows, None], teacher_mV
+            others = teacher_share, wide, need_state or need_weight
+            if use_compile:
+                nll_m1, loss_m1, largest_m1, grad_mV = _compiled_row_losses()(*of_rows, *others)
+            else:
+                nll_m1, loss_m1, largest_m1, grad_mV = in_pieces(_row_losses, *of_rows, others=others)
             nll_M[rows] = nll_m1.squeeze(1)
             if predict:
                 confidence_M[rows] = largest_m1.squeeze(1)
