@@ -17,8 +17,7 @@ from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, 
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
-from recyclegpt.hardware.memory import PeakMemory
-from recyclegpt.hardware.stopwatch import CopyTimer
+from recyclegpt.hardware.measure import CopyTimer, PeakMemory
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from recyclegpt.callbacks import ProgressBar
 
 def test_slow_steps_are_drawn_from_the_first_on_and_fast_ones_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("recyclegpt.callbacks.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("recyclegpt.callbacks.throughput.time.monotonic", lambda: now)
     drawn = {}
     for seconds in (20.0, 0.01):
         bar, drawn[seconds] = ProgressBar(), []

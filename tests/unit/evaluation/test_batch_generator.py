@@ -9,7 +9,7 @@ import torch
 
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, Verified
-from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
+from recyclegpt.evaluation.scoring import Asked, BatchGenerator
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 
 TOKENIZER = TextTokenizer.bytes()
