@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.configuration.compose import UNHASHED
-from recyclegpt.errors import ConfigError, JobsFailed
+from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.files import write_json
 
 SEED = "seed"
@@ -80,7 +80,7 @@ class ControlledSweeper(Sweeper):
         """Run all jobs.
 
         Raises:
-            JobsFailed: naming every job that failed, after all have run.
+            RunError: naming every job that failed, after all have run.
             ConfigError: the same, where each failed by a mistake in its settings.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -148,8 +148,10 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
         problems = dict.fromkeys(problem for problem, _ in found)
         raise ConfigError([f"{it} (in {'; '.join(job for same, job in found if same == it)})" for it in problems])
     last = [f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}" for error in errors]
-    failures = [f"{name}: {line}" for name, line in zip(names, last, strict=True)]
-    raise JobsFailed(len(results), failures) from errors[0]
+    lines = [f"{len(failed)} of {len(results)} jobs failed"]
+    lines += [f"  - {name}: {line}" for name, line in zip(names, last, strict=True)]
+    lines.append("The same command runs them again; jobs that are complete are skipped.")
+    raise RunError("\n".join(lines)) from errors[0]
 
 
 def _grid(overrides: Sequence[Override]) -> list[list[str]]:
