@@ -24,6 +24,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.module_folder import with_module
 from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
 
 BACKBONE_SYMLINK = "backbone"
@@ -60,8 +61,6 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 """Of a folder that holds a model and no run: what `export` wrote, or a pretrained backbone."""
 _MAX_NAMED = 5
-_SHAPE_INDEPENDENT = ("init_std", "context_length")
-"""Fields of the config that no weight depends on."""
 _log = logging.getLogger("recyclegpt")
 
 
@@ -178,15 +177,21 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
     return checkpoint
 
 
-def load_trained(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_trained(path: str | Path, device: torch.device | str = "cpu", module: str | Path | None = None) -> LoadedModel:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
     Also reads a folder that `export` wrote, and a pretrained backbone in Hugging Face layout or GGUF; these have no
-    config.
+    config. The recyclable module is the checkpoint's, or that of the folder `module` (`with_module`).
 
     Raises:
-        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
+        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format; or the module is another
+            backbone's.
     """
+    trained = _load(path, device)
+    return trained if module is None else trained._replace(model=with_module(trained.model, module))
+
+
+def _load(path: str | Path, device: torch.device | str) -> LoadedModel:
     found = _existing(path)
     if is_gguf(found) or (found / CONFIG).is_file():
         model, tokenizer = _read_model(found, device)
@@ -276,25 +281,3 @@ def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT, module_onl
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
-
-
-def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerprint: str) -> None:
-    """Copy backbone and LM head of a checkpoint into `model`; the recyclable module stays as it is.
-
-    Raises:
-        ConfigError: the checkpoint cannot be read, has another shape, or another tokenizer.
-    """
-    trained = load_trained(checkpoint)
-    own, other = asdict(model.config), asdict(trained.model.config)
-    problems = [
-        f"model.{key}: {own[key]}, but the backbone of {trained.path} has {other[key]}; set model.{key}={other[key]}"
-        for key in own
-        if key not in _SHAPE_INDEPENDENT and own[key] != other[key]
-    ]
-    if trained.tokenizer.fingerprint != tokenizer_fingerprint:
-        theirs = f"data.tokenizer.kind=file data.tokenizer.path={trained.path.parent / TOKENIZER}"
-        problems.append(f"backbone.checkpoint: {trained.path} has another tokenizer; set {theirs}")
-    if problems:
-        raise ConfigError(problems)
-    model.backbone.load_state_dict(trained.model.backbone.state_dict())
-    model.lm_head.load_state_dict(trained.model.lm_head.state_dict())

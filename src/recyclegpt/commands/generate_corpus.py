@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
         if decoding.stop:
             problems.found.append("decoding.stop: documents end with the end token; leave it out")
     problems.raise_any()
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     strategy, context = decoding.make_strategy(), trained.model.config.context_length
     least = 1 if settings.prompts else settings.prompt_tokens
     if decoding.max_new_tokens > (room := context - least):
@@ -133,10 +133,7 @@ def _continuations(cfg: DictConfig, settings: CorpusSettings, trained: LoadedMod
 
 def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer, longest: int) -> Asked:
     """The prompts of a file, asked by the chat template where there is one; those of validation are drawn at random."""
-    asked = [
-        prompt if prompt.messages else prompt._replace(messages=[{"role": "user", "content": prompt.text}])
-        for prompt in read_prompts(str(settings.prompts))
-    ]
+    asked = read_prompts(str(settings.prompts), as_chats=True)
     rows = encode_prompts(tokenizer, asked, "characters")
     fitting = [row for row in rows if len(row) <= longest]
     if len(fitting) < len(rows):

@@ -158,11 +158,11 @@ def chat_in(text: str) -> list[dict[str, Any]] | None:
     return read_messages(first[key])
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, as_chats: bool = False) -> list[Prompt]:
     """The prompts of a file of JSON, one a line or in a list, each with a category if it likes.
 
-    A line holds `prompt`, a plain text; or `messages`, a chat; or `turns`, Spec-Bench's questions, of which the first
-    is asked, since those after it follow an answer of another model's.
+    A line holds `prompt`, a plain text, or a question with `as_chats`; or `messages`, a chat; or `turns`, Spec-Bench's
+    questions, of which the first is asked, since those after it follow an answer of another model's.
 
     Raises:
         ConfigError: the file cannot be read or holds nothing, or a line is something else; naming the first.
@@ -174,7 +174,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         with open_file(path) as opened:
             for where, values in json_values(opened):
                 try:
-                    prompts.append(_prompt(values))
+                    prompts.append(_prompt(values, as_chats))
                 except ValueError as error:
                     raise ConfigError(f"prompts: {path}{where}: {error}") from error
                 num_longer += not {*CHATS} & {*values} and len(values.get("turns") or ()) > 1
@@ -187,7 +187,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
-def _prompt(values: Any) -> Prompt:
+def _prompt(values: Any, as_chats: bool) -> Prompt:
     """The prompt of a line. ValueError says what is wrong with the line."""
     if isinstance(values, ValueError):
         raise values
@@ -202,4 +202,4 @@ def _prompt(values: Any) -> Prompt:
     if not isinstance(text, str) or not text:
         raise ValueError("lacks a prompt, messages, or turns that begin with a text that is not empty")
     text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
-    return Prompt(text, [{"role": "user", "content": text}] if values.get("turns") else None, category)
+    return Prompt(text, [{"role": "user", "content": text}] if as_chats or values.get("turns") else None, category)

@@ -1,6 +1,6 @@
 """RecycleGPT models in `lm-eval` (EleutherAI's evaluation harness): translates requests and results.
 
-`scoring.py` and `batch_generator.py` compute. No other file imports the harness.
+`scoring.py` computes. No other file imports the harness.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The recyclable module as a draft model, which serving engines load next to a target for speculative decoding.
 
 Read from the source of vLLM 0.33.0 (`models/mistral_eagle.py`, `models/llama_eagle.py`,
-`transformers_utils/configs/eagle.py`); a test recomputes both loaders' arithmetic from the written files.
+`transformers_utils/configs/eagle.py`); a test recomputes both loaders' arithmetic from the written files, and
+`experiments/007_vllm` runs the first of them.
 Embedding and LM head are left out: these loaders take the target's.
 """
 
@@ -60,6 +61,8 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
             f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); "
             "use format=llama, or train a module with `recyclegpt adapt` or `recyclegpt train`"
         ]
+    if recycle.kind != "recyclable":
+        return [f"format: {kind} does not know a {recycle.kind} module (recycle.kind); use format=recyclegpt"]
     norms = (recycle.first_input_norm, recycle.final_norm)
     fitting = {(True, True): "vllm", (False, False): "eagle"}.get(norms)
     problems = []
