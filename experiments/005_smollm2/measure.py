@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from peers import peer_rows
+from quality import judge_texts
 from waterfall import draw, levers, looked_up, predicted
 
 from recyclegpt.benchmark.prompt_set import Contender, Texts, decode_rounds, fit_prompts, prompt_rows
@@ -48,7 +49,7 @@ Row = dict[str, Any]
 COLUMNS = (
     "section", "engine", "category", "dtype", "strategy", "drafter", "num_recycled", "adaptive", "draft_vocab",
     "tokens_per_s", "speedup", "speedup_spread", "speedup_interval", "mean_accepted_length", "acceptance_by_position",
-    "equal", "repetitive", "num_prompts", "lever", "predicted",
+    "equal", "repetitive", "num_prompts", "lever", "predicted", "backbone_nll",
 )  # fmt: skip
 
 
@@ -187,17 +188,6 @@ def speed(it: Measurement) -> None:
             words = ("measure", work, str(asked), "--out", str(it.out / "peers.jsonl"), "--rounds", str(repetition))
             subprocess.run([python, str(HERE / "peers.py"), *words, "--new", str(it.arguments.new_tokens)], check=False)
             it.keep("peers", peer_rows(it.out / "peers.jsonl"))
-    write_texts(it, contenders, [Autoregressive(), Alternating(1), Alternating(3)])
-
-
-def write_texts(it: Measurement, contenders: Sequence[Contender], wanted: Sequence[Strategy], num: int = 6) -> None:
-    """`texts.md`: what alternating decoding writes beside the backbone's own text."""
-    lines = []
-    for line in (it.out / "speed.jsonl").read_text().splitlines()[1 : 1 + num]:
-        for one, run in zip(contenders, json.loads(line)["runs"], strict=True):
-            if one.about["dtype"] == "bfloat16" and one.strategy in wanted:
-                lines += [f"## {one.strategy.label}", "", it.trained.tokenizer.decode(run["texts"][0]), ""]
-    (it.out / "texts.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def sampled(it: Measurement) -> None:
@@ -225,10 +215,10 @@ def waterfall(it: Measurement) -> None:
 
 
 def quality(it: Measurement) -> None:
+    it.keep("texts", judge_texts(it.trained, it.out / "speed.jsonl", it.out / "texts.md"))
     if it.arguments.own is not None:
-        for m in (1, 3):
-            it.command(f"perplexity_{m}", "evaluate", "data=tokenized", f"data.path={it.arguments.own}",
-                       f"decoding.num_recycled={m}")  # fmt: skip
+        words = "data=tokenized", f"data.path={it.arguments.own}", "data.val_batch_size=4"
+        it.command("perplexity", "evaluate", *words)
     if it.arguments.tasks is not None:
         blimp, wikitext = it.arguments.tasks
         files = f"task_files.blimp_local={blimp}", f"task_files.wikitext_local={wikitext}"
