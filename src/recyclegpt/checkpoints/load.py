@@ -22,6 +22,7 @@ from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.module_folder import with_module
 from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
 
 FORMAT = 1
@@ -150,15 +151,21 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
     return checkpoint
 
 
-def load_trained(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_trained(path: str | Path, device: torch.device | str = "cpu", module: str | Path | None = None) -> LoadedModel:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
     Also reads a folder that `export` wrote, and a pretrained backbone in Hugging Face layout or GGUF; these have no
-    config.
+    config. The recyclable module is the checkpoint's, or that of the folder `module` (`with_module`).
 
     Raises:
-        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
+        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format; or the module is another
+            backbone's.
     """
+    trained = _load(path, device)
+    return trained if module is None else trained._replace(model=with_module(trained.model, module))
+
+
+def _load(path: str | Path, device: torch.device | str) -> LoadedModel:
     found = _existing(path)
     if is_gguf(found) or (found / CONFIG).is_file():
         model, tokenizer = _read_model(found, device)

@@ -196,7 +196,7 @@ def _measure_model(
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:
-    trained = load_trained(checkpoint, grid.device)
+    trained = load_trained(checkpoint, grid.device, cfg.get("module"))
     datamodule = corpus_for(cfg, trained)
     model = trained.model.to(torch.float32 if dtype == torch.int8 else dtype)
     return model, lambda num, length: datamodule.val_prompts(num, length).tolist()

@@ -51,7 +51,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, checkpoint: str | None, folder:
     if problems or checkpoint is None:
         raise ConfigError(problems)
     found = _evenly(read_prompts(cfg.prompts, cfg.prompt_chat), settings.num_prompts)
-    trained = load_trained(checkpoint, grid.device)
+    trained = load_trained(checkpoint, grid.device, cfg.get("module"))
     model, tokenizer = trained.model, trained.tokenizer
     if not settings.decoders(model.recyclable is not None):
         raise ConfigError(

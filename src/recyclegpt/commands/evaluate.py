@@ -45,7 +45,7 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
         The document that is printed last.
     """
     device, dtype = device_and_dtype(cfg.device, cfg.dtype)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     dtype, autocast = prepare_scoring(trained, cfg.dtype, dtype)
     about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
     if "data" in cfg and isinstance((given := given_corpus(cfg, trained)).source, TextFiles):

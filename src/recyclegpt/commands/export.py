@@ -28,6 +28,7 @@ class ExportSettings:
     """The settings; conf/export.yaml says what each means."""
 
     checkpoint: str
+    module: str | None
     format: str
     output_dir: str
     dtype: str
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     """The command."""
     settings = to_dataclass(ExportSettings, compose_or_explain("export", list(argv)))
     out = Path(settings.output_dir).expanduser()
-    trained = load_trained(settings.checkpoint)
+    trained = load_trained(settings.checkpoint, module=settings.module)
     if trained.backbone is not None and out.is_dir() and out.samefile(trained.backbone):
         raise ConfigError(f"output_dir: {out} holds the weights that {trained.path} is made of; give another folder")
     dtype = lossless_dtype(trained, settings.format) if settings.dtype == "auto" else DTYPES[settings.dtype]

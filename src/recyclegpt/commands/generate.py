@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     asks_nothing = arguments.chat is True and arguments.prompt is None and arguments.prompt_file is None
     talks = asks_nothing and sys.stdin.isatty()
     prompt = Prompt(None) if talks else read_prompt(arguments)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     tokenizer, strategy = trained.tokenizer, decoding.strategy_for(trained.model)
     decoder = Decoder.optimised(
         trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()

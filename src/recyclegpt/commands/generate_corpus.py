@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
         if decoding.stop:
             problems.found.append("decoding.stop: documents end with the end token; leave it out")
     problems.raise_any()
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     strategy, context = decoding.make_strategy(), trained.model.config.context_length
     least = 1 if settings.prompts else settings.prompt_tokens
     if decoding.max_new_tokens > (room := context - least):

@@ -71,7 +71,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, find_tasks, run_tasks
 
     tasks = find_tasks(wanted, settings.tasks_path)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     chat = settings.apply_chat_template
     if chat and trained.tokenizer.chat is None:
         raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")

@@ -88,6 +88,7 @@ class Train:
     name: str = "default"
     seed: int = 1
     resume: str = "never"
+    module: str | None = None
     model: Any = None
     recycle: Any = None
     loss: Any = None

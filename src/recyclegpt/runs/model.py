@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from recyclegpt.data.draft_vocabulary import frequent_ids
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.module_folder import with_module
 
 
 class BuiltModel(NamedTuple):
@@ -67,8 +68,22 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
             reference = shape.reference()
     if model.draft_ids is not None:
         model.draft_ids.copy_(torch.from_numpy(ids))
+    if cfg.module is not None:
+        _take_module(model, cfg.module)
+    if model.draft_ids is not None:
         coverage = float(counts_V[model.draft_ids].sum() / counts_V.sum())
     return BuiltModel(model, reference, tokenizer, coverage)
+
+
+def _take_module(model: RecycleGPT, folder: str) -> None:
+    """Begin with the module in a folder, its draft vocabulary included."""
+    given = with_module(model, folder)
+    own, other = asdict(model.recycle_config), asdict(given.recycle_config)
+    if wanted := [f"recycle.{key}={value}" for key, value in other.items() if own[key] != value]:
+        raise ConfigError(f"module: {folder} holds a module of another shape; set {' '.join(wanted)}")
+    assert model.recyclable is not None
+    assert given.recyclable is not None
+    model.recyclable.load_state_dict(given.recyclable.state_dict())
 
 
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
