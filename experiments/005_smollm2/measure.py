@@ -31,11 +31,10 @@ from waterfall import draw, levers, looked_up, predicted
 
 from recyclegpt.benchmark.prompt_set import Contender, Texts, decode_rounds, fit_prompts, prompt_rows
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.data.prompt_file import Prompt, encode_prompts, read_prompts
+from recyclegpt.data.prompts import Prompt, encode_prompts, read_prompts
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
 from recyclegpt.files import write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import ExternalCpuLoad, is_contended, measured_on
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

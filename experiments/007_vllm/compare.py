@@ -27,7 +27,7 @@ def prepare(work: Path, checkpoint: str, module: str | None, prompts: Path, num_
     import torch
 
     from recyclegpt.checkpoints.load import load_trained
-    from recyclegpt.data.prompt_file import encode_prompts, read_prompts
+    from recyclegpt.data.prompts import encode_prompts, read_prompts
     from recyclegpt.decoding import Counts, Decoder, make_strategy
 
     source = [f"checkpoint={checkpoint}", *([] if module is None else [f"module={module}"]), "dtype=float32"]

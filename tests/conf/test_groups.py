@@ -13,10 +13,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.commands.main import main
-from recyclegpt.configuration.compose import compose_or_explain, find_conf
-from recyclegpt.configuration.hash import config_hash
+from recyclegpt.configuration.build import build
+from recyclegpt.configuration.compose import compose_or_explain, config_hash, find_conf
 from recyclegpt.configuration.hydra_app import hydra_run
-from recyclegpt.configuration.instantiate import build
 from recyclegpt.configuration.train_checks import build_parts
 from recyclegpt.data import TextFiles, TokenizerConfig, tokenize_corpus
 from recyclegpt.errors import ConfigError

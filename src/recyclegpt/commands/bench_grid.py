@@ -21,17 +21,14 @@ from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.benchmark.tables import PARTS, cost_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import choose_device
-from recyclegpt.configuration.hash import to_plain
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import not_positive, to_dataclass
+from recyclegpt.configuration.build import build, not_positive, to_dataclass
+from recyclegpt.configuration.command_settings import choose_device, corpus_for
+from recyclegpt.configuration.compose import to_plain
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.decoding import Decoder, DecodingConfig, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
-from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import ExternalCpuLoad, measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 

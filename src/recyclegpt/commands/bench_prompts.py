@@ -19,13 +19,12 @@ from recyclegpt.checkpoints.load import LoadedModel, load_trained
 from recyclegpt.commands.bench_grid import Grid, GridSettings
 from recyclegpt.commands.bench_table import print_rows, print_tables
 from recyclegpt.commands.generate_corpus import weights_digest
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.data.prompt_file import Prompt, encode_prompts, read_prompts
+from recyclegpt.configuration.command_settings import corpus_for
+from recyclegpt.data.prompts import Prompt, encode_prompts, read_prompts
 from recyclegpt.decoding import Autoregressive
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import ExternalCpuLoad, measured_on
 from recyclegpt.models.parameter_count import model_facts
 
 

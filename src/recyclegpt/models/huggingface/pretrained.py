@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.gguf import GGUFTensors
