@@ -70,7 +70,8 @@ def predicted(contender: Contender, row: Row, share_looked_up: float) -> Row:
     if not m:
         return {"predicted": 1.0, "verify_cost": None, "draft_cost": None}
     by_module = 1 - share_looked_up if strategy.drafter.startswith("ngram") else 1.0
-    passes = Passes(contender.decoder, POSITION, m + 1)
+    position = min(POSITION, contender.decoder.model.config.context_length // 2)
+    passes = Passes(contender.decoder, position, m + 1)
     widths = sorted({1, 2, 4, m + 1} & {*range(m + 2)})
     calls = [*map(passes.backbone, widths), passes.drafts(m + 1, 1), passes.drafts(1, 1)]
     stopwatch = Stopwatch(contender.decoder.model.device)
@@ -96,8 +97,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         heights = [top if not place else abs(top - tops[place - 1]) for place, top in enumerate(tops)]
         errors = None
         if key == "speedup":
-            errors = [[row[key] - row["speedup_interval"][0] for row in rows],
-                      [row["speedup_interval"][1] - row[key] for row in rows]]  # fmt: skip
+            ends = zip(*(row["speedup_interval"] for row in rows), strict=True)
+            errors = [[abs(top - end) for top, end in zip(tops, of, strict=True)] for of in ends]
         axis.bar(places + shift, heights, 0.38, begins, color=colour, label="cost model" if shift < 0 else "measured")
         axis.errorbar(places + shift, tops, yerr=errors, fmt="_", color="black", capsize=3)
         for place, top in zip(places + shift, tops, strict=True):
