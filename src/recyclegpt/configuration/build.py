@@ -40,10 +40,11 @@ def not_positive(settings: Any, *names: str) -> list[str]:
 
 @dataclass
 class Backbone:
-    """Where the backbone's weights come from, and whether they are trained."""
+    """Where the backbone's weights come from, whether they are trained, and whether the module begins with them."""
 
     checkpoint: str | None = None
     frozen: bool = False
+    copy_last_layers: bool = False
 
 
 @dataclass

@@ -123,6 +123,12 @@ def sweep_problems(cfg: DictConfig) -> list[str]:
 def check_combinations(cfg: DictConfig) -> list[str]:
     """Every impossible combination of a training config, each with its remedy."""
     problems = _trainer_problems(cfg) + _monitor_problems(cfg) + _backbone_problems(cfg)
+    most, steps = cfg.recycle.get("num_drafted"), (cfg.loss.get("num_unrolled", 1), cfg.decoding.num_recycled)
+    problems += [
+        f"{key}: {value}, but a call of this module drafts at most recycle.num_drafted={most} tokens"
+        for key, value in zip(("loss.num_unrolled", "decoding.num_recycled"), steps, strict=True)
+        if most is not None and value > most
+    ]
     if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
         problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
     return problems
@@ -183,10 +189,16 @@ def _monitor_problems(cfg: DictConfig) -> list[str]:
 def _backbone_problems(cfg: DictConfig) -> list[str]:
     problems = []
     frozen, checkpoint, pretrained = cfg.backbone.frozen, cfg.backbone.checkpoint, is_pretrained(cfg.model)
-    if frozen and checkpoint is None and not pretrained:
-        problems.append("backbone.frozen: its random weights would stay; give backbone.checkpoint=... or model=hf")
-    elif not frozen and cfg.training.cache_states:
+    if checkpoint is None and not pretrained:
+        problems += [
+            f"backbone.{key}: the backbone's weights are random; give backbone.checkpoint=... or model=hf"
+            for key in ("frozen", "copy_last_layers")
+            if cfg.backbone[key]
+        ]
+    if not frozen and cfg.training.cache_states:
         problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
+    elif frozen and (cfg.loss.get("early_exit_weight") or cfg.loss.get("layer_dropout")):
+        problems.append("loss.early_exit_weight: a frozen backbone learns no early exit; set backbone.frozen=false")
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
     if pretrained and cfg.model.get("dtype") not in (None, "float32"):

@@ -35,6 +35,8 @@ from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.dual_loss import ACCEPTED_LENGTH
+from recyclegpt.training.module_start import SAMPLE_TOKENS, begin_with_last_layers, can_begin_with_last_layers
 from recyclegpt.training.state_cache import StateCache, states_key
 from recyclegpt.training.step_cost import memory_plan
 
@@ -97,22 +99,40 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
+    wanted = cfg.backbone.copy_last_layers and cfg.module is None
+    if point is None and wanted and can_begin_with_last_layers(built.model):
+        _begin_with_last_layers(built.model, datamodule)
     if cfg.training.cache_states:
-        module.state_cache = _state_cache(built.model, datamodule, trainer)
+        accepts = cfg.loss.target == ACCEPTED_LENGTH and built.model.draft_ids is not None
+        module.state_cache = _state_cache(built.model, datamodule, trainer, accepts)
     # Of the resume point only the path is kept: its content maps the whole file.
     path = None if point is None else point.path
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
 
 
-def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer) -> StateCache:
+def _begin_with_last_layers(model: RecycleGPT, data: TextDataModule) -> None:
+    sample, length = data.corpus.sample(), data.row_length
+    num_rows = min(SAMPLE_TOKENS, sample.num_tokens) // length
+    explained = begin_with_last_layers(model, torch.from_numpy(sample.read(0, num_rows * length)).view(-1, length))
+    log.info(
+        "the module begins with the backbone's last layers; its fold explains %.0f%% of their input", 100 * explained
+    )
+
+
+def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer, normalisers: bool) -> StateCache:
     """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
     if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
         raise ConfigError("training.cache_states: needs a corpus on disk, and not trainer=fsdp; set it to false")
+    if model.recyclable is not None and model.recyclable.tap is not None:
+        raise ConfigError(
+            f"training.cache_states: holds final states, and recycle.kind={model.recycle_config.kind} reads those of "
+            "an earlier layer; set it to false"
+        )
     kept = ("data", "tokenizer", "row_length", "mask_documents")
     facts = {key: data.settings[key] for key in kept} | {"num_rows": data.train_num_rows}
     facts |= {"dtype": str(model.dtype), "precision": str(trainer.precision), "device": model.device.type}
     folder = data.cache_dir / "states" / states_key(model, facts)
-    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size)
+    return StateCache(folder, data.train_num_rows, data.row_length, model.config.hidden_size, normalisers)
 
 
 def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) -> None:

@@ -95,7 +95,7 @@ def memory_plan(
         recomputed = layer(model.config, wide, row_length if masked else 0)
         kept = stack(len(model.backbone.layers), recomputed, model.config.hidden_size * wide)
     if model.recyclable is not None:
-        plain, depth = model.config.plain, len(model.recyclable.layers)
+        plain, depth = model.config.plain, model.recyclable.depth
         for k in range(1, num_unrolled + 1):
             one = layer(plain, narrow, k * row_length if masked or k > 1 else 0)
             # Keys and values of the earlier steps, repeated for all heads by the attention of unrolled training.

@@ -98,7 +98,7 @@ class PretrainedBackbone:
             raise ConfigError(problems)
         if model.recyclable is not None:
             initialise(model.recyclable, self.config.init_std)
-            model.recyclable.balance_fold(float(model.backbone.embed_tokens.weight.detach().float().std()))
+            model.recyclable.balance(float(model.backbone.embed_tokens.weight.detach().float().std()))
         return model.eval()
 
     def _check_tensors(self) -> None:

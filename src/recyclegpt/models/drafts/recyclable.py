@@ -10,23 +10,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig, RecycleConfig
+from recyclegpt.models.draft_module import DraftModule, Rows
 from recyclegpt.models.layers import AttentionInputs, RMSNorm, TransformerLayer, run_layers
+from recyclegpt.models.unrolled import UnrolledKVStore
 
 
-class RecyclableModule(nn.Module):
+class RecyclableModule(DraftModule):
     """`z_t = W_fold [E(x_{t+1}) ; h_t]`, then d transformer layers over z_1..z_t, then a norm: `r_t`.
 
     The paper (arXiv 2308.03421) names the inputs and the LLaMA layers; the order of the two halves, the bias-free fold
     and the norms are this project's choice, made so that vLLM's `EagleMistralForCausalLM` computes the same.
     """
 
-    recompute_every = 0
-    """See `Backbone.recompute_every`."""
+    one_call = False
 
     def __init__(self, config: ModelConfig, recycle: RecycleConfig) -> None:
-        super().__init__()
+        super().__init__(config, recycle)
         width, eps = config.hidden_size, config.norm_eps
         self.embed_norm: nn.Module = RMSNorm(width, eps=eps) if recycle.norm_inputs else nn.Identity()
         self.hidden_norm: nn.Module = RMSNorm(width, eps=eps) if recycle.norm_inputs else nn.Identity()
@@ -36,15 +36,8 @@ class RecyclableModule(nn.Module):
             for number in range(recycle.num_layers)
         )
         self.norm: nn.Module = RMSNorm(width, eps=eps) if recycle.final_norm else nn.Identity()
-        if recycle.draft_vocab is not None and recycle.draft_vocab > config.vocab_size:
-            raise ConfigError(f"draft_vocab: {recycle.draft_vocab} is more than vocab_size={config.vocab_size}")
-        # Low ids until the frequent ones are known: the earliest merges of a byte-pair vocabulary are common.
-        self.register_buffer("draft_ids", None if recycle.draft_vocab is None else torch.arange(recycle.draft_vocab))
 
-    draft_ids: Tensor | None
-    """The token ids that the module may propose, ascending `(D,)`; None: all."""
-
-    def balance_fold(self, embedding_std: float) -> None:
+    def balance(self, embedding_std: float) -> None:
         """Initialise the fold so that both inputs add equal variance to z_t, which starts with unit variance.
 
         A state after its norm has unit scale, an embedding that of its initialisation. With equal weights the state
@@ -63,6 +56,28 @@ class RecyclableModule(nn.Module):
         x_BTC = self.fold(embedded_BTC, hidden_BTC)
         return self.norm(run_layers(self.layers, x_BTC, attending, self.recompute_every))
 
+    def states(self, rows: Rows, num_steps: int) -> list[Tensor]:
+        """See `DraftModule`; from the second step on it reads its own state instead of the backbone's."""
+        states: list[Tensor] = []
+        stores: list[UnrolledKVStore] = []
+        for step in range(1, num_steps + 1):
+            if num_steps > 1:
+                stores.append(UnrolledKVStore(stores))
+            inputs = self.inputs(rows, step, states[-1] if states else rows.hidden_BTC)
+            states.append(self(*inputs, rows.attending(step, stores[-1] if stores else None)))
+        return states
+
+    def inputs(self, rows: Rows, step: int, state_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rows of a step fold, given the state of the step before: token embeddings and states."""
+        return rows.embedded(step), state_BTC
+
     def fold(self, embedded_BTC: Tensor, hidden_BTC: Tensor) -> Tensor:
         """What the layers read, z_t `(B, T, C)`."""
-        return self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
+        return self.fc(self.fold_inputs(embedded_BTC, hidden_BTC))
+
+    def fold_inputs(self, embedded_BTC: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """Both inputs next to each other, `(B, T, 2C)`."""
+        return torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1)
+
+
+Module = RecyclableModule
