@@ -90,9 +90,10 @@ def serve(work: Path) -> None:
 
     facts = json.loads((work / FACTS).read_text())
     ours = {(row["dtype"], row["num_drafted"], row["vocabulary"]): row for row in facts["rows"]}
-    table, shape = [], "{:>9} {:>8} {:>12} {:>12}  {:<24} {:<24} {}"
-    heads = ("dtype", "drafted", "same as", "same as", "accepted by position,", "here, whole", "here, draft vocabulary")
-    print(shape.format(*heads) + "\n" + shape.format("", "", "vLLM plain", "recyclegpt", "vLLM", "vocabulary", ""))
+    table, shape = [], "{:>9} {:>8} {:>13} {:>13}  {:<20} {:<20} {}"
+    print("equal: texts that equal vLLM's without speculation, and ours; accepted: share by position")
+    heads = ("equal, plain", "equal, ours", "accepted, vLLM", "here", "here, draft vocabulary")
+    print(shape.format("dtype", "drafted", *heads))
     for dtype in DTYPES:
         found: dict[int, Row] = {}
         for drafted in (0, *NUM_DRAFTED):

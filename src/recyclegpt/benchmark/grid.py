@@ -51,7 +51,7 @@ class BenchConfig:
             for name in self.strategies
             if name != "autoregressive"
             for drafter in (self.drafters if name == "verified" else ("module",))
-            for adaptive in (self.adaptive if name == "verified" and drafter != "ngram" else (False,))
+            for adaptive in (self.adaptive if name == "verified" and drafter.endswith("module") else (False,))
         ]
         return [strategy for strategy in made if has_module or not strategy.needs_module]
 

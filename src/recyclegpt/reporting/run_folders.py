@@ -208,6 +208,8 @@ def _take_bench(run: Run, document: dict[str, Any]) -> None:
             names |= {key: f"decode/{key}" for key in ("verify_cost", "draft_cost", "ceiling_bytes", "agreement")}
         if strategy == "verified" and not row.get("acceptance_given"):
             names |= {key: f"decode/{key}" for key in ("acceptance", "mean_accepted_length")}
+            shares = enumerate(row.get("acceptance_by_position") or (), start=1)
+            run.metrics |= {f"decode/acceptance_by_position/{place}": number(share) for place, share in shares}
         run.metrics |= {metric: value for key, metric in names.items() if (value := number(row.get(key))) is not None}
 
 
