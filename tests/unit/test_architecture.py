@@ -236,7 +236,7 @@ def hidden_imports(sources: list[Source]) -> list[str]:
             if (
                 by_name
                 and source.room not in {"commands", "configuration"}
-                and source.place != "recyclegpt/__init__.py"
+                and source.place not in {"recyclegpt/__init__.py", "recyclegpt/models/drafts/__init__.py"}
             ) or name.startswith("sys.path."):
                 found.append(f"{source.place}:{node.lineno}: {name} hides what is imported")
     return found

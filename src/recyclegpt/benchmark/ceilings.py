@@ -17,7 +17,7 @@ from torch import nn
 
 from recyclegpt.decoding import Decoder, Sampler, SamplingConfig, Verified
 from recyclegpt.decoding.cuda_graph import GraphedStep
-from recyclegpt.decoding.drafters import ModuleDrafter
+from recyclegpt.decoding.drafters import make_module_drafter
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.hardware.stopwatch import Clock, Stopwatch
@@ -69,7 +69,9 @@ def module_bytes(model: RecycleGPT) -> int:
         return 0
     ids = 0 if model.draft_ids is None else model.draft_ids.nbytes
     head = _bytes(model.lm_head if model.draft_lm_head is None else model.draft_lm_head)
-    return _bytes(model.recyclable) - ids + head
+    tap = model.recyclable.tap
+    upper = 0 if tap is None else sum(_bytes(layer) for layer in list(model.backbone.layers)[tap:])
+    return _bytes(model.recyclable) - ids + head + upper
 
 
 def _bytes(module: nn.Module) -> int:
@@ -101,7 +103,8 @@ class PassTimer:
         """Warm up the passes of a model with a module, compiled or as CUDA graphs as the decoder runs them."""
         self.num_recycled, self.stopwatch = num_recycled, Stopwatch(decoder.model.device, clock)
         passes, block = Passes(decoder, position, num_recycled + 1, batch), num_recycled + 1
-        self.passes = [passes.backbone(1), passes.backbone(block), passes.drafts(block, 1), passes.drafts(block, block)]
+        self.passes = [passes.backbone(1), passes.backbone(block)]
+        self.passes += [passes.drafts(block, num) for num in (1, max(2, num_recycled))]
         self.rounds: list[tuple[float, float, float, float]] = []
         self.measure(2)
         self.rounds = []
@@ -113,7 +116,9 @@ class PassTimer:
             one, block, first, all_drafts = (
                 sum(seconds[number :: len(self.passes)]) / SWEEPS_PER_ROUND for number in range(len(self.passes))
             )
-            self.rounds.append((one, block / one, first / one, (all_drafts - first) / one / self.num_recycled))
+            self.rounds.append(
+                (one, block / one, first / one, (all_drafts - first) / one / max(1, self.num_recycled - 1))
+            )
 
     def costs(self) -> PassCosts:
         """Medians of all rounds so far."""
@@ -147,8 +152,9 @@ class Passes:
         text = TextBuffer(batch, self.num_slots + num + 2, model.config.vocab_size, model.device)
         text.position_B.fill_(last + 1)
         sampler = Sampler.seeded(SamplingConfig(), batch, 0, model.device)
-        drafter = ModuleDrafter(model, Verified(width - 1 or 1), sampler, text, self.decoder.recycle)
-        drafter.m = num
+        given = Verified(width - 1 or 1), sampler, text, self.cache, self.decoder.recycle
+        drafter = make_module_drafter(model, *given)
+        drafter.m = min(num, model.recycle_config.num_drafted or num)
         states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)
         newest_B = torch.full_like(text.position_B, width - 1)
         return as_graph(lambda: drafter.draft(states_BTC, positions_BT, newest_B, self.num_slots), model.device)

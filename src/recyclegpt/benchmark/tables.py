@@ -47,8 +47,9 @@ def cost_tables(decoder: Decoder, position: int, **optimised: Any) -> dict[str, 
     one = passes.backbone(1)
     calls = {("verify_cost", rows): passes.backbone(rows) for rows in ROWS}
     sizes = [*(size for size in VOCABULARIES if size < model.config.vocab_size), model.config.vocab_size]
-    # A call of the module does not depend on what the backbone is.
-    shape = dataclasses.replace(model.config, num_layers=1)
+    # A call of a module that does not tap the backbone does not depend on what that is.
+    taps = model.recyclable is not None and model.recyclable.tap is not None
+    shape = model.config if taps else dataclasses.replace(model.config, num_layers=1)
     for size in sizes if model.recyclable is not None else ():
         recycle: RecycleConfig = dataclasses.replace(model.recycle_config, draft_vocab=size)
         with device:
@@ -133,8 +134,8 @@ def step_breakdown(
     positions_BT = session.text.position_B[:, None] + session.block_T
     hidden_BTC = session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots)
     logits_BTV, draft_logits_BD = model.logits(hidden_BTC), model.draft_logits(hidden_BTC[:, 0])
-    one = block_BT[:, :1], hidden_BTC[:, :1].contiguous(), positions_BT[:, :1]
-    drafts = DraftTokens(block_BT[:, 1:], torch.full_like(session.text.position_B, m), None)
+    newest_B = torch.full_like(session.text.position_B, m)
+    drafts = DraftTokens(block_BT[:, 1:], newest_B, None)
 
     def backbone() -> None:
         session.backbone_states(block_BT, positions_BT, cache=session.cache, num_slots_read=num_slots)
@@ -142,12 +143,13 @@ def step_breakdown(
     def head() -> None:
         model.logits(hidden_BTC)
         for _ in range(m):
-            model.draft_logits(one[1][:, 0])
+            model.draft_logits(hidden_BTC[:, 0])
 
     def module() -> None:
         if isinstance(session.drafter, ModuleDrafter):
-            for given in [(block_BT, hidden_BTC, positions_BT), *[one] * (m - 1)]:
-                session.drafter.recycle(*given, cache=session.drafter.cache, num_slots_read=num_slots)
+            state_BC = session.drafter.read(hidden_BTC, positions_BT, newest_B, num_slots)
+            for number in range(1, m):
+                state_BC = session.drafter.following(state_BC, block_BT[:, 0], number, num_slots)
 
     def choose() -> None:
         best_BT = most_likely(logits_BTV)

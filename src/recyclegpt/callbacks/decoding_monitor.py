@@ -30,9 +30,9 @@ from recyclegpt.callbacks.tensorboard import BY_POSITION, DESCRIPTIONS
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
 from recyclegpt.files import write_whole
-from recyclegpt.hardware.contention import ExternalCpuLoad
+from recyclegpt.hardware.device import ExternalCpuLoad
 from recyclegpt.models import RecycleGPT, named_dtype
-from recyclegpt.training.sharding import gathered
+from recyclegpt.training.layers import gathered
 
 TAGS = tuple(tag for tag in DESCRIPTIONS if tag.startswith("decode/"))
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
@@ -47,12 +47,9 @@ class DecodingMonitor(Callback):
             `strategy` says.
         folder: run folder for `decoding.jsonl`; none is written if null.
         num_prompts: held-out prompts, from different documents where there are enough.
-        prompt_tokens: length of each.
-        new_tokens: length of each continuation.
         repetitions: rounds over prompts and decoders, after a warm-up.
         budget_s: seconds after which no further round begins.
         every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
-        seed: of the sampler.
     """
 
     def __init__(
@@ -124,9 +121,12 @@ class DecodingMonitor(Callback):
         decoder = Decoder.optimised(model, dtype, draft_dtype=self.decoding.named_draft_dtype())
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
+        recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
+        verified = Verified(*recycled, self.decoding.drafter, self.decoding.adaptive)
+        if model.recyclable is not None or not verified.needs_module:
+            strategies.append(verified)
         if model.recyclable is not None:
-            recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
-            strategies += [Alternating(*recycled), Verified(*recycled, self.decoding.drafter, self.decoding.adaptive)]
+            strategies.insert(1, Alternating(*recycled))
             costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
         how = (self.new_tokens, self.decoding.sampling(), self.repetitions, self.budget_s, self.seed)
         return measure_speed(decoder, prompts, strategies, *how), costs, prompts
@@ -139,24 +139,28 @@ class DecodingMonitor(Callback):
         plain = speeds["autoregressive"]
         metrics = {f"decode/tokens_per_s_{name}": speed.tokens_per_s for name, speed in speeds.items()}
         metrics["decode/nll_autoregressive"] = continuation_nll(model, prompts, plain.texts)
-        if costs is not None:
-            alternating, verified = speeds["alternating"], speeds["verified"]
+        acceptance = math.nan
+        if (verified := speeds.get("verified")) is not None:
             acceptance = _or_nan(verified.counts.acceptance)
             metrics |= {
-                "decode/speedup_alternating": statistics.median(alternating.speedups(plain)),
                 "decode/speedup_verified": statistics.median(verified.speedups(plain)),
+                "decode/acceptance": acceptance,
+                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
+            }
+            shares = enumerate(verified.counts.acceptance_by_position, start=1)
+            metrics |= {f"{BY_POSITION}{place}": share for place, share in shares}
+        if costs is not None:
+            alternating = speeds["alternating"]
+            metrics |= {
+                "decode/speedup_alternating": statistics.median(alternating.speedups(plain)),
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance) if self.decoding.drafter == "module" else math.nan,
                 "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),
                 "decode/verify_cost": costs.verify_cost,
                 "decode/draft_cost": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
-                "decode/acceptance": acceptance,
-                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
             }
-            shares = enumerate(verified.counts.acceptance_by_position, start=1)
-            metrics |= {f"{BY_POSITION}{place}": share for place, share in shares}
         return metrics
 
     def _write(

@@ -17,7 +17,7 @@ from torch import nn
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.checkpoints.module_only import load_backbone_of
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -203,10 +203,8 @@ def _read_model(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, T
     except ConfigError as error:
         raise ConfigError([f"checkpoint: {problem.removeprefix('path: ')}" for problem in error.problems]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "
-            f"{model.config.vocab_size:,}; use its own tokenizer"
-        )
+        small = f"{tokenizer.vocab_size:,} tokens, and its model embeds {model.config.vocab_size:,}"
+        raise ConfigError(f"checkpoint: the tokenizer of {folder} has {small}; use its own tokenizer")
     return model.eval(), tokenizer
 
 
@@ -228,15 +226,11 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = state_in(checkpoint)
+    tokenizer, data = TextTokenizer.from_file(file), state_in(checkpoint)
     if data is None:  # weights without a position in the data
-        return TextTokenizer.from_file(file)
-    tokenizer = TextTokenizer.from_file_with(file, data["settings"]["tokenizer"])
-    if tokenizer is None:
-        raise ConfigError(
-            f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy it from the run the "
-            "checkpoint comes from"
-        )
+        return tokenizer
+    if tokenizer.fingerprint != data["settings"]["tokenizer"]:
+        raise ConfigError(f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy that one")
     return tokenizer
 
 

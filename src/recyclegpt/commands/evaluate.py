@@ -10,9 +10,14 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.command_settings import (
+    corpus_for,
+    device_and_dtype,
+    given_corpus,
+    prepare_scoring,
+    row_length,
+)
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_for, given_corpus, row_length
-from recyclegpt.configuration.device import device_and_dtype, prepare_scoring
 from recyclegpt.console import print_table
 from recyclegpt.data import TextFiles
 from recyclegpt.data.corpus import whole_texts

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.build import to_dataclass
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
 from recyclegpt.export.hub import push_folder, repository_problems
 from recyclegpt.export.model_card import CardFacts, model_card
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.huggingface.pretrained import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.prompt_arguments import read_arguments
+from recyclegpt.configuration.command_settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.device import read_decoding
 from recyclegpt.console import paint
 from recyclegpt.data.chat import render_chat
-from recyclegpt.data.prompt_file import Prompt, chat_in, encode_prompts
+from recyclegpt.data.prompts import Prompt, chat_in, encode_prompts
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.decoding.config import DecodingConfig

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.configuration.device import device_and_dtype, prepare_scoring, read_decoding
-from recyclegpt.configuration.schemas import not_positive, read_settings
+from recyclegpt.configuration.build import not_positive, read_settings
+from recyclegpt.configuration.command_settings import device_and_dtype, prepare_scoring, read_decoding
 from recyclegpt.console import print_table
 from recyclegpt.data.chat import encode_marked
 from recyclegpt.decoding import Decoder

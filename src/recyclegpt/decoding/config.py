@@ -10,7 +10,7 @@ import torch
 from recyclegpt.decoding.sampling import SamplingConfig
 from recyclegpt.decoding.strategies import Autoregressive, Strategy, make_strategy
 from recyclegpt.errors import Problems
-from recyclegpt.hardware.dtypes import DECODING_DTYPES
+from recyclegpt.hardware.device import DECODING_DTYPES
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger("recyclegpt")
@@ -33,7 +33,8 @@ class DecodingConfig:
     adaptive: bool = False
     """Verified decoding on a CPU drafts as many of the `num_recycled` tokens as pay by measured costs."""
     drafter: str = "module"
-    """`module`, `ngram` (lookup in prompt and text; needs no module) or `ngram+module` (lookup first)."""
+    """`module`, `ngram+module`, or without a module `ngram`, `token_recycling`, `self_speculative` or `early_exit`;
+    as in `Strategy`."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int | None = None

@@ -63,11 +63,11 @@ class KernelLayer(FusedLayer):
     gate_up_proj: PackedLinear
     down_proj: PackedLinear
 
-    def forward(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
+    def add_attention(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
         cache = inputs.memory
         B, T, C = x_BTC.shape
-        if not isinstance(cache, KVCache) or T > KERNEL_QUERIES:
-            return super().forward(x_BTC, layer, inputs)
+        if not isinstance(cache, KVCache) or T > KERNEL_QUERIES or inputs.mask is not None:
+            return super().add_attention(x_BTC, layer, inputs)
         x_nC = x_BTC.reshape(B * T, C)
         qkv_BTND = _product(self.qkv_proj, _normed(self.input_layernorm, x_nC)).view(B, T, -1, self.head_dim)
         if self.has_qk_norm:
@@ -77,12 +77,12 @@ class KernelLayer(FusedLayer):
         # The kernel looks up a position's row in the tables itself (`KernelGPT`).
         q = kernels.rotate_store(qkv_BTND, inputs.cos_BTD, inputs.sin_BTD, positions_BT, key, value)
         y_nC = kernels.attend(q, key, value, positions_BT).view(B * T, -1)
-        x_nC = _product(self.o_proj, y_nC, x_nC)
-        gate_up = _product(self.gate_up_proj, _normed(self.post_attention_layernorm, x_nC))
-        return _product(self.down_proj, kernels.swiglu(gate_up), x_nC).view(B, T, C)
+        return _product(self.o_proj, y_nC, x_nC).view(B, T, C)
 
-    def _gate(self, gate_up: Tensor) -> Tensor:
-        return kernels.swiglu(gate_up.reshape(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
+    def add_mlp(self, x_BTC: Tensor) -> Tensor:
+        x_nC = x_BTC.reshape(-1, x_BTC.shape[-1])
+        gate_up = _product(self.gate_up_proj, _normed(self.post_attention_layernorm, x_nC))
+        return _product(self.down_proj, kernels.swiglu(gate_up), x_nC).view_as(x_BTC)
 
 
 class OneCall:
@@ -185,7 +185,8 @@ class KernelGPT(RecycleGPT):
     def _in_one_call(
         self, tokens_BT: Tensor, hidden_BTC: Tensor | None, positions_BT: Tensor | None, cache: KVCache | None
     ) -> Tensor | None:
-        if positions_BT is None or cache is None or not self._takes_one_call(tokens_BT):
+        takes = self._takes_one_call(tokens_BT) and (hidden_BTC is None or self.recycle_config.kind == "recyclable")
+        if positions_BT is None or cache is None or not takes:
             return None
         calls = self._backbone_calls if hidden_BTC is None else self._module_calls
         return calls.states(tokens_BT, hidden_BTC, positions_BT, cache)
@@ -194,7 +195,7 @@ class KernelGPT(RecycleGPT):
         self, state_BC: Tensor, tokens_BS: Tensor, newest_B: Tensor, num: int, threshold: float, cache: KVCache
     ) -> Tensor | None:
         """All drafts of a step in one call (`kernels.draft`), or None where that cannot be."""
-        if self.recyclable is None or not self._takes_one_call(tokens_BS[:, :1]):
+        if self.recycle_config.kind != "recyclable" or not self._takes_one_call(tokens_BS[:, :1]):
             return None
         return self._module_calls.draft(state_BC, tokens_BS, newest_B, num, threshold, cache)
 

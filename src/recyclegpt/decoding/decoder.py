@@ -41,6 +41,7 @@ class Decoder:
         self.recycle: ModelPass = model.recycle
         if compile:
             self.backbone_states, self.recycle = torch.compile(model.backbone_states), torch.compile(model.recycle)
+        self.spare_slots = 0 if model.recyclable is None else model.recyclable.spare_rows
         self.use_graphs = model.device.type == "cuda"
         self.max_idle = MAX_IDLE
         """Raised by benchmarks, which may not capture graphs anew."""
@@ -164,6 +165,7 @@ class Decoder:
         self, strategy: Strategy, sampler: Sampler, batch: int, num_slots: int
     ) -> tuple[object, Session, Callable[[int], None]]:
         """A session and its step: on CUDA an idle one that fits, since its graphs exist."""
+        num_slots += self.spare_slots
         if self.compiled:
             num_slots = self.model.config.context_length + MAX_RECYCLED + 2  # one shape for every length of text
         if self.use_graphs:
@@ -190,7 +192,7 @@ class Decoder:
     def bucketed(self, num_slots: int) -> int:
         """Slots that attention reads where it needs this many."""
         bucket = READ_BUCKETS[self.model.device.type]
-        return -(-num_slots // bucket) * bucket
+        return -(-(num_slots + self.spare_slots) // bucket) * bucket
 
     def _track(
         self,
@@ -221,6 +223,9 @@ class Decoder:
                 f"decoding.strategy: {strategy.name} needs a recyclable module and this model has none "
                 "(recycle.num_layers=0); use autoregressive, or decoding.drafter=ngram"
             )
+        most = self.model.recycle_config.num_drafted
+        if strategy.needs_module and most is not None and strategy.num_recycled > most:
+            problems.append(f"decoding.num_recycled: {strategy.num_recycled}, but this module drafts at most {most}")
         if problems:
             raise ConfigError(problems)
         return OutputTracker(prompts, max_new_tokens, context, strategy, counts, stop_tokens, stop_strings)

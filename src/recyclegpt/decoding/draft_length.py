@@ -30,7 +30,8 @@ def cost_of_a_draft(model: RecycleGPT, num_recycled: int) -> float:
 def _measured(model: RecycleGPT, num_recycled: int) -> float:
     config, shape = model.config, (1, num_recycled + 1, model.dtype, model.device)
     cache = KVCache(config, config.num_layers, *shape)
-    module_cache = KVCache(config, model.recycle_config.num_layers, *shape)
+    assert model.recyclable is not None
+    module_cache = KVCache(config, model.recyclable.depth, *shape)
     positions_BT = torch.arange(num_recycled + 1, device=model.device)[None]
     one_BT, state_BTC = positions_BT[:, :1], torch.zeros(1, 1, config.hidden_size, dtype=model.dtype)
 
@@ -44,7 +45,9 @@ def _measured(model: RecycleGPT, num_recycled: int) -> float:
     for _ in range(ROUNDS):
         one, block = min(one, seconds(one_BT)), min(block, seconds(positions_BT))
         begin = time.perf_counter()
-        states = model.recycle(torch.zeros_like(one_BT), state_BTC, one_BT, cache=module_cache)
+        states = state_BTC  # of a one-call kind they are all there
+        if not model.recyclable.one_call:
+            states = model.recycle(torch.zeros_like(one_BT), state_BTC, one_BT, cache=module_cache)
         most_likely(model.draft_logits(states))
         draft = min(draft, time.perf_counter() - begin)
     return max(0.0, block - one) / one / num_recycled + draft / one

@@ -16,6 +16,7 @@ from recyclegpt.decoding.cpu_layers import KernelGPT, KernelLayer, KernelRMSNorm
 from recyclegpt.decoding.fused_layers import FusedLayer, FusedLinear, MakeLinear
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT, fastest_dtype
+from recyclegpt.models.layers import TransformerLayer
 from recyclegpt.models.rope import Rotary
 
 
@@ -64,7 +65,7 @@ def fuse(
         return PackedLinear(weight_OI, bias_O, int8, memory) if packs else FusedLinear(weight_OI, bias_O)
 
     def norm(module: nn.Module) -> nn.Module:
-        if not isinstance(module, nn.RMSNorm):
+        if not isinstance(module, nn.RMSNorm):  # of a layer without one
             return nn.Identity()
         weight_C = module.weight.detach().to(dtype, copy=True)
         if packs:
@@ -74,28 +75,34 @@ def fuse(
         copied.weight = nn.Parameter(weight_C, requires_grad=False)
         return copied
 
-    def layers(originals: nn.ModuleList, linear: MakeLinear = linear) -> nn.ModuleList:
-        return nn.ModuleList(make_layer(layer, linear, norm) for layer in originals)  # type: ignore[arg-type]
+    def fill(empty: nn.Module, original: nn.Module, linear: MakeLinear = linear) -> None:
+        """Give a part of the fused model its layers, products and norms, and a copy of all other weights."""
+        for name, child in original.named_children():
+            if isinstance(child, TransformerLayer):
+                setattr(empty, name, make_layer(child, linear, norm))
+            elif isinstance(child, nn.Linear):
+                setattr(empty, name, linear(child))
+            elif isinstance(child, nn.RMSNorm):
+                setattr(empty, name, norm(child))
+            else:
+                fill(getattr(empty, name), child, linear)
+        for name, weight in original.named_parameters(recurse=False):
+            copied = weight.detach().to(dtype, copy=not release)
+            setattr(empty, name, nn.Parameter(copied, requires_grad=False))
+        for name, buffer in original.named_buffers(recurse=False):
+            setattr(empty, name, buffer.clone())
 
     with torch.device("meta"):
         fused = make_model(model.config, model.recycle_config)
     fused.lm_head = linear(model.lm_head)  # type: ignore[assignment]
-    embedding = model.backbone.embed_tokens.weight.detach()
-    fused.backbone.embed_tokens.weight = nn.Parameter(embedding.to(dtype, copy=not release), requires_grad=False)
-    fused.backbone.norm = norm(model.backbone.norm)  # type: ignore[assignment]
-    fused.backbone.layers = layers(model.backbone.layers)
+    fill(fused.backbone, model.backbone)
     if model.recyclable is not None and fused.recyclable is not None:
-        for name in ("embed_norm", "hidden_norm", "norm"):
-            setattr(fused.recyclable, name, norm(getattr(model.recyclable, name)))
         draft_linear = functools.partial(linear, int8=drafts_int8)
-        fused.recyclable.fc = draft_linear(model.recyclable.fc)  # type: ignore[assignment]
-        fused.recyclable.layers = layers(model.recyclable.layers, draft_linear)
+        fill(fused.recyclable, model.recyclable, draft_linear)
         if model.draft_ids is not None or drafts_int8 != int8:
             head = nn.Linear(1, 1, bias=False, device="meta")
             head.weight = nn.Parameter(model.draft_head, requires_grad=False)
             fused.draft_lm_head = draft_linear(head)
-        if model.draft_ids is not None:
-            fused.recyclable.draft_ids = model.draft_ids.clone()
     with device:
         # Tables in fp32 whatever the weights: in bf16 an angle is off by up to a part in 256.
         config = model.config

@@ -48,11 +48,18 @@ class FusedLayer(nn.Module):
         self.down_proj = linear(mlp.down_proj)
 
     def forward(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
+        return self.add_mlp(self.add_attention(x_BTC, layer, inputs))
+
+    def add_attention(self, x_BTC: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
         B, T, _ = x_BTC.shape
         qkv_BTND = self.qkv_proj(self.input_layernorm(x_BTC)).view(B, T, -1, self.head_dim)
         y_BTHD = self._attend(qkv_BTND, layer, inputs)
-        x_BTC = self.o_proj(y_BTHD.reshape(B, T, -1), x_BTC)
-        y_BTC: Tensor = self.down_proj(self._gate(self.gate_up_proj(self.post_attention_layernorm(x_BTC))), x_BTC)
+        y_BTC: Tensor = self.o_proj(y_BTHD.reshape(B, T, -1), x_BTC)
+        return y_BTC
+
+    def add_mlp(self, x_BTC: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(self.post_attention_layernorm(x_BTC)).chunk(2, dim=-1)
+        y_BTC: Tensor = self.down_proj(F.silu(gate) * up, x_BTC)
         return y_BTC
 
     def _attend(self, qkv_BTND: Tensor, layer: int, inputs: AttentionInputs) -> Tensor:
@@ -62,7 +69,3 @@ class FusedLayer(nn.Module):
         if inputs.memory is not None:
             k, v = inputs.memory.write(layer, k, v)
         return attend(q, k, v, inputs.mask)
-
-    def _gate(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up

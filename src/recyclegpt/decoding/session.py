@@ -60,14 +60,20 @@ class Session:
         self.cache = KVCache(config, config.num_layers, batch, num_slots, model.dtype, self.device)
         self.text = TextBuffer(batch, num_slots, config.vocab_size, self.device)
         sampler.allocate(m, config.vocab_size, self.device)
-        self.drafter = make_drafter(model, strategy, sampler, self.text, recycle)
+        self.drafter = make_drafter(model, strategy, sampler, self.text, self.cache, recycle)
+        module = model.recyclable if strategy.needs_module else None
+        self.tap = None if module is None else module.tap
         self.block_T = torch.arange(m + 1, device=self.device)
         self.record_5B = torch.zeros(5, batch, dtype=torch.long, device=self.device)
         self.record: StepRecord[Tensor] = StepRecord(*self.record_5B)
 
     def state(self) -> list[Tensor]:
         """All that a step changes, the caches apart: running it again writes the same into those."""
-        drafted = [] if self.drafter is None else [self.drafter.num_drafted_B, self.drafter.distributions_BmV]
+        drafted = (
+            []
+            if self.drafter is None
+            else [self.drafter.num_drafted_B, self.drafter.distributions_BmV, self.drafter.table_BV]
+        )
         tensors = [self.text.tokens_BS, self.text.position_B, self.record_5B, *drafted, *self.strategy.state]
         return [tensor for tensor in tensors if tensor is not None]
 
@@ -87,9 +93,8 @@ class Session:
         positions_BT = torch.arange(width, device=self.device).expand(len(prompts), width)
         # No slot beyond the prompts is read: how many there are differs between strategies, and torch's attention over
         # a long prompt rounds by how many it reads.
-        hidden_BTC = self.model.backbone_states(
-            text.tokens_BS[:, :width], positions_BT, cache=self.cache, num_slots_read=width
-        )
+        prompt = text.tokens_BS[:, :width], positions_BT, width
+        hidden_BTC, read_BTC = self._backbone(self.model.backbone_states, *prompt)
         last_B = text.position_B - 1
         seen_BTV = self._seen(last_B[:, None])
         logits_BV = self.model.logits(row_at(hidden_BTC, last_B))
@@ -98,7 +103,7 @@ class Session:
         self.record_5B.zero_()
         self.record.position.copy_(text.position_B)
         if self.drafter is not None:
-            self.drafter.draft(hidden_BTC, positions_BT, last_B, num_slots_read)
+            self.drafter.draft(read_BTC, positions_BT, last_B, num_slots_read)
             self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
     def take_row(self, row: int, other: Session, width: int) -> None:
@@ -128,7 +133,7 @@ class Session:
             block_T = block_T[: int(count_B.max()) + 1]  # rows that nobody drafted are not read
         positions_BT = text.position_B[:, None] + block_T
         block_BT = text.tokens_BS.gather(1, positions_BT)
-        hidden_BTC = self.backbone_states(block_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
+        hidden_BTC, read_BTC = self._backbone(self.backbone_states, block_BT, positions_BT, num_slots_read)
         logits_BTV = self.model.logits(hidden_BTC)
         seen_BTV = self._seen(positions_BT)
         best_BT = most_likely(penalised(logits_BTV, self.sampler.config, seen_BTV))
@@ -148,9 +153,18 @@ class Session:
             self.record.position.copy_(text.position_B)
             return
         matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
-        drafter.draft(hidden_BTC, positions_BT, accepted_B, num_slots_read)
+        drafter.draft(read_BTC, positions_BT, accepted_B, num_slots_read, best_BT)
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)
+
+    def _backbone(
+        self, states: ModelPass, tokens_BT: Tensor, positions_BT: Tensor, num_slots_read: int
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states, and those that the drafter reads."""
+        if self.tap is not None:
+            return self.model.tapped_states(tokens_BT, positions_BT, self.cache, num_slots_read, self.tap)
+        hidden_BTC = states(tokens_BT, positions_BT, cache=self.cache, num_slots_read=num_slots_read)
+        return hidden_BTC, hidden_BTC
 
     def _seen(self, positions_BT: Tensor) -> Tensor | None:
         return self.text.seen(positions_BT) if self.sampler.config.penalises else None

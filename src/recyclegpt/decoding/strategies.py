@@ -6,6 +6,7 @@ B batch, m drafted tokens, V vocabulary. A backbone pass reads its own last toke
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +18,15 @@ from recyclegpt.decoding.text_buffer import row_at
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED
 
-DRAFTERS = ("module", "ngram", "ngram+module")
+DRAFTERS = ("module", "ngram", "ngram+module", "token_recycling", "self_speculative", "early_exit")
+ARGUMENTS = {
+    "self_speculative": (
+        r"[am]\d+(\.[am]\d+)*",
+        "what it skips, such as self_speculative:a3.a5.m5 (attention, SwiGLU)",
+    ),
+    "early_exit": (r"[1-9]\d*", "the number of layers that it runs, such as early_exit:2"),
+}
+"""What may follow the name of a drafter and a colon."""
 
 
 class DraftTokens(NamedTuple):
@@ -54,7 +63,9 @@ class Strategy:
     confidence_threshold: float = 0.0
     """Let the module draft only while the product of its largest probabilities is above this: 0 always, 1 never."""
     drafter: str = "module"
-    """What drafts: `module`, `ngram` (lookup in prompt and text), or `ngram+module` (lookup first)."""
+    """What drafts: `module`; `ngram` (lookup in prompt and text); `ngram+module` (lookup first); `token_recycling`
+    (what the backbone last chose after a token); `self_speculative` or `early_exit` (parts of the backbone), which may
+    be followed by a colon and an argument (`ARGUMENTS`)."""
     adaptive: bool = False
     """On a CPU: draft as many of the `num_recycled` tokens as pay (`DraftLength`), whatever the threshold."""
     name: ClassVar[str]
@@ -70,8 +81,13 @@ class Strategy:
             problems.append(
                 f"confidence_threshold: {self.confidence_threshold} is not between 0 (always draft) and 1 (never draft)"
             )
-        if self.drafter not in DRAFTERS:
+        name, colon, argument = self.drafter.partition(":")
+        if name not in DRAFTERS:
             problems.append(f"drafter: {self.drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
+        elif colon and name not in ARGUMENTS:
+            problems.append(f"drafter: {name} takes nothing after its name, and there is {argument!r}")
+        elif colon and not re.fullmatch(ARGUMENTS[name][0], argument):
+            problems.append(f"drafter: {self.drafter!r} should say {ARGUMENTS[name][1]}")
         elif self.drafter != "module" and not self.lossless:
             problems.append(f"drafter: {self.drafter} guesses, and {self.name} decoding checks nothing; use verified")
         if self.adaptive and not self.lossless:
@@ -87,7 +103,7 @@ class Strategy:
     @property
     def needs_module(self) -> bool:
         """Whether it decodes only models with a recyclable module."""
-        return self.num_recycled > 0 and self.drafter != "ngram"
+        return self.num_recycled > 0 and self.drafter.endswith("module")
 
     @property
     def state(self) -> tuple[Tensor, ...]:

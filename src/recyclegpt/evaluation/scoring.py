@@ -138,8 +138,8 @@ class Scorer:
         tokens_BS = tokens_BS.to(self.model.device)
         views_NBT = torch.stack([tokens_BS[:, step : step + T] for step in range(num_steps + 1)])
         with self._precision():
-            hidden_BTC, recycled = self.model.states(views_NBT, num_unrolled=num_steps)
-        return tokens_BS, [hidden_BTC, *recycled]
+            states = self.model.states(views_NBT, num_unrolled=num_steps)
+        return tokens_BS, [states.hidden_BTC, *states.recycled_KBTC]
 
     @torch.no_grad()
     def _token_log_p(

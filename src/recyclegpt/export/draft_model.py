@@ -61,6 +61,8 @@ def draft_problems(model: RecycleGPT, kind: str) -> list[str]:
             f"format: {kind} exports the recyclable module and this model has none (recycle.num_layers=0); "
             "use format=llama, or train a module with `recyclegpt adapt` or `recyclegpt train`"
         ]
+    if recycle.kind != "recyclable":
+        return [f"format: {kind} does not know a {recycle.kind} module (recycle.kind); use format=recyclegpt"]
     norms = (recycle.first_input_norm, recycle.final_norm)
     fitting = {(True, True): "vllm", (False, False): "eagle"}.get(norms)
     problems = []

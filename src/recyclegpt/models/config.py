@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: Hydra and the hub mixin read the types of the fields.
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recyclegpt.errors import ConfigError
@@ -17,6 +18,8 @@ else:
     Derived = int | None
 """A number that may be given as None; the finished config always holds the number derived from the others."""
 DERIVE: Any = None
+KINDS = sorted(file.stem for file in (Path(__file__).parent / "drafts").glob("[!_]*.py"))
+"""Draft modules, one file each."""
 DERIVED = ("num_kv_heads", "head_dim", "intermediate_size")
 
 
@@ -96,9 +99,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RecycleConfig:
-    """Shape of the recyclable module. `num_layers` is the recycle depth d (the paper's is 6); 0 means no module.
+    """Shape of the draft module. `num_layers` is the recycle depth d (the paper's is 6); 0 means no module.
 
-    The default is tensor for tensor what vLLM loads as `EagleMistralForCausalLM`; `final_norm=False` and
+    The recyclable module is the default `kind`; the others are its neighbours (`docs/drafters.md`). As it is, it is
+    tensor for tensor what vLLM loads as `EagleMistralForCausalLM`; `final_norm=False` and
     `first_input_norm=False` together are the EAGLE-1 module (github.com/SafeAILab/EAGLE, `cnets1.py`);
     `norm_inputs` puts an RMSNorm on both inputs of the fold, as DeepSeek-V3's multi-token prediction does.
 
@@ -111,11 +115,24 @@ class RecycleConfig:
     final_norm: bool = True
     first_input_norm: bool = True
     draft_vocab: int | None = None
-    """Token ids D that the module may propose (`RecyclableModule.draft_ids`): its LM head is that many rows of the
+    """Token ids D that the module may propose (`DraftModule.draft_ids`): its LM head is that many rows of the
     backbone's (FR-Spec, github.com/thunlp/FR-Spec). None: the whole vocabulary."""
+    kind: str = "recyclable"
+    num_drafted: int | None = None
+    """Tokens that a one-call kind drafts at most, and steps that its training has; None for the others."""
+    markov_rank: int = 0
+    """Of `mask_rows`: rank of the head that knows the token before; 0: none."""
+    from_layer: int | None = None
+    """Of `hidden_transfer`: the backbone layer whose input is transferred; None: half of the way up."""
 
     def __post_init__(self) -> None:
         problems = []
+        if self.kind not in KINDS:
+            problems.append(f"kind: {self.kind!r} is unknown; choose from {', '.join(KINDS)}")
+        if self.num_drafted is not None and not 1 <= self.num_drafted <= MAX_RECYCLED:
+            problems.append(f"num_drafted: {self.num_drafted} is not between 1 and {MAX_RECYCLED}")
+        if self.markov_rank < 0:
+            problems.append(f"markov_rank: {self.markov_rank} is negative; 0 means no Markov head")
         if self.num_layers < 0:
             problems.append(f"num_layers: {self.num_layers} is negative; 0 means no recyclable module")
         if self.draft_vocab is not None and self.draft_vocab < 2:

@@ -123,19 +123,26 @@ class TransformerLayer(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
-        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
+        return self.add_mlp(self.add_attention(x_BTC, layer, attending))
+
+    def add_attention(self, x_BTC: Tensor, layer: int, attending: AttentionInputs) -> Tensor:
+        """The first half of the layer."""
+        return x_BTC + self.self_attn(self.input_layernorm(x_BTC), layer, attending)
+
+    def add_mlp(self, x_BTC: Tensor) -> Tensor:
+        """The second half."""
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
 
 def run_layers(
-    layers: Iterable[nn.Module], x_BTC: Tensor, attending: AttentionInputs, recompute_every: int = 0
+    layers: Iterable[nn.Module], x_BTC: Tensor, attending: AttentionInputs, recompute_every: int = 0, first: int = 0
 ) -> Tensor:
-    """Run the layers one after another.
+    """Run the layers one after another; `first` is the number of the first.
 
     With `recompute_every=n`, every n-th layer keeps only its input and is recomputed in the backward pass (activation
     checkpointing, Chen et al., arXiv 1604.06174). Results are the same to the last bit.
     """
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, start=first):
         if recompute_every and number % recompute_every == 0 and torch.is_grad_enabled():
             # Layers draw no random numbers, so there is no generator to restore.
             x_BTC = checkpoint(layer, x_BTC, number, attending, use_reentrant=False, preserve_rng_state=False)

@@ -5,6 +5,9 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
+import functools
+from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,13 +15,15 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from recyclegpt.errors import ConfigError
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
+from recyclegpt.models.draft_module import Rows
+from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
 from recyclegpt.models.layers import AttentionInputs, initialise
-from recyclegpt.models.recyclable import RecyclableModule
 from recyclegpt.models.rope import Rotary
-from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
+from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
 
 class States(NamedTuple):
@@ -26,6 +31,9 @@ class States(NamedTuple):
 
     hidden_BTC: Tensor
     recycled_KBTC: list[Tensor]
+    own_loss: Callable[[], Tensor] | None = None
+    """The loss of the module's kind (`DraftModule.own_loss`) and its share; None: cross entropy is all there is."""
+    own_share: float = 0.0
 
 
 class RecycleGPT(
@@ -46,14 +54,16 @@ class RecycleGPT(
         recycle = RecycleConfig(num_layers=0) if recycle is None else recycle
         self.config, self.recycle_config = model, recycle
         self.backbone = Backbone(model)
-        self.recyclable = RecyclableModule(model, recycle) if recycle.num_layers else None
+        self.recyclable = make_draft_module(model, recycle)
+        if self.recyclable is not None:
+            self.recyclable.attach(self.backbone)
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
         self.draft_lm_head: nn.Module | None = None  # of a model prepared for decoding: `draft_head`, packed
         num_positions = model.context_length + 2 * MAX_RECYCLED
         self.rotary = Rotary(model.head_dim, model.rope_theta, num_positions, model.rope_scaling)
         initialise(self, model.init_std)
         if self.recyclable is not None:
-            self.recyclable.balance_fold(model.init_std)
+            self.recyclable.balance(model.init_std)
         if model.tie_embeddings:
             self.lm_head.weight = self.backbone.embed_tokens.weight
 
@@ -81,6 +91,25 @@ class RecycleGPT(
             return states_BTC
         return self.backbone(tokens_BT, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read))
 
+    def tapped_states(
+        self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_slots_read: int, tap: int
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states as `backbone_states` gives them, and what its layer number `tap` reads."""
+        attending = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        return self.backbone.tapped(tokens_BT, attending, tap)
+
+    def partial_states(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        skipped: Container[str],
+        cache: KVCache,
+        num_slots_read: int | None = None,
+    ) -> Tensor:
+        """States as `backbone_states` gives them, but operator by operator and without the `skipped` parts."""
+        attending = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        return self.backbone.partial(tokens_BT, attending, skipped)
+
     def recycle(
         self,
         tokens_BT: Tensor,
@@ -104,6 +133,30 @@ class RecycleGPT(
         return self.recyclable(
             embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         )
+
+    def draft_states(
+        self,
+        tokens_BT: Tensor,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num: int,
+        cache: KVCache,
+        num_slots_read: int,
+    ) -> Tensor:
+        """States `(B, m, C)` of the m = `num` tokens after the newest pair, by a one-call kind: `DraftModule.draft`."""
+        assert self.recyclable is not None
+
+        def attend(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
+            # Only rows that nobody reads stand beyond the last slot.
+            positions_BR = positions_BR.clamp(max=num_slots_read - 1)
+            if last_BR is None:
+                return self._attention_inputs(positions_BR, positions_BR, None, cache, num_slots_read)
+            attending = RecycleGPT._attention_inputs(self, positions_BR, positions_BR, None, cache, num_slots_read)
+            return replace(attending, mask=cache.slots_S[:num_slots_read] <= last_BR[:, None, :, None])
+
+        embedded_BTC = self.backbone.embed_tokens(tokens_BT)
+        return self.recyclable.draft(embedded_BTC, hidden_BTC, positions_BT, newest_B, num, attend)
 
     def logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., V)` of states of either kind."""
@@ -140,34 +193,47 @@ class RecycleGPT(
         Args:
             views_NBT: the row and the same row one, two, ... tokens later; step k of the module reads view k.
             documents_NBT: number of the document each token belongs to; attention then stays within documents.
-            num_unrolled: steps K of the module; from the second on it reads its own output instead of the backbone's.
+            num_unrolled: steps K of the module, at most those that one call drafts if it has that number.
             backbone_grad_scale: share of the recycle loss's gradient that reaches embedding and backbone, 0 to 1.
             hidden_BTC: the backbone's states, where they are known.
 
         Returns:
             `hidden_BTC` and K tensors `recycled_BTC` (none if the model has no module).
+
+        Raises:
+            ConfigError: the module drafts fewer tokens than K.
         """
-        mask = None if documents_NBT is None else _document_mask(documents_NBT[0])
-        if hidden_BTC is None:
+        if num_unrolled > (self.recycle_config.num_drafted or num_unrolled):
+            raise ConfigError(f"num_unrolled: {num_unrolled}, but it drafts {self.recycle_config.num_drafted} tokens")
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
+        module, tapped_BTC, store = self.recyclable, None, UnrolledKVStore()
+        if module is not None and module.tap is not None and num_unrolled:
+            if hidden_BTC is not None or (backbone_grad_scale < 1 and self.lm_head.weight.requires_grad):
+                raise ConfigError(
+                    f"recycle.kind: {self.recycle_config.kind} reads a layer within the backbone, so known states "
+                    "(training.cache_states) do not serve it, nor does a loss.backbone_grad_scale below 1"
+                )
+            attending = self._attention_inputs(views_NBT[0], None, mask, None, None)
+            hidden_BTC, tapped_BTC = self.backbone.tapped(views_NBT[0], replace(attending, memory=store), module.tap)
+        elif hidden_BTC is None:
             hidden_BTC = self.backbone_states(views_NBT[0], mask=mask)
-        recycled: list[Tensor] = []
-        if self.recyclable is None:
-            return States(hidden_BTC, recycled)
-        T = views_NBT.shape[-1]
-        stores: list[UnrolledKVStore] = []
-        state_BTC = scale_gradient(hidden_BTC, backbone_grad_scale)
-        weight = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
-        for step in range(1, num_unrolled + 1):
-            step_mask = mask if mask is None or step == 1 else unrolled_mask(step, mask)
-            positions_T = torch.arange(step - 1, T + step - 1, device=views_NBT.device)
-            cos, sin = self.rotary(positions_T)
-            embedded_BTC = F.embedding(views_NBT[step], weight)
-            if num_unrolled > 1:
-                stores.append(UnrolledKVStore(stores))
-            memory = stores[-1] if stores else None
-            state_BTC = self.recyclable(embedded_BTC, state_BTC, AttentionInputs(cos, sin, step_mask, memory))
-            recycled.append(state_BTC)
-        return States(hidden_BTC, recycled)
+        if module is None or not num_unrolled:
+            return States(hidden_BTC, [])
+        state_BTC = scale_gradient(hidden_BTC if tapped_BTC is None else tapped_BTC, backbone_grad_scale)
+        embedding_VC = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
+        head_VC = scale_gradient(self.lm_head.weight, backbone_grad_scale)
+        rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask, documents_NBT, head_VC, store=store)
+        recycled = module.states(rows, num_unrolled)
+        own_loss = functools.partial(module.own_loss, rows) if module.own_share else None
+        return States(hidden_BTC, recycled, own_loss, module.own_share)
+
+    def exit_states(
+        self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states in training for an early exit, and those of the exit (`Backbone.exit_states`)."""
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
+        inputs = self._attention_inputs(tokens_BT, None, mask, None, None)
+        return self.backbone.exit_states(tokens_BT, inputs, num_layers, dropped_LB)
 
     # --- bookkeeping ---
 
@@ -223,12 +289,6 @@ class RecycleGPT(
         if cache is not None:
             mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
-
-
-def _document_mask(documents_BT: Tensor) -> Tensor:
-    """Causal attention inside each document, `(B, 1, T, T)`."""
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril().unsqueeze(1)
 
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:

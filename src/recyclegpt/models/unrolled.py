@@ -44,6 +44,12 @@ class UnrolledKVStore:
         return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """Causal attention inside each document, `(B, 1, T, T)`."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril().unsqueeze(1)
+
+
 def unrolled_mask(step: int, first_mask: Tensor) -> Tensor:
     """Mask `(..., T, step * T)` of step `step`, from the mask `(..., T, T)` of the first."""
     own = torch.eye(first_mask.shape[-1], dtype=torch.bool, device=first_mask.device).expand_as(first_mask)

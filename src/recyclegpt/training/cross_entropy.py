@@ -82,11 +82,27 @@ def chunked_cross_entropy(
 @torch.no_grad()
 def most_likely(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
     """The token that each state predicts `(M,)`, int64."""
-    weight_VC, rows = _narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
+    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
     return torch.cat([F.linear(state_mC, weight_VC).max(dim=-1).indices for state_mC in state_MC.split(rows)])
 
 
-def _narrowed(weight_VC: Tensor) -> Tensor:
+@torch.no_grad()
+def log_normaliser(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
+    """Log of the sum of `exp(logit)` over all tokens for each state, `(M,)`, fp32."""
+    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
+    return torch.cat([probabilities(F.linear(one, weight_VC))[2] for one in state_MC.split(rows)]).squeeze(1)
+
+
+def probabilities(logits_mV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities `(m, V)`, the largest of each row `(m, 1)` and the log of its normaliser `(m, 1)`; fp32 or fp64."""
+    wide = torch.float64 if logits_mV.dtype == torch.float64 else torch.float32
+    p_mV = logits_mV.softmax(dim=-1, dtype=wide)
+    # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
+    largest_m1 = p_mV.amax(dim=-1, keepdim=True)
+    return p_mV, largest_m1, logits_mV.amax(dim=-1, keepdim=True).to(wide) - largest_m1.log()
+
+
+def narrowed(weight_VC: Tensor) -> Tensor:
     """A weight as autocast would make it for each chunk anew: it keeps none that is frozen or was computed."""
     kind = weight_VC.device.type
     return weight_VC.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight_VC
@@ -116,7 +132,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         prediction_M = torch.full_like(label_M, -1)
         confidence_M = torch.zeros_like(nll_M)
         total = torch.zeros((), dtype=wide, device=state_MC.device)
-        narrow_VC = _narrowed(weight_VC)
+        narrow_VC = narrowed(weight_VC)
         for begin in range(0, len(label_M), chunk_size):
             rows = slice(begin, begin + chunk_size)
             scale_m1 = scale_M[rows, None]
@@ -159,10 +175,7 @@ def _row_losses(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each row: nll, loss, the largest probability, and the loss's gradient in the dtype of the logits."""
-    p_mV = logits_mV.softmax(dim=-1, dtype=wide)
-    # One pass over V gives both p and the log of its normaliser: at the largest logit, log p cannot underflow.
-    largest_m1 = p_mV.amax(dim=-1, keepdim=True)
-    normaliser_m1 = logits_mV.amax(dim=-1, keepdim=True).to(wide) - largest_m1.log()
+    p_mV, largest_m1, normaliser_m1 = probabilities(logits_mV)
     nll_m1 = normaliser_m1 - logits_mV.gather(1, label_m1).to(wide)
     loss_m1, grad_mV = nll_m1 * (1 - teacher_share), p_mV
     if teacher_mV is not None:

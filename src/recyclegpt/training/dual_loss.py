@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED, States
 from recyclegpt.models.recyclegpt import scale_gradient
-from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy, most_likely
+from recyclegpt.training.accepted_length import chunked_acceptance
+from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy, log_normaliser, most_likely
 
 RECYCLE_SCHEDULES = ("constant", "two_step", "ramp")
-TEACHER_SHARES = {"corpus": 0.0, "distill": 1.0, "mixed": 0.5}
+ACCEPTED_LENGTH = "accepted_length"
+TEACHER_SHARES = {"corpus": 0.0, "distill": 1.0, "mixed": 0.5, ACCEPTED_LENGTH: 1.0}
 """Targets of the module, with the weight of the backbone's distribution in each."""
 
 
@@ -53,7 +55,12 @@ class LossConfig:
     backbone_grad_scale: float = 1.0
     """Share of the recycle loss's gradient that reaches embedding, backbone and LM head: 1 full, 0 stopped."""
     target: str = "corpus"
-    """`corpus`: the next token; `distill`: the backbone's own distribution (KL); `mixed`: half of each."""
+    """`corpus`: the next token; `distill`: the backbone's own distribution (KL); `mixed`: half of each;
+    `accepted_length`: minus the expected number of accepted tokens, without `step_decay` (`accepted_length.py`)."""
+    early_exit_weight: float = 0.0
+    """Of the cross entropy of the states after one of the layers, another in each step (`early_exit.py`)."""
+    layer_dropout: float = 0.0
+    """How often the last layer is left out of a row's training pass; earlier ones less often (`early_exit.py`)."""
     chunk_size: int | None = None
     """Rows of logits held at a time; None: 256 on a CPU, on CUDA enough to take 1 GiB in fp32."""
 
@@ -69,6 +76,8 @@ class LossConfig:
                 ("num_unrolled", self.num_unrolled, 1, MAX_RECYCLED),
                 ("step_decay", self.step_decay, 0, 1),
                 ("backbone_grad_scale", self.backbone_grad_scale, 0, 1),
+                ("early_exit_weight", self.early_exit_weight, 0, math.inf),
+                ("layer_dropout", self.layer_dropout, 0, 1),
                 ("chunk_size", chunk_size, 1, math.inf),
             )
             if not low <= value <= high
@@ -99,6 +108,8 @@ class LossTerms(NamedTuple):
     """The module's losses by unrolled step; empty without a module."""
     draft_mask_BT: Tensor
     """1 where the module's first step is trained, 0 where its tokens lie in different documents."""
+    exit: TokenLosses | None = None
+    """Of the states after an early exit, where they are trained."""
 
 
 class DualLoss(nn.Module):
@@ -126,6 +137,8 @@ class DualLoss(nn.Module):
         progress: float = 0.0,
         draft_ids_D: Tensor | None = None,
         best_BT: Tensor | None = None,
+        normaliser_BT: Tensor | None = None,
+        exit_BTC: Tensor | None = None,
     ) -> LossTerms:
         """Compare each state with the token it should predict.
 
@@ -138,6 +151,8 @@ class DualLoss(nn.Module):
             progress: share of the training steps done, for the schedule of the recycle weight.
             draft_ids_D: the module's draft vocabulary; None: all tokens.
             best_BT: the tokens that the backbone predicts, where they are known; read with a draft vocabulary only.
+            normaliser_BT: `log_normaliser` of the backbone's states, likewise.
+            exit_BTC: states after an early exit, trained with `early_exit_weight`.
         """
         config, num_rows, hidden_BTC = self.config, views_NBT[0].numel(), states.hidden_BTC
         share = TEACHER_SHARES[config.target]
@@ -158,15 +173,24 @@ class DualLoss(nn.Module):
         if hidden_BTC.requires_grad or head_VC.requires_grad or not torch.is_grad_enabled():
             backbone = losses(hidden_BTC, head_VC, views_NBT[1], ones_BT)
             loss = config.backbone_weight * backbone.total
+        exits = None
+        if exit_BTC is not None:
+            exits = losses(exit_BTC, head_VC, views_NBT[1], ones_BT)
+            loss = loss + config.early_exit_weight * exits.total
         weight, steps = config.recycle_weight_at(progress), []
         shares = [config.step_decay ** (step - 1) for step in range(1, config.num_unrolled + 1)]
         module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
-        draft = None
+        draft, length_M = None, ones_BT.flatten()
         if draft_ids_D is not None and states.recycled_KBTC:
             module_head_VC = module_head_VC.index_select(0, draft_ids_D)  # its backward pass is the faster
-            draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config.num_unrolled, share, best_BT)
+            known_BT = normaliser_BT if config.target == ACCEPTED_LENGTH else best_BT
+            draft = _DraftTargets(draft_ids_D, head_VC, hidden_BTC.detach(), config, known_BT)
+        weight_of_steps = weight * (1 - states.own_share)
         for step, recycled_BTC in enumerate(states.recycled_KBTC, start=1):
-            scale_BT, label_BT, teacher = counted(step), views_NBT[1 + step], {}
+            if states.own_share == 1:
+                recycled_BTC, module_head_VC = recycled_BTC.detach(), module_head_VC.detach()  # only its figures
+            scale_BT, label_BT = counted(step), views_NBT[1 + step]
+            teacher: dict[str, Tensor | None] = {}
             if share:
                 # The backbone's own prediction of the same token is `step` rows later; the last rows have none.
                 scale_BT = scale_BT.clone()
@@ -175,53 +199,71 @@ class DualLoss(nn.Module):
                 label_BT = draft.column_V[label_BT]
                 inside_BT = label_BT >= 0
                 scale_BT = scale_BT * draft.trained(step, inside_BT)
-                teacher = {"teacher_MV": draft.teacher(step)}
+                teacher = draft.teacher(step)
             elif share:
                 later_BTC = hidden_BTC.detach()[:, step:]
                 teacher_BTC = torch.cat([later_BTC, torch.zeros_like(later_BTC[:, :step])], dim=1)
                 teacher = {"teacher_MC": teacher_BTC.flatten(0, 1)}
-            rows = losses(recycled_BTC, module_head_VC, label_BT.clamp(min=0), scale_BT, **teacher)
+            if config.target == ACCEPTED_LENGTH:
+                chance_M, *figures = chunked_acceptance(
+                    recycled_BTC.flatten(0, 1), module_head_VC, label_BT.clamp(min=0).flatten(),
+                    config.chunk_size, self.use_compile, **teacher,
+                )  # fmt: skip
+                # The chance that this token is accepted, and all before it; a row left out must not spoil the sum.
+                length_M = length_M * torch.where(scale_BT.flatten() == 0, 0, chance_M)
+                rows, share_of_step = TokenLosses(-length_M.sum() / num_rows, *figures), 1.0
+            else:
+                rows = losses(recycled_BTC, module_head_VC, label_BT.clamp(min=0), scale_BT, **teacher)
+                share_of_step = shares[step - 1] / sum(shares)
             if draft is not None:
                 rows = rows._replace(prediction_M=draft.ids_D[rows.prediction_M], inside_M=inside_BT.flatten())
-            loss = loss + weight * shares[step - 1] / sum(shares) * rows.total
+            loss = loss + weight_of_steps * share_of_step * rows.total
             steps.append(rows)
-        return LossTerms(loss, backbone, steps, counted(1))
+        if states.own_loss is not None:
+            loss = loss + weight * states.own_share * states.own_loss()
+        return LossTerms(loss, backbone, steps, counted(1), exits)
 
 
 class _DraftTargets:
-    """What the module's rows are trained towards within a draft vocabulary, computed once for all unrolled steps."""
+    """What the module's rows are trained towards within a draft vocabulary, computed once for all unrolled steps.
+
+    `known_BT` is what would be computed from the backbone's full logits: the most likely tokens, or the normalisers.
+    """
 
     def __init__(
-        self,
-        ids_D: Tensor,
-        head_VC: Tensor,
-        hidden_BTC: Tensor,
-        num_unrolled: int,
-        share: float,
-        best_BT: Tensor | None,
+        self, ids_D: Tensor, head_VC: Tensor, hidden_BTC: Tensor, config: LossConfig, known_BT: Tensor | None
     ) -> None:
-        self.ids_D, self.share = ids_D, share
+        self.ids_D, self.share = ids_D, TEACHER_SHARES[config.target]
         self.column_V = torch.full((len(head_VC),), -1, device=ids_D.device)
         """The column of each token; -1 of those outside."""
         self.column_V[ids_D] = torch.arange(len(ids_D), device=ids_D.device)
         self.num_rows = hidden_BTC[..., 0].numel()
-        if share:
-            if best_BT is None:
-                best_BT = most_likely(hidden_BTC.flatten(0, 1), head_VC).view(hidden_BTC.shape[:2])
-            # Row t + k of the backbone is the teacher of row t at step k: one tensor, read at an offset. The rows
-            # where that would be of another sequence, or of none, are left out.
-            self.prefers_BT = F.pad((self.column_V[best_BT] >= 0).float(), (0, num_unrolled))
-            with torch.no_grad():
-                padded_MC = F.pad(hidden_BTC.flatten(0, 1), (0, 0, 0, num_unrolled))
-                self.logits_MD = F.linear(padded_MC, head_VC[ids_D])
+        self.prefers_BT: Tensor | None = None
+        self.teacher_M: dict[str, Tensor] = {}
+        if not self.share:
+            return
+        # Row t + k of the backbone is the teacher of row t at step k: one tensor, read at an offset. The rows where
+        # that would be of another sequence, or of none, are left out.
+        accepts, num_unrolled = config.target == ACCEPTED_LENGTH, config.num_unrolled
+        if known_BT is None:
+            full = log_normaliser if accepts else most_likely
+            known_BT = full(hidden_BTC.flatten(0, 1), head_VC).view(hidden_BTC.shape[:2])
+        if accepts:  # which counts what lies outside by itself
+            self.teacher_M["normaliser_M"] = F.pad(known_BT.flatten(), (0, num_unrolled))
+        else:
+            self.prefers_BT = F.pad((self.column_V[known_BT] >= 0).float(), (0, num_unrolled))
+        with torch.no_grad():
+            padded_MC = F.pad(hidden_BTC.flatten(0, 1), (0, 0, 0, num_unrolled))
+            self.teacher_M["teacher_MV"] = F.linear(padded_MC, head_VC[ids_D])
 
     def trained(self, step: int, inside_BT: Tensor) -> Tensor:
         """1 for the rows `(B, T)` that step `step` is trained at, else 0."""
         rows_BT = inside_BT.float() if self.share < 1 else torch.ones_like(inside_BT, dtype=torch.float32)
-        if self.share:
+        if self.prefers_BT is not None:
             rows_BT = rows_BT * self.prefers_BT[:, step : step + rows_BT.shape[1]]
         return rows_BT
 
-    def teacher(self, step: int) -> Tensor | None:
-        """The backbone's logits `(M, D)` for the rows of a step; None where it is no target."""
-        return self.logits_MD[step : step + self.num_rows] if self.share else None
+    def teacher(self, step: int) -> dict[str, Tensor | None]:
+        """The backbone's logits for the rows of a step, and their normalisers; nothing where it is no target."""
+        rows = slice(step, step + self.num_rows)
+        return {name: values[rows] for name, values in self.teacher_M.items()}

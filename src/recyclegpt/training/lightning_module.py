@@ -19,10 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
+from recyclegpt.training.early_exit import plan_exit
 from recyclegpt.training.held_out import HeldOutMetrics
-from recyclegpt.training.sharding import is_sharded, shard
+from recyclegpt.training.layers import is_sharded, set_up_layers, shard
 from recyclegpt.training.state_cache import KnownStates, StateCache
 
 NOT_FINITE = "not_finite.jsonl"
@@ -41,10 +41,6 @@ class LitRecycleGPT(LightningModule):
     computed from, and after `max_skipped_steps` of them in a row training stops.
 
     Args:
-        model: the model to train.
-        loss: weights and target of the dual loss.
-        optimizer: called with the named parameters.
-        scheduler: called with the optimizer and `num_steps`.
         num_steps: optimizer steps of the whole run, from the config (never from the trainer).
         token_num_bytes: `(V,)` bytes of text that each token stands for.
         hyper_parameters: plain Python config, stored in every checkpoint.
@@ -99,13 +95,17 @@ class LitRecycleGPT(LightningModule):
     def loss_terms(self, batch: Batch, known: KnownStates | None = None) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
-        hidden_BTC, best_BT = (None, None) if known is None else known
+        hidden_BTC, best_BT, normaliser_BT = (None, None, None) if known is None else known
+        exit_BTC = None
+        if self.training and (config.early_exit_weight or config.layer_dropout):
+            plan = plan_exit(self.model.config.num_layers, config.layer_dropout, views_NBT[0], self.trainer.global_step)
+            hidden_BTC, exit_BTC = self.model.exit_states(views_NBT[0], documents_NBT, *plan)
         states = self.model.states(
             views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale, hidden_BTC
         )
         terms: LossTerms = self.dual_loss(
             *(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress),
-            *(self.model.draft_ids, best_BT),
+            *(self.model.draft_ids, best_BT, normaliser_BT, exit_BTC),
         )
         return terms
 
@@ -120,6 +120,8 @@ class LitRecycleGPT(LightningModule):
         self.log("train/loss", terms.loss.detach(), prog_bar=True)
         if terms.backbone is not None:
             self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        if terms.exit is not None:
+            self.log("train/loss_exit", terms.exit.nll_M.mean())
         if terms.recycle_K:
             for step, rows in enumerate(terms.recycle_K, start=1):
                 name = "train/loss_recycle" if step == 1 else f"train/loss_recycle_{step}"

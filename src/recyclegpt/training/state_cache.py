@@ -23,11 +23,11 @@ from torch import Tensor
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.cross_entropy import most_likely
+from recyclegpt.training.cross_entropy import log_normaliser, most_likely
 
 FORMAT = 1
 _PRESENT = 1 << 32
-_FILES = ("states.bf16", "tokens.i32", "checksums.i64")
+_FILES = ("states.bf16", "tokens.i32", "checksums.i64", "normalisers.f32", "normaliser_checksums.i64")
 
 
 class KnownStates(NamedTuple):
@@ -37,6 +37,8 @@ class KnownStates(NamedTuple):
     """In the dtype of the backbone's weights, rounded to bf16."""
     best_BT: Tensor
     """The token that the backbone predicts at each position, int64."""
+    normaliser_BT: Tensor | None = None
+    """`log_normaliser` of the states, where it is kept."""
 
 
 class StateCache:
@@ -46,25 +48,23 @@ class StateCache:
     is computed by itself, so that it does not depend on its batch. Processes may share a folder: what they write to a
     row is the same, and is read only once its checksum fits.
 
-    Args:
-        folder: made, at its full size, where there is none.
-        num_rows: R.
-        row_length: T.
-        width: C.
+    With `normalisers` the `log_normaliser` of the states is kept too, also for states that are there already.
 
     Raises:
         ConfigError: the disk does not hold it, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, num_rows: int, row_length: int, width: int) -> None:
-        self.folder = folder
-        kinds = ((np.int16, (num_rows, row_length, width)), (np.int32, (num_rows, row_length)), (np.int64, (num_rows,)))
+    def __init__(self, folder: Path, num_rows: int, row_length: int, width: int, normalisers: bool = False) -> None:
+        self.folder, tokens = folder, (num_rows, row_length)
+        kinds: list[tuple[Any, tuple[int, ...]]] = [(np.int16, (*tokens, width)), (np.int32, tokens)]
+        kinds += [(np.int64, (num_rows,)), (np.float32, tokens), (np.int64, (num_rows,))][: 3 if normalisers else 1]
+        files = _FILES[: len(kinds)]
         sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in kinds]
         self.num_bytes = sum(sizes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                for name, size in zip(_FILES, sizes, strict=True):
+                for name, size in zip(files, sizes, strict=True):
                     _allocate(folder / name, size)
         except OSError as error:
             free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
@@ -73,9 +73,9 @@ class StateCache:
                 f"free ({error.strerror}); make room, choose another data.cache_dir, or set it to false"
             ) from error
         maps: list[NDArray[Any]] = [
-            np.memmap(folder / name, kind, "r+", shape=shape) for name, (kind, shape) in zip(_FILES, kinds, strict=True)
+            np.memmap(folder / name, kind, "r+", shape=shape) for name, (kind, shape) in zip(files, kinds, strict=True)
         ]
-        self._states_RTC, self._tokens_RT, self._checksums_R = maps
+        self._states_RTC, self._tokens_RT, self._checksums_R, *self._normalisers = maps
 
     @property
     def share(self) -> float:
@@ -88,19 +88,30 @@ class StateCache:
         rows_B = batch.rows_B
         assert rows_B is not None
         for b, row in enumerate(rows_B.tolist()):
-            if self._checksum(row) != self._checksums_R[row]:
+            if _checksum(self._states_RTC[row], self._tokens_RT[row]) != self._checksums_R[row]:
                 documents = None if batch.documents_NBT is None else batch.documents_NBT[:, b : b + 1]
                 hidden_1TC = model.states(batch.views_NBT[:, b : b + 1], documents, num_unrolled=0).hidden_BTC
                 hidden_TC = hidden_1TC[0].bfloat16()
                 self._states_RTC[row] = hidden_TC.view(torch.int16).cpu().numpy()
                 self._tokens_RT[row] = most_likely(hidden_TC.to(model.dtype), model.lm_head.weight).cpu().numpy()
-                self._checksums_R[row] = self._checksum(row)
-        hidden_BTC = torch.from_numpy(self._states_RTC[rows_B]).view(torch.bfloat16)
-        best_BT = torch.from_numpy(self._tokens_RT[rows_B].astype(np.int64))
-        return KnownStates(hidden_BTC.to(model.device, model.dtype), best_BT.to(model.device))
+                self._checksums_R[row] = _checksum(self._states_RTC[row], self._tokens_RT[row])
+        hidden_BTC = torch.from_numpy(self._states_RTC[rows_B]).view(torch.bfloat16).to(model.device, model.dtype)
+        best_BT = torch.from_numpy(self._tokens_RT[rows_B].astype(np.int64)).to(model.device)
+        if not self._normalisers:
+            return KnownStates(hidden_BTC, best_BT)
+        normalisers_RT, checksums_R = self._normalisers
+        for hidden_TC, row in zip(hidden_BTC, rows_B.tolist(), strict=True):
+            if _checksum(normalisers_RT[row]) != checksums_R[row]:
+                normalisers_RT[row] = log_normaliser(hidden_TC, model.lm_head.weight).cpu().numpy()
+                checksums_R[row] = _checksum(normalisers_RT[row])
+        return KnownStates(hidden_BTC, best_BT, torch.from_numpy(normalisers_RT[rows_B]).to(model.device))
 
-    def _checksum(self, row: int) -> int:
-        return _PRESENT | zlib.crc32(self._tokens_RT[row].tobytes(), zlib.crc32(self._states_RTC[row].tobytes()))
+
+def _checksum(*parts: NDArray[Any]) -> int:
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part.tobytes(), found)
+    return _PRESENT | found
 
 
 def states_key(model: RecycleGPT, facts: Mapping[str, Any]) -> str:

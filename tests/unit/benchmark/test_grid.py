@@ -219,7 +219,7 @@ def test_ranks_say_what_decoding_accepts(model: RecycleGPT) -> None:
     drafted = [torch.tensor([[*prompt, *text]]) for prompt, text in zip(prompts, run.texts, strict=True)]
     agreed = []
     for row in drafted:
-        _, (state,) = model.states(torch.stack([row[:, :-2], row[:, 1:-1]]), num_unrolled=1)
+        (state,) = model.states(torch.stack([row[:, :-2], row[:, 1:-1]]), num_unrolled=1).recycled_KBTC
         agreed += (model.logits(state).argmax(-1)[0] == row[0, 2:])[4:-1].tolist()
     assert tables["ranks"][0][0] == pytest.approx(sum(agreed) / len(agreed))
     assert tables["coverage"] == {"4096": 0.0}, "the ids that occur most often are the highest"

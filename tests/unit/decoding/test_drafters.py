@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified
+from recyclegpt.decoding import Alternating, Autoregressive, Decoder, Sampler, SamplingConfig, Verified
 from recyclegpt.decoding.draft_length import DraftLength
 from recyclegpt.decoding.drafters.ngram import look_up
 from recyclegpt.decoding.strategies import DRAFTERS
@@ -77,11 +77,12 @@ def test_every_drafter_writes_the_autoregressive_text(
     assert exact.finish == plain.finish
 
 
-def test_lookup_needs_no_module_and_saves_passes_where_text_repeats() -> None:
+@pytest.mark.parametrize("drafter", ["ngram", "token_recycling"])
+def test_without_a_module_passes_are_saved_where_text_repeats(drafter: str) -> None:
     model = RecycleGPT(ModelConfig(7, 96, num_layers=1, hidden_size=16, num_heads=2)).eval()
     decoder = Decoder.optimised(model)
     plain = decoder.generate([[1, 2]], Autoregressive(), 60)
-    exact = decoder.generate([[1, 2]], Verified(4, drafter="ngram"), 60)
+    exact = decoder.generate([[1, 2]], Verified(4, drafter=drafter), 60)
     assert exact.tokens == plain.tokens
     assert exact.counts.num_backbone_passes < plain.counts.num_backbone_passes / 2
     with pytest.raises(ConfigError, match=r"decoding\.drafter=ngram"):
@@ -90,6 +91,61 @@ def test_lookup_needs_no_module_and_saves_passes_where_text_repeats() -> None:
         Verified(1, drafter="bigram")
     with pytest.raises(ConfigError, match="alternating decoding checks nothing"):
         Alternating(1, drafter="ngram")
+
+
+def test_a_recycled_chain_follows_the_newest_choice_of_the_backbone() -> None:
+    """Rows of a batch keep tables of their own, and draft the same as alone."""
+    decoder, strategy = Decoder(random_model(1, depth=0, vocab_size=7)), Verified(4, drafter="token_recycling")
+    session = decoder.take_session(strategy, Sampler.seeded(SamplingConfig(), 2, 0, torch.device("cpu")), 2, 64)[1]
+    session.prefill([[1, 2, 3, 2, 1], [4, 5]], [40, 40], 64)
+    for row, prompt in enumerate(([1, 2, 3, 2, 1], [4, 5])):
+        best = decoder.model(torch.tensor([prompt]))[0].argmax(-1).tolist()
+        choice = dict(zip(prompt, best, strict=True))
+        text = [best[-1]]
+        while text[-1] in choice and len(text) < 5:
+            text.append(choice[text[-1]])
+        assert session.text.tokens_BS[row, len(prompt) :][: len(text)].tolist() == text
+        assert session.record.num_drafted[row] == len(text) - 1
+    together = decoder.generate([[1, 2, 3, 2, 1], [4, 5]], strategy, 40)
+    for row, prompt in enumerate(([1, 2, 3, 2, 1], [4, 5])):
+        assert decoder.generate([prompt], strategy, 40).drafted == [together.drafted[row]]
+
+
+@pytest.mark.parametrize("drafter", ["self_speculative:a0", "self_speculative:m0.a1", "early_exit:1"])
+@pytest.mark.parametrize("optimised", [False, True])
+def test_what_a_partial_backbone_wrote_into_the_cache_is_overwritten(drafter: str, optimised: bool) -> None:
+    model = random_model(2, depth=0, layers=3)
+    decoder = Decoder.optimised(model, torch.float32) if optimised else Decoder(model)
+    caches, texts = [], []
+    for strategy in (Verified(3, drafter=drafter), Autoregressive()):
+        sampler = Sampler.seeded(SamplingConfig(), 1, 0, torch.device("cpu"))
+        session = decoder.take_session(strategy, sampler, 1, 64)[1]
+        session.prefill([[1, 2, 3]], [60], 64)
+        while session.text.position_B < 40:
+            session.step(64)
+        caches.append([kept[0, :, :40] for kept in (*session.cache.keys, *session.cache.values)])
+        texts.append(session.text.tokens_BS[0, :40].tolist())
+    assert texts[0] == texts[1]
+    for mine, autoregressive in zip(*caches, strict=True):
+        torch.testing.assert_close(mine, autoregressive, rtol=0, atol=0 if optimised else 1e-12)
+
+
+def test_skipping_what_does_nothing_is_always_accepted() -> None:
+    model = random_model(2, depth=0, layers=3)
+    torch.nn.init.zeros_(model.backbone.layers[1].self_attn.o_proj.weight)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(model.backbone.layers[2].get_submodule(part).weight)
+    for drafter, all_right in (("self_speculative:a1", True), ("self_speculative:a0", False), ("early_exit:2", True)):
+        counts = Decoder(model).generate([[1, 2], [3]], Verified(3, drafter=drafter), 40).counts
+        assert (counts.acceptance == 1) == all_right, drafter
+    for drafter, words in (
+        ("self_speculative:a3", "layers of the backbone are 0 to 2"),
+        ("early_exit:3", "layers of the backbone are 0 to 2"),
+        ("early_exit:0", "'early_exit:0' should say the number of layers"),
+        ("ngram:2", "ngram takes nothing after its name"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Decoder(model).generate([[1]], Verified(1, drafter=drafter), 4)
 
 
 def test_adaptive_length_beats_every_fixed_one_where_text_is_of_two_kinds() -> None:

@@ -69,7 +69,9 @@ def test_verified_sampling_has_the_backbones_distribution(num_recycled: int, sam
     assert p_value(model, Verified(num_recycled), sampling) > 1e-3
 
 
-@pytest.mark.parametrize(("drafter", "draft_vocab"), [("ngram", None), ("ngram+module", None), ("module", 2)])
+@pytest.mark.parametrize(
+    ("drafter", "draft_vocab"), [("ngram", None), ("ngram+module", None), ("token_recycling", None), ("module", 2)]
+)
 def test_whoever_drafts_sampled_text_has_the_backbones_distribution(drafter: str, draft_vocab: int | None) -> None:
     model = random_model(3, vocab_size=VOCABULARY, sharpness=0.5, draft_vocab=draft_vocab)
     assert p_value(model, Verified(2, drafter=drafter), SamplingConfig(temperature=1.0, coupled=False)) > 1e-3

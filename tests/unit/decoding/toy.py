@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recyclegpt.models import ModelConfig, RecycleConfig
+from recyclegpt.models.drafts.recyclable import RecyclableModule
 
 
 class CountingModel(nn.Module):
@@ -19,7 +20,7 @@ class CountingModel(nn.Module):
         self.config = ModelConfig(vocab_size, context_length, num_layers=1, hidden_size=8, num_heads=1)
         self.recycle_config = RecycleConfig(num_layers=1)
         self.lm_head = nn.Linear(1, vocab_size, bias=False)
-        self.recyclable = nn.Identity()
+        self.recyclable = RecyclableModule(self.config, self.recycle_config)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.agrees = agrees
         self.read_shapes: list[tuple[int, ...]] = []

@@ -156,6 +156,43 @@ def test_draft_vocabulary(target: str) -> None:
         torch.testing.assert_close(mine.grad, other.grad, msg=name)
 
 
+@pytest.mark.parametrize("draft_vocab", [None, 11])
+def test_accepted_length(draft_vocab: int | None) -> None:
+    """Loss and gradients are those of the formula in plain torch; its value is what rejection sampling accepts."""
+    views, ids = rows(5), torch.tensor([1, 2, 3, 5, 8, 9, 11, 13, 15, 17, 18] if draft_vocab else range(19))
+    documents = torch.stack([(torch.arange(13) > 6).long().expand(4, 13)[:, n : n + 9] for n in range(5)])
+    config = LossConfig(0.0, recycle_weight=0.7, target="accepted_length", num_unrolled=3, chunk_size=7)
+    model, twin = build(draft_vocab=draft_vocab), build(draft_vocab=draft_vocab)
+    for one in (model, twin):
+        if one.draft_ids is not None:
+            one.draft_ids.copy_(ids)
+    terms = loss_terms(model, views, documents, config)
+    states = twin.states(views, documents, num_unrolled=3)
+    p_all = twin.logits(states.hidden_BTC).detach().softmax(-1)[..., ids]
+    expected, sampled = 0.0, 0.0
+    chance, accepted = torch.ones(4, 9), torch.ones(20_000, 4, 9)
+    generator = torch.Generator().manual_seed(0)
+    for step, recycled in enumerate(states.recycled_KBTC, start=1):
+        q, p = twin.logits(recycled)[..., ids].softmax(-1), torch.zeros(4, 9, len(ids)).double()
+        p[:, :-step] = p_all[:, step:] * (documents[0] == documents[1 + step])[:, :-step, None]
+        chance = chance * torch.minimum(p, q).sum(-1)
+        expected = expected - 0.7 * chance.sum() / 36
+        drafted = torch.multinomial(q.detach().flatten(0, 1), 20_000, True, generator=generator).T.view(-1, 4, 9, 1)
+        ratio = (p / q.detach()).expand(20_000, -1, -1, -1).gather(3, drafted)[..., 0]
+        accepted = accepted * (torch.rand(ratio.shape, generator=generator) < ratio)
+        sampled = sampled + accepted.mean(0).sum() / 36
+    torch.testing.assert_close(terms.loss, expected)
+    assert -expected.item() / 0.7 == pytest.approx(sampled.item(), rel=0.01)
+    terms.loss.backward()
+    expected.backward()
+    for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, msg=name)
+    with torch.no_grad():
+        watched = loss_terms(model, views, documents, config)
+    torch.testing.assert_close(watched.loss, terms.loss)
+    assert (watched.recycle_K[0].prediction_M >= 0).all()
+
+
 def test_a_frozen_backbones_loss_is_not_computed() -> None:
     model, views = build(), rows(3)
     model.backbone.requires_grad_(False)

@@ -39,6 +39,13 @@ def test_states_are_the_same_computed_and_read(tmp_path: Path) -> None:
     assert torch.equal(read.hidden_BTC[[2, 0]], computed.hidden_BTC[[0, 2]])
     assert torch.equal(read.best_BT[[2, 0]], computed.best_BT[[0, 2]])
     assert not read.hidden_BTC[1].any()
+    beside = StateCache(tmp_path / "a", 5, 8, 16, normalisers=True)
+    for _ in range(2):
+        known = beside.states(model, batch(3, 1))
+        assert known.normaliser_BT is not None
+        torch.testing.assert_close(known.normaliser_BT, model.logits(known.hidden_BTC).logsumexp(-1))
+        with (tmp_path / "a" / "normalisers.f32").open("r+b") as file:
+            file.write(b"damage" * 20)
     with (tmp_path / "a" / "states.bf16").open("r+b") as file:
         file.seek(3 * 8 * 16 * 2)
         file.write(b"damage")

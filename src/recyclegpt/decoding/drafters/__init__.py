@@ -1,4 +1,4 @@
-"""What proposes tokens for the backbone to verify: the recyclable module, n-gram lookup, or both.
+"""What proposes tokens for the backbone to verify: a draft module, n-gram lookup, or both.
 
 To add another one, implement `Drafter` in a file of its own, name it in `strategies.DRAFTERS` and choose it in
 `make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
@@ -11,14 +11,19 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.draft_length import DraftLength
+from recyclegpt.decoding.drafters.collapse import CollapseDrafter
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
+from recyclegpt.decoding.drafters.one_call import OneCallDrafter
+from recyclegpt.decoding.drafters.partial_backbone import PartialBackboneDrafter
+from recyclegpt.decoding.drafters.token_recycling import TokenRecyclingDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import KVCache, RecycleGPT
+from recyclegpt.models.drafts.query_ctc import QueryCTC
 
-__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter"]
+__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
 
 
 class Drafter(Protocol):
@@ -35,11 +40,21 @@ class Drafter(Protocol):
     length: DraftLength | None
     """How many tokens pay, in adaptive drafting."""
 
+    table_BV: Tensor | None
+    """What else `draft` changes in place, a row for each of the batch; None if nothing."""
+
     @property
     def cache(self) -> KVCache | None:
         """Keys and values of its own; None if it needs none."""
 
-    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+    def draft(
+        self,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num_slots_read: int,
+        best_BT: Tensor | None = None,
+    ) -> None:
         """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
 
         Args:
@@ -47,15 +62,41 @@ class Drafter(Protocol):
             positions_BT: where they stand.
             newest_B: the last of the T that belongs to the text; those after it were rejected, or are padding.
             num_slots_read: bounds the slots that a KV cache reads.
+            best_BT: the token that the backbone thinks most likely after each; None in a prefill.
         """
         ...
 
 
 def make_drafter(
-    model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer, recycle: ModelPass | None = None
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    backbone_cache: KVCache,
+    recycle: ModelPass | None = None,
 ) -> Drafter | None:
     """The drafter of a session; None where nothing is drafted. `recycle` stands in for the model's, compiled."""
     if not strategy.num_recycled:
         return None
-    module = ModuleDrafter(model, strategy, sampler, text, recycle) if strategy.needs_module else None
+    if strategy.drafter == "token_recycling":
+        return TokenRecyclingDrafter(model, strategy, sampler, text)
+    if strategy.drafter.startswith(("self_speculative", "early_exit")):
+        return PartialBackboneDrafter(model, strategy, sampler, text, backbone_cache)
+    given = model, strategy, sampler, text, backbone_cache, recycle
+    module = make_module_drafter(*given) if strategy.needs_module else None
     return module if strategy.drafter == "module" else NgramDrafter(strategy, sampler, text, module)
+
+
+def make_module_drafter(
+    model: RecycleGPT,
+    strategy: Strategy,
+    sampler: Sampler,
+    text: TextBuffer,
+    backbone_cache: KVCache,
+    recycle: ModelPass | None = None,
+) -> ModuleDrafter:
+    """The model's draft module as a drafter."""
+    kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
+    if isinstance(model.recyclable, QueryCTC):
+        kind = CollapseDrafter
+    return kind(model, strategy, sampler, text, backbone_cache, recycle)

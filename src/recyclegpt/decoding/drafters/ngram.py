@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.module import EARLY_EXIT_DEVICES, ModuleDrafter
+from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES
+from recyclegpt.decoding.drafters.module import ModuleDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -47,6 +48,8 @@ class NgramDrafter:
     backbone's probability.
     """
 
+    table_BV: Tensor | None = None
+
     def __init__(self, strategy: Strategy, sampler: Sampler, text: TextBuffer, module: ModuleDrafter | None) -> None:
         """Allocate; `module` drafts where nothing matches."""
         self.text, self.m, self.module = text, strategy.num_recycled, module
@@ -61,7 +64,14 @@ class NgramDrafter:
         elif strategy.lossless and sampler.rejects:
             self.distributions_BmV = torch.zeros(batch, self.m, text.vocab_size, device=device)
 
-    def draft(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> None:
+    def draft(
+        self,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor,
+        newest_B: Tensor,
+        num_slots_read: int,
+        best_BT: Tensor | None = None,
+    ) -> None:
         """Look the last tokens up; the module reads the true pairs in any case, which its cache needs."""
         tokens_Bm, found_B = look_up(self.text, self.m, num_slots_read)
         places_Bm = self.text.position_B[:, None] + 1 + torch.arange(self.m, device=self.text.device)

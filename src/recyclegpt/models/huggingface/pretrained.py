@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.gguf import GGUFTensors
@@ -98,7 +98,7 @@ class PretrainedBackbone:
             raise ConfigError(problems)
         if model.recyclable is not None:
             initialise(model.recyclable, self.config.init_std)
-            model.recyclable.balance_fold(float(model.backbone.embed_tokens.weight.detach().float().std()))
+            model.recyclable.balance(float(model.backbone.embed_tokens.weight.detach().float().std()))
         return model.eval()
 
     def _check_tensors(self) -> None:
