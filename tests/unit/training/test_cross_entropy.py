@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recyclegpt.kernels.build import find_compiler
+from recyclegpt.training.accepted_length import chunked_acceptance
 from recyclegpt.training.cross_entropy import chunked_cross_entropy
 
 
@@ -63,6 +64,19 @@ def test_compiled_equals_plain(teacher_share: float) -> None:
         with torch.no_grad():
             watched = chunked_cross_entropy(**mine, teacher_share=teacher_share, chunk_size=12, use_compile=compiled)
         results.append((rows.total.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad, *watched))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler here")
+def test_compiled_acceptance_equals_plain() -> None:
+    results = []
+    for compiled in (False, True):
+        values = {k: v.float() if v.is_floating_point() else v for k, v in inputs().items() if k != "scale_M"}
+        mine = {k: v.requires_grad_(k in ("state_MC", "weight_VC")) for k, v in values.items()}
+        rows = chunked_acceptance(**mine, chunk_size=23, use_compile=compiled)
+        rows.chance_M.sum().backward()
+        results.append((rows.chance_M.detach(), rows.nll_M, mine["state_MC"].grad, mine["weight_VC"].grad))
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recyclegpt.decoding import Decoder, Verified
 from recyclegpt.models import ModelConfig, RecycleGPT
 from recyclegpt.training.dual_loss import DualLoss, LossConfig
 from recyclegpt.training.early_exit import plan_exit
@@ -48,3 +49,24 @@ def test_states_and_loss_by_hand() -> None:
     loss = terms(states, model.lm_head.weight, views, exit_BTC=exits).loss
     ce = [F.cross_entropy(model.logits(x).flatten(0, 1), views[1].flatten()) for x in (hidden, exits)]
     assert loss.item() == pytest.approx((ce[0] + 0.5 * ce[1]).item())
+
+
+def test_what_the_exit_has_learnt_is_accepted() -> None:
+    acceptance = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = RecycleGPT(ModelConfig(29, 32, num_layers=3, hidden_size=32, num_heads=2))
+        text = torch.cat([torch.randperm(9) for _ in range(4)])[None, :29]  # one token back does not tell the next
+        views = torch.stack([text[:, n : n + 26] for n in range(3)])
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(80):
+            hidden, exits = model.exit_states(views[0], None, *plan_exit(3, 0.1, views[0], step))
+            states, head = model.states(views, hidden_BTC=hidden), model.lm_head.weight
+            DualLoss(LossConfig(early_exit_weight=weight))(states, head, views, exit_BTC=exits).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        result = Decoder(model).generate([text[0, :3].tolist()], Verified(3, drafter="early_exit:1"), 22)
+        assert result.tokens == [text[0, 3:25].tolist()]
+        acceptance[weight] = result.counts.acceptance
+    assert acceptance[1.0] == 1
+    assert acceptance[0.0] < 0.8

@@ -14,33 +14,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding.draft_length import DraftLength
-from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES
+from recyclegpt.decoding.drafters.chain import ChainDrafter
 from recyclegpt.decoding.sampling import Sampler, most_likely
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
-from recyclegpt.models import KVCache, RecycleGPT
+from recyclegpt.models import RecycleGPT
 
 PROMPT_ROWS = 256
 """Rows of a prompt whose logits are held at a time."""
 
 
-class TokenRecyclingDrafter:
+class TokenRecyclingDrafter(ChainDrafter):
     """Implements `Drafter`. A drafted token is certain, as in n-gram lookup; a chain ends where the table is empty."""
 
     def __init__(self, model: RecycleGPT, strategy: Strategy, sampler: Sampler, text: TextBuffer) -> None:
         """Allocate."""
-        self.model, self.text, self.m = model, text, strategy.num_recycled
-        batch, device = len(text.tokens_BS), text.device
-        self.num_drafted_B = torch.zeros(batch, dtype=torch.long, device=device)
-        self.table_BV: Tensor | None = torch.zeros(batch, text.vocab_size + 1, dtype=torch.long, device=device)
+        super().__init__(model, strategy, sampler, text)
+        shape = len(text.tokens_BS), text.vocab_size + 1
+        self.table_BV: Tensor | None = torch.zeros(shape, dtype=torch.long, device=text.device)
         """The token after each; -1: none yet. The last column takes what is not to be kept."""
-        self.exits_early = device.type in EARLY_EXIT_DEVICES
-        self.cache: KVCache | None = None
-        self.length: DraftLength | None = None
-        self.distributions_BmV: Tensor | None = None
-        if strategy.lossless and sampler.rejects:
-            self.distributions_BmV = torch.zeros(batch, self.m, text.vocab_size, device=device)
 
     def draft(
         self,
