@@ -119,6 +119,23 @@ def test_without_a_module_what_does_not_apply_is_null(run: Run, small: list[str]
     }
 
 
+def test_a_backbone_trained_for_early_exit_resumes_exactly_and_drafts(
+    run: Run, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = ["model.num_layers=3", "+loss.early_exit_weight=0.5", "+loss.layer_dropout=0.5"]
+    settings = ["train", *small, EVERY_STEP, KEEP_ALL, "recycle=none", *layers, "decoding.drafter=early_exit:2"]
+    assert run(*settings, "hydra.run.dir=whole") == 0
+    assert run(*settings, "hydra.run.dir=parts", "resume=whole/checkpoints/step_0000004.ckpt") == 0
+    whole, parts = load_trained("whole"), load_trained("parts")
+    for (name, mine), other in zip(parts.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+    metrics = result("whole")["metrics"]
+    assert metrics["decode/acceptance"] is not None
+    assert metrics["decode/speedup_verified"] is not None
+    assert run(*settings, "backbone.checkpoint=whole", "backbone.frozen=true") == 2
+    assert "loss.early_exit_weight: a frozen backbone learns no early exit" in capsys.readouterr().err
+
+
 def test_resumed_run_equals_the_uninterrupted_one(run: Run, small: list[str], trained: Path) -> None:
     checkpoint = trained / "run/checkpoints/step_0000004.ckpt"
     assert run("train", *small, EVERY_STEP, KEEP_ALL, "hydra.run.dir=parts", f"resume={checkpoint}") == 0

@@ -124,9 +124,12 @@ class DecodingMonitor(Callback):
         decoder = Decoder.optimised(model, dtype, draft_dtype=self.decoding.named_draft_dtype())
         strategies: list[Strategy] = [Autoregressive()]
         costs = None
+        recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
+        verified = Verified(*recycled, self.decoding.drafter, self.decoding.adaptive)
+        if model.recyclable is not None or not verified.needs_module:
+            strategies.append(verified)
         if model.recyclable is not None:
-            recycled = self.decoding.num_recycled, self.decoding.confidence_threshold
-            strategies += [Alternating(*recycled), Verified(*recycled, self.decoding.drafter, self.decoding.adaptive)]
+            strategies.insert(1, Alternating(*recycled))
             costs = measure_pass_costs(decoder, self.decoding.num_recycled, self.prompt_tokens + self.new_tokens // 2)
         how = (self.new_tokens, self.decoding.sampling(), self.repetitions, self.budget_s, self.seed)
         return measure_speed(decoder, prompts, strategies, *how), costs, prompts
@@ -139,24 +142,28 @@ class DecodingMonitor(Callback):
         plain = speeds["autoregressive"]
         metrics = {f"decode/tokens_per_s_{name}": speed.tokens_per_s for name, speed in speeds.items()}
         metrics["decode/nll_autoregressive"] = continuation_nll(model, prompts, plain.texts)
-        if costs is not None:
-            alternating, verified = speeds["alternating"], speeds["verified"]
+        acceptance = math.nan
+        if (verified := speeds.get("verified")) is not None:
             acceptance = _or_nan(verified.counts.acceptance)
             metrics |= {
-                "decode/speedup_alternating": statistics.median(alternating.speedups(plain)),
                 "decode/speedup_verified": statistics.median(verified.speedups(plain)),
+                "decode/acceptance": acceptance,
+                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
+            }
+            shares = enumerate(verified.counts.acceptance_by_position, start=1)
+            metrics |= {f"{BY_POSITION}{place}": share for place, share in shares}
+        if costs is not None:
+            alternating = speeds["alternating"]
+            metrics |= {
+                "decode/speedup_alternating": statistics.median(alternating.speedups(plain)),
                 "decode/ceiling_alternating": costs.ceiling(),
                 "decode/ceiling_verified": costs.ceiling(acceptance) if self.decoding.drafter == "module" else math.nan,
                 "decode/ceiling_bytes": byte_ceiling(model, self.decoding.num_recycled),
                 "decode/verify_cost": costs.verify_cost,
                 "decode/draft_cost": costs.draft_cost,
                 "decode/agreement": _or_nan(alternating.counts.agreement),
-                "decode/acceptance": acceptance,
-                "decode/mean_accepted_length": _or_nan(verified.counts.mean_accepted_length),
                 "decode/nll_alternating": continuation_nll(model, prompts, alternating.texts),
             }
-            shares = enumerate(verified.counts.acceptance_by_position, start=1)
-            metrics |= {f"{BY_POSITION}{place}": share for place, share in shares}
         return metrics
 
     def _write(

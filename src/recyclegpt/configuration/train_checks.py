@@ -205,6 +205,8 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
         )
     elif not frozen and cfg.training.cache_states:
         problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
+    elif frozen and (cfg.loss.get("early_exit_weight") or cfg.loss.get("layer_dropout")):
+        problems.append("loss.early_exit_weight: a frozen backbone learns no early exit; set backbone.frozen=false")
     elif frozen and cfg.recycle.num_layers == 0:
         problems.append("backbone.frozen: recycle.num_layers=0 means no module, so nothing is left to train")
     if pretrained and cfg.model.get("dtype") not in (None, "float32"):

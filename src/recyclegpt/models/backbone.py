@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from recyclegpt.models.config import ModelConfig
@@ -30,3 +31,16 @@ class Backbone(nn.Module):
         layers, every = list(self.layers), self.recompute_every
         x_BTC = run_layers(layers[:tap], self.embed_tokens(tokens_BT), attending, every)
         return self.norm(run_layers(layers[tap:], x_BTC, attending, every, tap)), x_BTC
+
+    def exit_states(
+        self, tokens_BT: Tensor, attending: AttentionInputs, num_layers: int, dropped_LB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The states `(B, T, C)` where row b leaves layer l out if `dropped_LB[l, b]`, and those after `num_layers`."""
+        x_BTC = exit_BTC = self.embed_tokens(tokens_BT)
+        for number, layer in enumerate(self.layers):
+            recompute = int(self.recompute_every > 0 and number % self.recompute_every == 0)
+            through_BTC = run_layers([layer], x_BTC, attending, recompute)
+            x_BTC = torch.where(dropped_LB[number][:, None, None], x_BTC, through_BTC)
+            if number + 1 == num_layers:
+                exit_BTC = x_BTC
+        return self.norm(x_BTC), self.norm(exit_BTC)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.draft_module import Rows
+from recyclegpt.models.draft_module import Attend, Rows
 from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
-from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise
+from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise, scale_gradient
 from recyclegpt.models.rope import Rotary
 from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
@@ -143,20 +143,10 @@ class RecycleGPT(
             embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         )
 
-    def draft_states(
-        self,
-        tokens_BT: Tensor,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num: int,
-        cache: KVCache,
-        num_slots_read: int,
-    ) -> Tensor:
-        """States `(B, m, C)` of the m = `num` tokens after the newest pair, by a one-call kind: `DraftModule.draft`."""
-        assert self.recyclable is not None
+    def attend(self, cache: KVCache, num_slots_read: int) -> Attend:
+        """What the rows of a one-call module may attend to in decoding."""
 
-        def attend(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
+        def inputs(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
             # Only rows that nobody reads stand beyond the last slot.
             positions_BR = positions_BR.clamp(max=num_slots_read - 1)
             if last_BR is None:
@@ -164,8 +154,7 @@ class RecycleGPT(
             attending = RecycleGPT._attention_inputs(self, positions_BR, positions_BR, None, cache, num_slots_read)
             return replace(attending, mask=cache.slots_S[:num_slots_read] <= last_BR[:, None, :, None])
 
-        embedded_BTC = self.backbone.embed_tokens(tokens_BT)
-        return self.recyclable.draft(embedded_BTC, hidden_BTC, positions_BT, newest_B, num, attend)
+        return inputs
 
     def logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., V)` of states of either kind."""
@@ -236,6 +225,14 @@ class RecycleGPT(
         own_loss = functools.partial(module.own_loss, rows) if module.own_share else None
         return States(hidden_BTC, recycled, own_loss, module.own_share)
 
+    def exit_states(
+        self, tokens_BT: Tensor, documents_NBT: Tensor | None, num_layers: int, dropped_LB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's states in training for an early exit, and those of the exit (`Backbone.exit_states`)."""
+        mask = None if documents_NBT is None else document_mask(documents_NBT[0])
+        inputs = self._attention_inputs(tokens_BT, None, mask, None, None)
+        return self.backbone.exit_states(tokens_BT, inputs, num_layers, dropped_LB)
+
     # --- bookkeeping ---
 
     def materialise(self, device: torch.device | str = "cpu") -> None:
@@ -290,10 +287,3 @@ class RecycleGPT(
         if cache is not None:
             mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
-
-
-def scale_gradient(x: Tensor, share: float) -> Tensor:
-    """`x` itself, letting only `share` of the gradient flow back."""
-    if share == 1.0:
-        return x
-    return x.detach() if share == 0.0 else x.detach() + share * (x - x.detach())

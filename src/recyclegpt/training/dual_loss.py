@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED, States
-from recyclegpt.models.recyclegpt import scale_gradient
+from recyclegpt.models.layers import scale_gradient
 from recyclegpt.training.accepted_length import chunked_acceptance
 from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy, log_normaliser, most_likely
 
@@ -57,6 +57,10 @@ class LossConfig:
     target: str = "corpus"
     """`corpus`: the next token; `distill`: the backbone's own distribution (KL); `mixed`: half of each;
     `accepted_length`: minus the expected number of accepted tokens, without `step_decay` (`accepted_length.py`)."""
+    early_exit_weight: float = 0.0
+    """Of the cross entropy of the states after one of the layers, another in each step (`early_exit.py`)."""
+    layer_dropout: float = 0.0
+    """How often the last layer is left out of a row's training pass; earlier ones less often (`early_exit.py`)."""
     chunk_size: int | None = None
     """Rows of logits held at a time; None: 256 on a CPU, on CUDA enough to take 1 GiB in fp32."""
 
@@ -72,6 +76,8 @@ class LossConfig:
                 ("num_unrolled", self.num_unrolled, 1, MAX_RECYCLED),
                 ("step_decay", self.step_decay, 0, 1),
                 ("backbone_grad_scale", self.backbone_grad_scale, 0, 1),
+                ("early_exit_weight", self.early_exit_weight, 0, math.inf),
+                ("layer_dropout", self.layer_dropout, 0, 1),
                 ("chunk_size", chunk_size, 1, math.inf),
             )
             if not low <= value <= high
@@ -102,6 +108,8 @@ class LossTerms(NamedTuple):
     """The module's losses by unrolled step; empty without a module."""
     draft_mask_BT: Tensor
     """1 where the module's first step is trained, 0 where its tokens lie in different documents."""
+    exit: TokenLosses | None = None
+    """Of the states after an early exit, where they are trained."""
 
 
 class DualLoss(nn.Module):
@@ -130,6 +138,7 @@ class DualLoss(nn.Module):
         draft_ids_D: Tensor | None = None,
         best_BT: Tensor | None = None,
         normaliser_BT: Tensor | None = None,
+        exit_BTC: Tensor | None = None,
     ) -> LossTerms:
         """Compare each state with the token it should predict.
 
@@ -143,6 +152,7 @@ class DualLoss(nn.Module):
             draft_ids_D: the module's draft vocabulary; None: all tokens.
             best_BT: the tokens that the backbone predicts, where they are known; read with a draft vocabulary only.
             normaliser_BT: `log_normaliser` of the backbone's states, likewise.
+            exit_BTC: states after an early exit, trained with `early_exit_weight`.
         """
         config, num_rows, hidden_BTC = self.config, views_NBT[0].numel(), states.hidden_BTC
         share = TEACHER_SHARES[config.target]
@@ -163,6 +173,10 @@ class DualLoss(nn.Module):
         if hidden_BTC.requires_grad or head_VC.requires_grad or not torch.is_grad_enabled():
             backbone = losses(hidden_BTC, head_VC, views_NBT[1], ones_BT)
             loss = config.backbone_weight * backbone.total
+        exits = None
+        if exit_BTC is not None:
+            exits = losses(exit_BTC, head_VC, views_NBT[1], ones_BT)
+            loss = loss + config.early_exit_weight * exits.total
         weight, steps = config.recycle_weight_at(progress), []
         shares = [config.step_decay ** (step - 1) for step in range(1, config.num_unrolled + 1)]
         module_head_VC = scale_gradient(head_VC, config.backbone_grad_scale)
@@ -207,7 +221,7 @@ class DualLoss(nn.Module):
             steps.append(rows)
         if states.own_loss is not None:
             loss = loss + weight * states.own_share * states.own_loss()
-        return LossTerms(loss, backbone, steps, counted(1))
+        return LossTerms(loss, backbone, steps, counted(1), exits)
 
 
 class _DraftTargets:

@@ -21,6 +21,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
+from recyclegpt.training.early_exit import plan_exit
 from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.sharding import is_sharded, shard
 from recyclegpt.training.state_cache import KnownStates, StateCache
@@ -99,13 +100,17 @@ class LitRecycleGPT(LightningModule):
     def loss_terms(self, batch: Batch, known: KnownStates | None = None) -> LossTerms:
         """The dual loss on a batch, with the recycle weight of the current step."""
         views_NBT, documents_NBT, config = batch.views_NBT, batch.documents_NBT, self.dual_loss.config
-        hidden_BTC, *others = (None,) if known is None else known
+        hidden_BTC, best_BT, normaliser_BT = (None, None, None) if known is None else known
+        exit_BTC = None
+        if self.training and (config.early_exit_weight or config.layer_dropout):
+            plan = plan_exit(self.model.config.num_layers, config.layer_dropout, views_NBT[0], self.trainer.global_step)
+            hidden_BTC, exit_BTC = self.model.exit_states(views_NBT[0], documents_NBT, *plan)
         states = self.model.states(
             views_NBT, documents_NBT, config.num_unrolled, config.backbone_grad_scale, hidden_BTC
         )
         terms: LossTerms = self.dual_loss(
             *(states, self.model.lm_head.weight, views_NBT, documents_NBT, self._progress),
-            *(self.model.draft_ids, *others),
+            *(self.model.draft_ids, best_BT, normaliser_BT, exit_BTC),
         )
         return terms
 
@@ -120,6 +125,8 @@ class LitRecycleGPT(LightningModule):
         self.log("train/loss", terms.loss.detach(), prog_bar=True)
         if terms.backbone is not None:
             self.log("train/loss_backbone", terms.backbone.nll_M.mean())
+        if terms.exit is not None:
+            self.log("train/loss_exit", terms.exit.nll_M.mean())
         if terms.recycle_K:
             for step, rows in enumerate(terms.recycle_K, start=1):
                 name = "train/loss_recycle" if step == 1 else f"train/loss_recycle_{step}"
