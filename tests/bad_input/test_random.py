@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.configuration.instantiate import build
+from recyclegpt.configuration.build import build
 from recyclegpt.data import TextTokenizer
 from recyclegpt.data.readers import read_rows, read_text
 from recyclegpt.data.shards import read_meta

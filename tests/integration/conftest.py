@@ -15,8 +15,6 @@ from tests.small_run import small_on
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`run("train", "seed=2")` is `recyclegpt train seed=2`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    # Spares a user the seconds that importing torch takes; here it is imported.
-    monkeypatch.setattr("recyclegpt.configuration.compose.check_typing", lambda *_: None)
 
     def command(*argv: object) -> int:
         return main([str(argument) for argument in argv])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.models.huggingface import load_backbone
+from tests.chat_tokenizer import write_chat_tokenizer
 
 from .test_readme import ROOT, command_lines, shrink
 
@@ -134,7 +137,54 @@ def test_every_command_finds_the_backbone_also_after_it_has_moved(
     Path("run/backbone").unlink()
     Path("run/backbone").symlink_to(tiny_checkpoint("MistralForCausalLM", name="other", seed=1))
     assert run("evaluate", "checkpoint=run", "dtype=float32") == 2
-    assert "was trained on another backbone" in capsys.readouterr().err
+    assert "needs another backbone" in capsys.readouterr().err
+
+
+def test_the_module_as_a_folder_beside_its_backbone(
+    run: Run,
+    quick: list[str],
+    tiny_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tiny_checkpoint()
+    shape = ["recycle.num_layers=1", "recycle.draft_vocab=270"]
+    assert run("adapt", f"model.path={folder}", *quick, *shape, "hydra.run.dir=run") == 0
+    assert run("export", "checkpoint=run", "format=module", "output_dir=module") == 0
+    weights = load_trained("run").model.state_dict()
+    # The same backbone in another format, in files of another name.
+    assert run("export", f"checkpoint={folder}", "format=llama", "output_dir=again", "dtype=bfloat16") == 0
+    for place in (folder, "again"):
+        model = load_backbone(place, module="module")
+        assert all(
+            torch.equal(weights[name], weight) for name, weight in model.state_dict().items() if "recyclable" in name
+        )
+    both = [f"checkpoint={folder}", "module=module"]
+    assert run("generate", *both, "--prompt", "def alpha", "--stats") == 0
+    assert "acceptance rate" in capsys.readouterr().err
+    Path("prompts.jsonl").write_text('{"prompt": "def alpha(beta"}\n')
+    brief = ["bench.new_tokens=[8]", "bench.repetitions=1", "bench.strategies=[verified]"]
+    assert run("bench", *both, "prompts=prompts.jsonl", *brief) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][-1]["draft_vocab"] == 270
+    assert run("export", *both, "format=vllm", "output_dir=draft") == 0
+    # Training goes on from it: at rate 0 it stays what it is.
+    more = ["adapt", f"model.path={folder}", *quick, "module=module", "optimizer.lr=0", "optimizer.weight_decay=0"]
+    assert run(*more, *shape, "hydra.run.dir=more") == 0
+    again = load_trained("more").model.state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+    assert run(*more, "hydra.run.dir=no") == 2
+    assert "set recycle.draft_vocab=270" in capsys.readouterr().err
+    # The demonstration of a real model, on this one.
+    demo = [str(ROOT / "experiments/005_smollm2/demo.py"), str(write_chat_tokenizer(folder)), "--module", "module"]
+    monkeypatch.setattr(sys, "argv", [*demo, "--prompts", "prompts.jsonl", "--new-tokens", "24", "--dtype", "float32"])
+    runpy.run_path(demo[0], run_name="__main__")
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["num_equal"] == shown["num_texts"] == 1
+    assert shown["mean_accepted_length"] >= 1
+    for wrong, words in [("module", "trained on another backbone"), ("draft", "holds no module")]:
+        other = tiny_checkpoint(name=f"other for {wrong}", seed=1)
+        assert run("generate", f"checkpoint={other}", f"module={wrong}", "--prompt", "a") == 2
+        assert words in capsys.readouterr().err
 
 
 def test_another_backbone_or_another_way_of_storing_is_refused(
@@ -185,7 +235,9 @@ def test_the_commands_of_the_page_run(run: Run, stdlib: Path, capsys: pytest.Cap
     """One after another, made small; the first names a folder of the reader's, the chat a model of theirs."""
     lines = command_lines(ROOT / "docs" / "adapting.md")
     lines = [line for line in lines if not re.search("FOLDER_OR_NAME|--chat", line)]
-    assert [line.split()[1] for line in lines] == ["train", "export", "adapt", "generate-corpus", "adapt"]
+    assert [line.split()[1] for line in lines] == [
+        *("train", "export", "adapt", "export", "generate", "generate-corpus", "adapt")
+    ]
     for line in lines:
         command, *arguments = shlex.split(line)[1:]
         arguments = shrink(command, arguments, stdlib)

@@ -44,7 +44,7 @@ def test_names_every_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert "training takes place in bfloat16 or float32" in capsys.readouterr().err
     assert run("bench-training", "row_length=999") == 2
     printed = capsys.readouterr().err
-    assert "row_length: rows of 999 do not fit" in printed
+    assert "row_length: 999 exceeds model.context_length" in printed
     assert not Path("outputs").exists()
 
 

@@ -111,13 +111,19 @@ def test_a_set_of_prompts_is_decoded_by_category(
     lines = [{"category": "code", "prompt": "def alpha(beta"}, {"category": "text", "turns": ["return", "then"]}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     argv = [f"checkpoint={trained}", "prompts=p.jsonl", "bench.new_tokens=[12]", "bench.repetitions=1"]
-    assert run("bench", *argv, "output_dir=speeds", "bench.dtype=[float32]") == 0
+    argv += ["bench.adaptive=[false,true]", "decoding.draft_dtype=[null,int8]", "decoding.temperature=0.7"]
+    assert run("bench", *argv, "output_dir=speeds", "bench.dtype=[float32]", "bench.num_prompts=2") == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [(row["category"], row["strategy"]) for row in document["rows"]] == [
-        (category, strategy)
-        for category in ("code", "text", "overall")
-        for strategy in ("autoregressive", "alternating", "verified")
+    rows = [row for row in document["rows"] if row["category"] == "overall"]
+    assert [(row["strategy"], row["adaptive"], row["draft_dtype"]) for row in rows] == [
+        ("autoregressive", False, None),
+        *[
+            (*strategy, dtype)
+            for dtype in (None, "int8")
+            for strategy in (("alternating", False), ("verified", False), ("verified", True))
+        ],
     ]
+    assert {row["category"] for row in document["rows"]} >= {"code", "text", "overall"}
     assert all(row["equal"] == 1 for row in document["rows"] if row["strategy"] == "verified")
     assert json.loads((tmp_path / "speeds" / "prompts.json").read_text()) == document
     assert "1 of 2 prompts have several turns" in caplog.text
@@ -147,8 +153,8 @@ def test_what_was_measured_survives_an_interruption(
         return decode(*given, **more)
 
     monkeypatch.setattr(prompt_set, "decode", decode_or_stop)
-    argv = ["prompts=p.jsonl", "bench.new_tokens=[8]", "output_dir=speeds"]
+    argv = ["prompts=p.jsonl", "bench.new_tokens=[8]", "output_dir=speeds", "bench.repetitions=1"]
     assert run("bench", f"checkpoint={trained}", *argv) == 130
-    document = json.loads((tmp_path / "speeds" / "prompts.json").read_text())
-    assert not document["complete"]
-    assert [row["num_prompts"] for row in document["rows"]] == [1] * 6
+    decoded.clear()
+    assert run("bench", f"checkpoint={trained}", *argv) == 0
+    assert len(decoded) == 3 + 3, "the warm-ups, and the second prompt"

@@ -303,7 +303,7 @@ def test_two_processes_do_not_train_in_one_folder(
         thread.start()
         thread.join()
     assert code == [2]
-    assert "another process trains in this folder" in capsys.readouterr().err
+    assert "another process trains here" in capsys.readouterr().err
 
 
 def test_a_folder_with_an_unfinished_run_is_not_begun_anew_by_accident(

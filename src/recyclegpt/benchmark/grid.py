@@ -16,7 +16,7 @@ from recyclegpt.benchmark import transformers_baseline
 from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
-from recyclegpt.decoding import Autoregressive, Decoder, Strategy, make_strategy
+from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
 from recyclegpt.hardware.memory import PeakMemory
 from recyclegpt.hardware.stopwatch import CopyTimer
 from recyclegpt.models import RecycleGPT
@@ -34,11 +34,12 @@ class BenchConfig:
     strategies: tuple[str, ...] = ("autoregressive", "alternating", "verified")
     num_recycled: tuple[int, ...] = (1,)
     drafters: tuple[str, ...] = ("module",)
+    adaptive: tuple[bool, ...] = (False,)
     batch: tuple[int, ...] = (1,)
     prompt_tokens: tuple[int, ...] = (64,)
     new_tokens: tuple[int, ...] = (128,)
     acceptance_by_position: tuple[float, ...] | None = None
-    num_prompts: int = 2
+    num_prompts: int | None = None
     repetitions: int = 5
     baselines: tuple[str, ...] = ()
     seed: int = 1
@@ -46,11 +47,12 @@ class BenchConfig:
     def decoders(self, has_module: bool) -> list[Strategy]:
         """All that draft, by this model: alternating decoding with the module, verified decoding with each drafter."""
         made = [
-            make_strategy(name, m, drafter=drafter)
+            make_strategy(name, m, drafter=drafter, adaptive=adaptive)
             for m in self.num_recycled
             for name in self.strategies
             if name != "autoregressive"
             for drafter in (self.drafters if name == "verified" else ("module",))
+            for adaptive in (self.adaptive if name == "verified" and drafter != "ngram" else (False,))
         ]
         return [strategy for strategy in made if has_module or not strategy.needs_module]
 
@@ -59,7 +61,10 @@ class BenchConfig:
         if self.acceptance_by_position is None or not strategy.needs_module or strategy.name != "verified":
             return strategy
         return SimulatedAcceptance(
-            strategy.num_recycled, drafter=strategy.drafter, rates=tuple(self.acceptance_by_position)
+            strategy.num_recycled,
+            drafter=strategy.drafter,
+            adaptive=strategy.adaptive,
+            rates=tuple(self.acceptance_by_position),
         )
 
 
@@ -68,20 +73,21 @@ def bench(
     config: BenchConfig,
     prompts: Callable[[int, int], list[list[int]]],
     plain: RecycleGPT | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Iterator[list[Row]]:
     """Measure every combination of batch and lengths; yield the rows of each as they are done.
 
     `prompts` gives (number, length) prompts; `plain` is the model before it was fused, for baselines.
     """
     for batch, prompt_tokens, new_tokens in itertools.product(config.batch, config.prompt_tokens, config.new_tokens):
-        rows = prompts(batch * config.num_prompts, prompt_tokens)
+        rows = prompts(batch * (config.num_prompts or 2), prompt_tokens)
         place = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-        yield [place | row for row in _group(decoder, config, batch, new_tokens, rows, plain)]
+        yield [place | row for row in _group(decoder, config, batch, new_tokens, rows, plain, sampling)]
 
 
 def _group(
     decoder: Decoder, config: BenchConfig, batch: int, new_tokens: int, prompts: list[list[int]],
-    plain: RecycleGPT | None,
+    plain: RecycleGPT | None, sampling: SamplingConfig | None,
 ) -> list[Row]:  # fmt: skip
     """One batch size and one pair of lengths: all that is interleaved and compared."""
     model = decoder.model
@@ -89,7 +95,7 @@ def _group(
     strategies = {s.label: s for s in [Autoregressive(), *map(config.simulated, drafting)]}
     decoder.max_idle = len(strategies)
     runs: dict[str, Callable[[], Run]] = {
-        name: partial(decode, decoder, prompts, strategy, new_tokens, seed=config.seed, batch=batch)
+        name: partial(decode, decoder, prompts, strategy, new_tokens, sampling, config.seed, batch)
         for name, strategy in strategies.items()
     }
     memory = _peaks(decoder, runs)

@@ -82,6 +82,7 @@ class Speed:
             "strategy": "transformers" if strategy is None else strategy.name,
             "drafter": strategy.drafter if strategy is not None and m else None,
             "num_recycled": m,
+            "adaptive": strategy is not None and strategy.adaptive,
             "tokens_per_s": self.tokens_per_s,
             "spread": [min(self.repetitions), max(self.repetitions)],
             "speedup": statistics.median(ratios),
@@ -151,6 +152,7 @@ def decode(
     seed: int = 0,
     batch: int = 1,
     clock: Clock = time.perf_counter,
+    stop_tokens: Sequence[int] = (),
 ) -> Run:
     device = decoder.model.device
     run = Run()
@@ -162,7 +164,7 @@ def decode(
         counts = Counts()
         synchronise(device)
         begin = clock()
-        stream = decoder.stream(rows, strategy, max_new_tokens, sampler, counts=counts)
+        stream = decoder.stream(rows, strategy, max_new_tokens, sampler, stop_tokens, counts)
         # After the prefill every row hands out its first tokens.
         first = list(itertools.islice(stream, len(rows)))
         synchronise(device)

@@ -21,8 +21,8 @@ from recyclegpt.hardware.memory import PeakMemory, keep_freed_memory
 from recyclegpt.hardware.stopwatch import Stopwatch
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
-from recyclegpt.training.compile import set_up_layers
-from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.layers import set_up_layers
+from recyclegpt.training.step_cost import flops_per_token
 
 PHASES = ("forward", "backward", "optimizer")
 MAX_NORM = 1.0

@@ -2,12 +2,10 @@
 
 from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
-from recyclegpt.callbacks.hyperparameters import HyperParameters
 from recyclegpt.callbacks.progress import EpochSummary, ProgressBar
 from recyclegpt.callbacks.rng import RngIsolation
-from recyclegpt.callbacks.tensorboard import TensorBoardLogger
+from recyclegpt.callbacks.tensorboard import HyperParameters, TensorBoardLogger, TradeOffFigure
 from recyclegpt.callbacks.throughput import Throughput
-from recyclegpt.callbacks.trade_off import TradeOffFigure
 
 __all__ = [
     "CheckpointEverySteps",

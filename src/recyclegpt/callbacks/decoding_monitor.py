@@ -30,9 +30,9 @@ from recyclegpt.callbacks.tensorboard import BY_POSITION, DESCRIPTIONS
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, DecodingConfig, Strategy, Verified
 from recyclegpt.evaluation import continuation_nll
 from recyclegpt.files import write_whole
-from recyclegpt.hardware.contention import ExternalCpuLoad
+from recyclegpt.hardware.device import ExternalCpuLoad
 from recyclegpt.models import RecycleGPT, named_dtype
-from recyclegpt.training.sharding import gathered
+from recyclegpt.training.layers import gathered
 
 TAGS = tuple(tag for tag in DESCRIPTIONS if tag.startswith("decode/"))
 """Logged every validation epoch; NaN where a value does not apply or decoding was skipped."""
@@ -47,12 +47,9 @@ class DecodingMonitor(Callback):
             `strategy` says.
         folder: run folder for `decoding.jsonl`; none is written if null.
         num_prompts: held-out prompts, from different documents where there are enough.
-        prompt_tokens: length of each.
-        new_tokens: length of each continuation.
         repetitions: rounds over prompts and decoders, after a warm-up.
         budget_s: seconds after which no further round begins.
         every_n_epochs: decode in every n-th validation epoch and in the last, never if 0; else the tags are NaN.
-        seed: of the sampler.
     """
 
     def __init__(

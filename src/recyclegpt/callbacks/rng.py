@@ -80,10 +80,7 @@ class RngIsolation(Callback):
         ranks = state_dict["ranks"]
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if len(ranks) != world_size:
-            raise ConfigError(
-                f"resume: the checkpoint was written by {len(ranks)} processes and is read by {world_size}; "
-                f"use {len(ranks)}, so that every process continues with its own random numbers"
-            )
+            raise ConfigError(f"resume: written by {len(ranks)} processes, read by {world_size}; use {len(ranks)}")
         self._loaded = ranks[rank]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,12 +1,33 @@
-"""TensorBoard's pages made readable: a description for every tag, and charts that compare the decoders."""
+"""TensorBoard's pages made readable: described tags, charts that compare the decoders, hyper-parameters, the trade-off.
+
+The picture of the trade-off is drawn after every validation epoch. Its curve `recycled/agreement_by_confidence` (PR
+curves tab) calls a drafted token right where it is the backbone's own choice, and offered where the module's largest
+probability is above a threshold. Precision is the agreement of what is offered, recall the share of all agreeing tokens
+that is offered: what `decoding.confidence_threshold` trades.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+from google.protobuf.struct_pb2 import Struct
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import tensorboard
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch import Tensor
+from torch.utils.tensorboard.summary import compute_curve
+
+from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series, draw_canvas
+from recyclegpt.reporting.plain_values import flatten
+from recyclegpt.training import LitRecycleGPT
+from recyclegpt.training.held_out import NUM_BINS
 
 DESCRIPTIONS = {
     "epoch": "Epochs done; `trainer.limit_train_batches` batches each.",
@@ -88,3 +109,110 @@ class TensorBoardLogger(tensorboard.TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(summary, step)
         self._known |= metrics.keys()
         super().log_metrics(rest, step)
+
+
+FIRST = ("val/ppl_backbone", "val/ppl_recycle", "val/ppl_alternating", "decode/speedup_alternating", "decode/agreement")
+"""The tab shows the last value of every result; only the first five are ticked."""
+COMPARED = ("control", "loss.num_unrolled", "loss.recycle_weight", "recycle.num_layers", "seed")
+"""Hyper-parameters that the tab lists first and ticks."""
+
+
+class HyperParameters(Callback):
+    """Writes what the HParams tab needs, once, when training starts.
+
+    The tab reads metrics from the ordinary scalars of the same tags; `log_hyperparams(params, metrics)` would add a
+    point at step 0 to every curve. It takes its columns from the first run opened, so all runs need the same keys.
+
+    Args:
+        hyper_parameters: the resolved config as plain Python; nested keys are joined by dots.
+    """
+
+    def __init__(self, hyper_parameters: Mapping[str, Any]) -> None:
+        # The tab drops null and numbers that are not finite, but shows text.
+        self.hyper_parameters = {
+            name: "null" if value is None else value if isinstance(value, str) or math.isfinite(value) else str(value)
+            for name, value in flatten(hyper_parameters)
+        }
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
+        columns = [
+            api_pb2.HParamInfo(
+                name=name, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=name in COMPARED
+            )
+            for name, value in self.hyper_parameters.items()
+        ]
+        tags = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in dict.fromkeys(FIRST + RESULTS)]
+        values = Struct()
+        values.update(self.hyper_parameters)
+        _write(trainer, metadata.EXPERIMENT_TAG, experiment=api_pb2.Experiment(hparam_infos=columns, metric_infos=tags))
+        start = plugin_data_pb2.SessionStartInfo(hparams=values.fields, start_time_secs=time.time())
+        _write(trainer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the run as done.
+
+        A failed one is left unmarked: the tab keeps a run's first mark, even if it is resumed.
+        """
+        if not trainer.interrupted:
+            end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+            _write(trainer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def _write(trainer: Trainer, tag: str, **data: Any) -> None:
+    about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**data))
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, tensorboard.TensorBoardLogger):
+            summary = Summary(value=[Summary.Value(tag=tag, metadata=about)])
+            logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
+            logger.experiment.flush()
+
+
+PR_CURVE = "recycled/agreement_by_confidence"
+FIGURE = "recycled/trade_off"
+
+
+class TradeOffFigure(Callback):
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All metrics of the epoch have been logged by now."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, tensorboard.TensorBoardLogger)]
+        held_out = pl_module.held_out if isinstance(pl_module, LitRecycleGPT) else None
+        if not writers or held_out is None or not held_out.by_confidence[0].sum():
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        counted, agreed = held_out.by_confidence.cpu().double().numpy()
+        # Each bin as its agreeing and its other tokens, weighted by their numbers.
+        bins = np.tile((np.arange(NUM_BINS) + 0.5) / (NUM_BINS - 1), 2)
+        labels, weights = np.repeat([1, 0], NUM_BINS), np.concatenate([agreed, counted - agreed])
+        true, false, *_, precision, _ = compute_curve(labels, bins, NUM_BINS, weights)
+        try:
+            shares = {
+                "agreement of drafted tokens": precision,
+                "share of tokens drafted": (true + false) / counted.sum(),
+            }
+            canvas = draw_canvas(_figure(metrics, shares, held_out.by_place.cpu()))
+        except ImportError:  # no matplotlib
+            canvas = None
+        for writer in writers:
+            writer.add_pr_curve(PR_CURVE, labels, bins, trainer.global_step, NUM_BINS, weights)
+            if canvas is not None:
+                writer.add_figure(FIGURE, canvas, trainer.global_step, close=False)
+
+
+def _figure(metrics: dict[str, float], shares: dict[str, NDArray[np.float64]], place_2P: Tensor) -> Figure:
+    speed = Panel("Speed against quality", "tokens per second", "held-out perplexity")
+    for name, colour in zip(DECODERS, PALETTE, strict=False):
+        # Verified text is autoregressive text.
+        perplexity = metrics["val/ppl_alternating" if name == "alternating" else "val/ppl_backbone"]
+        x = [metrics.get(f"decode/tokens_per_s_{name}", math.nan)]
+        speed.series.append(Series(name, x, [perplexity], style="points", colour=colour))
+    trade = Panel("What decoding.confidence_threshold trades", "confidence threshold", "share")
+    thresholds = [i / NUM_BINS for i in range(NUM_BINS)]
+    for (name, share), colour in zip(shares.items(), PALETTE, strict=False):
+        trade.series.append(Series(name, thresholds, share.tolist(), colour=colour))
+    places = [(i + 0.5) / place_2P.shape[1] for i in range(place_2P.shape[1])]
+    agreement = Series(None, places, (place_2P[1] / place_2P[0]).tolist())
+    place = Panel("Agreement by place", "place in the row (share of its length)", "agreement", [agreement])
+    return Figure("trade_off", "What recycling buys and what it costs", [speed, trade, place])

@@ -14,7 +14,7 @@ from recyclegpt.hardware.device import device_name, peak_flops
 from recyclegpt.hardware.memory import peak_memory_bytes
 from recyclegpt.hardware.stopwatch import synchronise
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.step_cost import flops_per_token
 
 
 class Throughput(Callback):

@@ -71,7 +71,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, facts: dict[str, An
 
     Args:
         checkpoint: what `torch.load(weights_only=True)` can read back.
-        path: the file; a missing folder is created.
         facts: more for the sidecar, such as the step.
 
     Raises:
@@ -142,9 +141,7 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
         # torch's own message advises unpickling all the same.
         unsafe = type(error).__name__ == "UnpicklingError"
         why = "it holds more than tensors and plain values" if unsafe else (str(error).splitlines() or [""])[0][:200]
-        raise ConfigError(
-            f"checkpoint: {path} cannot be read ({why}); it is damaged or not a checkpoint of this project"
-        ) from error
+        raise ConfigError(f"checkpoint: {path} cannot be read ({why}); give one of this project") from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f"checkpoint: {path} holds a {type(checkpoint).__name__}, not a checkpoint of this project")
     return checkpoint

@@ -17,11 +17,12 @@ from torch import nn
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
 from recyclegpt.checkpoints.module_only import load_backbone_of
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.gguf_header import is_gguf
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.module_folder import with_module
 from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
 
 FORMAT = 1
@@ -150,15 +151,21 @@ def read_own_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[
     return checkpoint
 
 
-def load_trained(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_trained(path: str | Path, device: torch.device | str = "cpu", module: str | Path | None = None) -> LoadedModel:
     """Read model and tokenizer of a run folder or checkpoint file. Only tensors and plain values are unpickled.
 
     Also reads a folder that `export` wrote, and a pretrained backbone in Hugging Face layout or GGUF; these have no
-    config.
+    config. The recyclable module is the checkpoint's, or that of the folder `module` (`with_module`).
 
     Raises:
-        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format.
+        ConfigError: there is no checkpoint, or it is damaged, foreign, or of another format; or the module is another
+            backbone's.
     """
+    trained = _load(path, device)
+    return trained if module is None else trained._replace(model=with_module(trained.model, module))
+
+
+def _load(path: str | Path, device: torch.device | str) -> LoadedModel:
     found = _existing(path)
     if is_gguf(found) or (found / CONFIG).is_file():
         model, tokenizer = _read_model(found, device)
@@ -196,10 +203,8 @@ def _read_model(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, T
     except ConfigError as error:
         raise ConfigError([f"checkpoint: {problem.removeprefix('path: ')}" for problem in error.problems]) from error
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"checkpoint: the tokenizer of {folder} has {tokenizer.vocab_size:,} tokens and its model embeds "
-            f"{model.config.vocab_size:,}; use its own tokenizer"
-        )
+        small = f"{tokenizer.vocab_size:,} tokens, and its model embeds {model.config.vocab_size:,}"
+        raise ConfigError(f"checkpoint: the tokenizer of {folder} has {small}; use its own tokenizer")
     return model.eval(), tokenizer
 
 
@@ -221,15 +226,11 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> TextTokenizer:
     file = path.parent / TOKENIZER
     if not file.exists():
         raise ConfigError(f"checkpoint: {file} is missing; copy it from the run the checkpoint comes from")
-    data = state_in(checkpoint)
+    tokenizer, data = TextTokenizer.from_file(file), state_in(checkpoint)
     if data is None:  # weights without a position in the data
-        return TextTokenizer.from_file(file)
-    tokenizer = TextTokenizer.from_file_with(file, data["settings"]["tokenizer"])
-    if tokenizer is None:
-        raise ConfigError(
-            f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy it from the run the "
-            "checkpoint comes from"
-        )
+        return tokenizer
+    if tokenizer.fingerprint != data["settings"]["tokenizer"]:
+        raise ConfigError(f"checkpoint: {file} is not the tokenizer that {path} was trained with; copy that one")
     return tokenizer
 
 

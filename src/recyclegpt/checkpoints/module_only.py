@@ -23,10 +23,7 @@ def load_backbone_of(
     """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder or GGUF file.
 
     Args:
-        stored: the checkpoint's hyper-parameters.
-        recycle: shape of the module.
         checkpoint: its file; a link `backbone` in its run folder takes precedence over the stored path.
-        device: where to.
 
     Raises:
         ConfigError: the backbone is missing, or is not the one that the module was trained on.
@@ -44,8 +41,5 @@ def load_backbone_of(
         ) from error
     shape = {key: value for key, value in asdict(backbone.config).items() if key in stored["model"]}
     if backbone.fingerprint() != reference["fingerprint"] or any(stored["model"][k] != v for k, v in shape.items()):
-        raise ConfigError(
-            f"checkpoint: {checkpoint} was trained on another backbone than {path}; link the right one: "
-            f"ln -s ITS_PLACE {link}"
-        )
+        raise ConfigError(f"checkpoint: {checkpoint} needs another backbone than {path}; link it: ln -s PLACE {link}")
     return backbone.load(recycle, device), backbone.folder

@@ -21,17 +21,14 @@ from recyclegpt.benchmark.grid import BenchConfig, Row, bench
 from recyclegpt.benchmark.tables import PARTS, cost_tables
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.bench_table import COLUMNS, SHAPE, print_rows, print_tables
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import choose_device
-from recyclegpt.configuration.hash import to_plain
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import not_positive, to_dataclass
+from recyclegpt.configuration.build import build, not_positive, to_dataclass
+from recyclegpt.configuration.command_settings import choose_device, corpus_for
+from recyclegpt.configuration.compose import to_plain
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
-from recyclegpt.decoding import Decoder, DecodingConfig, make_strategy
+from recyclegpt.decoding import Decoder, DecodingConfig, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError, Problems
-from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import measured_on
+from recyclegpt.hardware.device import ExternalCpuLoad, measured_on
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 
@@ -50,6 +47,7 @@ class GridSettings(BenchConfig):
     dtype: tuple[str, ...] = ("auto",)
     compile: tuple[bool, ...] = (False,)
     kernels: bool = True
+    stop_at_end: bool = False
     breakdown: bool = True
     tables: bool = False
     vocab_size: int = 32000
@@ -87,12 +85,15 @@ class Grid(NamedTuple):
     settings: GridSettings
     device: torch.device
     dtypes: list[torch.dtype]
-    draft_dtype: torch.dtype | None
+    draft_dtypes: list[torch.dtype | None]
+    sampling: SamplingConfig
 
-    def decoder(self, model: RecycleGPT, dtype: torch.dtype, compiled: bool, release: bool) -> tuple[Decoder, Row]:
+    def decoder(
+        self, model: RecycleGPT, dtype: torch.dtype, draft_dtype: torch.dtype | None, compiled: bool, release: bool
+    ) -> tuple[Decoder, Row]:
         """A decoder of this model, and what all its rows say."""
-        decoder = Decoder.optimised(model, dtype, compiled, self.settings.kernels, release, self.draft_dtype)
-        dtypes = [kind and str(kind).removeprefix("torch.") for kind in (dtype, self.draft_dtype)]
+        decoder = Decoder.optimised(model, dtype, compiled, self.settings.kernels, release, draft_dtype)
+        dtypes = [kind and str(kind).removeprefix("torch.") for kind in (dtype, draft_dtype)]
         return decoder, {
             "recycle_num_layers": model.recycle_config.num_layers,
             "draft_vocab": model.recycle_config.draft_vocab,
@@ -113,13 +114,16 @@ def read_grid(cfg: DictConfig) -> Grid:
         device = choose_device(cfg.device)
     with problems.under():
         settings = to_dataclass(GridSettings, cfg.bench, "bench")
+    given = to_plain(cfg.decoding)
+    names = given.pop("draft_dtype")
     with problems.under("decoding."):
-        draft_dtype = DecodingConfig(draft_dtype=cfg.decoding.draft_dtype).named_draft_dtype()
+        kinds = [DecodingConfig(draft_dtype=name, **given) for name in (names if isinstance(names, list) else [names])]
     problems.raise_any()
     with problems.under("bench."):
         dtypes = [named_dtype(name, device, decoding=True) for name in settings.dtype]
     problems.raise_any()
-    return Grid(settings, device, list(dict.fromkeys(dtypes)), draft_dtype)
+    draft_dtypes = list(dict.fromkeys(kind.named_draft_dtype() for kind in kinds))
+    return Grid(settings, device, list(dict.fromkeys(dtypes)), draft_dtypes, kinds[0].sampling())
 
 
 def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[str, Any]:
@@ -135,8 +139,8 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
     first: dict[str, Any] = {}
     depths: tuple[int, ...] | tuple[None] = settings.recycle_num_layers or (None,)
     with ExternalCpuLoad() as load:
-        for depth, dtype, compiled in itertools.product(depths, grid.dtypes, dict.fromkeys(settings.compile)):
-            found, facts = _measure_model(cfg, grid, checkpoint, depth, dtype, compiled, is_first=not rows)
+        for kind in itertools.product(depths, grid.dtypes, grid.draft_dtypes, dict.fromkeys(settings.compile)):
+            found, facts = _measure_model(cfg, grid, checkpoint, not rows, *kind)
             rows += found
             first = first or facts
     costs = next((row for row in rows if row["verify_cost"] is not None), rows[0])
@@ -154,8 +158,8 @@ def measure_grid(cfg: DictConfig, grid: Grid, checkpoint: str | None) -> dict[st
 
 
 def _measure_model(
-    cfg: DictConfig, grid: Grid, checkpoint: str | None, depth: int | None, dtype: torch.dtype, compiled: bool,
-    is_first: bool,
+    cfg: DictConfig, grid: Grid, checkpoint: str | None, is_first: bool, depth: int | None,
+    dtype: torch.dtype, draft_dtype: torch.dtype | None, compiled: bool,
 ) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
     """One depth, number format and way to compile, so that memory holds one model at a time."""
     settings = grid.settings
@@ -173,9 +177,9 @@ def _measure_model(
     given = settings.acceptance_by_position or (SIMULATED if checkpoint is None else None)
     config = dataclasses.replace(settings, baselines=baselines, acceptance_by_position=given, seed=cfg.seed)
     facts = model_facts(model)
-    decoder, of_all = grid.decoder(model, dtype, compiled, release=not baselines)
+    decoder, of_all = grid.decoder(model, dtype, draft_dtype, compiled, release=not baselines)
     rows = []
-    for group in bench(decoder, config, prompts, model if baselines else None):
+    for group in bench(decoder, config, prompts, model if baselines else None, grid.sampling):
         rows += [of_all | row for row in group]
         shape = ", ".join(f"{COLUMNS[key]} {rows[-1][key]}" for key in SHAPE)  # a line a group: a grid may take long
         print(shape, *(f"{row['strategy']} {row['speedup']:.2f}x" for row in group), sep="; ", file=sys.stderr)
@@ -183,13 +187,13 @@ def _measure_model(
     if is_first and settings.breakdown:
         once["breakdown"] = _breakdown(decoder, config, prompts)
     if is_first and settings.tables:
-        how = {"dtype": dtype, "use_kernels": settings.kernels, "draft_dtype": grid.draft_dtype}
+        how = {"dtype": dtype, "use_kernels": settings.kernels, "draft_dtype": draft_dtype}
         once["tables"] = cost_tables(decoder, settings.prompt_tokens[0] + settings.new_tokens[0] // 2, **how)
     return rows, once
 
 
 def _trained(cfg: DictConfig, grid: Grid, dtype: torch.dtype, checkpoint: str) -> tuple[RecycleGPT, Prompts]:
-    trained = load_trained(checkpoint, grid.device)
+    trained = load_trained(checkpoint, grid.device, cfg.get("module"))
     datamodule = corpus_for(cfg, trained)
     model = trained.model.to(torch.float32 if dtype == torch.int8 else dtype)
     return model, lambda num, length: datamodule.val_prompts(num, length).tolist()

@@ -10,13 +10,13 @@ from recyclegpt.hardware.device import warn_contended
 Row = dict[str, Any]
 COLUMNS = {
     "category": "category", "strategy": "strategy", "drafter": "drafter", "recycle_num_layers": "depth",
-    "draft_vocab": "draft vocabulary", "draft_dtype": "draft dtype", "num_recycled": "m", "batch": "batch",
-    "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile", "num_prompts": "prompts",
-    "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup", "speedup_spread": "from-to",
-    "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes", "mean_accepted_length": "mean accepted length",
-    "acceptance": "acceptance", "acceptance_by_position": "by position", "agreement": "agreement", "equal": "equal",
-    "verify_cost": "verify cost", "draft_cost": "draft cost", "bandwidth_share": "bandwidth",
-    "time_to_first_token_s": "first s",
+    "draft_vocab": "draft vocabulary", "draft_dtype": "draft dtype", "num_recycled": "m", "adaptive": "adaptive",
+    "batch": "batch", "prompt_tokens": "prompt", "new_tokens": "new", "dtype": "dtype", "compile": "compile",
+    "num_prompts": "prompts", "tokens_per_s": "tokens/s", "spread": "from-to", "speedup": "speedup",
+    "speedup_spread": "from-to", "speedup_interval": "95%", "ceiling_measured": "ceiling", "ceiling_bytes": "by bytes",
+    "mean_accepted_length": "mean accepted length", "acceptance": "acceptance", "acceptance_by_position": "by position",
+    "agreement": "agreement", "equal": "equal", "repetitive": "repetitive", "verify_cost": "verify cost",
+    "draft_cost": "draft cost", "bandwidth_share": "bandwidth", "time_to_first_token_s": "first s",
 }  # fmt: skip
 SHAPE = ("recycle_num_layers", "batch", "prompt_tokens", "new_tokens", "dtype")
 
@@ -36,7 +36,7 @@ def print_rows(rows: list[Row], hardware: dict[str, Any], facts: list[str]) -> N
 
 def _cell(key: str, value: object) -> object:
     if isinstance(value, list):
-        return ("-" if "spread" in key else " ").join(f"{number:.3g}" for number in value) or None
+        return ("-" if key.endswith(("spread", "interval")) else " ").join(f"{number:.3g}" for number in value) or None
     return value
 
 

@@ -14,17 +14,14 @@ from omegaconf import DictConfig
 
 from recyclegpt.benchmark.training_speed import StepConfig, measure_steps, module_shares
 from recyclegpt.commands.bench import output_folder
-from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.device import device_and_dtype
-from recyclegpt.configuration.hash import to_plain
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import Training, not_positive, read_settings
+from recyclegpt.configuration.build import Training, build, not_positive, read_settings
+from recyclegpt.configuration.command_settings import device_and_dtype
+from recyclegpt.configuration.compose import compose_or_explain, to_plain
 from recyclegpt.configuration.train_checks import is_pretrained
 from recyclegpt.console import print_table
 from recyclegpt.errors import ConfigError, Problems, RunError
 from recyclegpt.files import finite, write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad
-from recyclegpt.hardware.device import device_name, measured_on, peak_flops, warn_contended
+from recyclegpt.hardware.device import ExternalCpuLoad, device_name, measured_on, peak_flops, warn_contended
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import LossConfig
 
@@ -86,10 +83,7 @@ def read_step(cfg: DictConfig) -> tuple[torch.device, ModelConfig, RecycleConfig
     shape = built["model"]
     row_length = given.row_length or shape.context_length
     if row_length > shape.context_length:
-        raise ConfigError(
-            f"row_length: rows of {row_length} do not fit model.context_length={shape.context_length}; "
-            "lower one or raise the other"
-        )
+        raise ConfigError(f"row_length: {row_length} exceeds model.context_length={shape.context_length}; lower it")
     config = StepConfig(
         given.batch_size, row_length, built["optimizer"], LossConfig(num_unrolled=given.num_unrolled), dtype,
         given.compile, given.activation_checkpointing, given.accumulate, given.repetitions, given.seed,

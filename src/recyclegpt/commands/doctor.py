@@ -125,8 +125,7 @@ def devices() -> Iterator[Finding]:
     """What computes here, and the dtypes that training and decoding choose by themselves."""
     import torch
 
-    from recyclegpt.hardware.device import device_name
-    from recyclegpt.hardware.dtypes import fastest_dtype, has_native_bf16
+    from recyclegpt.hardware.device import device_name, fastest_dtype, has_native_bf16
 
     for device in [torch.device("cpu"), *(torch.device("cuda", n) for n in range(torch.cuda.device_count()))]:
         if device.type == "cpu":
@@ -184,12 +183,10 @@ def disk(folder: Path) -> Iterator[Finding]:
 
 def newest_run(folder: Path) -> Iterator[Finding]:
     """Status and checkpoints of the run in or below a folder that was written to last."""
-    from filelock import FileLock, Timeout
-
     from recyclegpt.checkpoints.file import list_checkpoints, verify
     from recyclegpt.checkpoints.load import FOLDER
     from recyclegpt.errors import ConfigError
-    from recyclegpt.runs.folder import LOCK, PROVENANCE, RESULT
+    from recyclegpt.runs.folder import PROVENANCE, RESULT
 
     runs = {path.parent for name in (PROVENANCE, RESULT) for path in folder.rglob(name)}
     if not runs:
@@ -197,18 +194,12 @@ def newest_run(folder: Path) -> Iterator[Finding]:
         return
     run = max(runs, key=lambda run: max(file.stat().st_mtime for file in run.rglob("*")))
     result = json.loads((run / RESULT).read_text(encoding="utf-8")) if (run / RESULT).exists() else {}
-    status = result.get("status", "unfinished")
-    if (run / LOCK).exists():
-        try:
-            with FileLock(run / LOCK, timeout=0):
-                pass
-        except Timeout:
-            status = "running now"
-    if status in ("running now", "completed"):
+    if (status := result.get("status", "unfinished")) == "completed":
         yield Finding("newest run", f"{run}: {status}")
     else:
-        error = str(result.get("error") or "it was killed, or runs on another machine").splitlines()[-1]
-        yield Finding("newest run", f"{run}: {status}: {error}", WARNING, f"to resume it: {how_to_resume(run)}")
+        error = str(result.get("error") or "it runs now, or was killed").splitlines()[-1]
+        remedy = f"to resume it: its command with resume=auto, and hydra.run.dir={run} or sweep.tag={run.parent.name}"
+        yield Finding("newest run", f"{run}: {status}: {error}", WARNING, remedy)
     intact = []
     for file in list_checkpoints(run / FOLDER):
         try:
@@ -220,18 +211,3 @@ def newest_run(folder: Path) -> Iterator[Finding]:
                 yield Finding("checkpoints", error.problems[0], PROBLEM, remedy)
     if intact:
         yield Finding("checkpoints", f"intact: {', '.join(intact)}")
-
-
-def how_to_resume(run: Path) -> str:
-    """The command that resumes a run, from its provenance."""
-    from recyclegpt.runs.folder import PROVENANCE
-
-    words = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))["argv"][1:]
-    words = [word for word in words if not word.startswith(("resume=", "hydra.run.dir="))]
-    if any(word.startswith("sweep=") for word in words):
-        more = []  # its file names the folder, and resumes
-    elif {"-m", "--multirun"} & {*words}:
-        more = [f"sweep.tag={run.parent.name}", "resume=auto"]
-    else:
-        more = [f"hydra.run.dir={run}", "resume=auto"]
-    return shlex.join(["recyclegpt", *words, *more])

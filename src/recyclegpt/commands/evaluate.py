@@ -10,9 +10,14 @@ import torch
 from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.command_settings import (
+    corpus_for,
+    device_and_dtype,
+    given_corpus,
+    prepare_scoring,
+    row_length,
+)
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_for, given_corpus, row_length
-from recyclegpt.configuration.device import device_and_dtype, prepare_scoring
 from recyclegpt.console import print_table
 from recyclegpt.data import TextFiles
 from recyclegpt.data.corpus import whole_texts
@@ -45,7 +50,7 @@ def evaluate_corpus(cfg: DictConfig) -> dict[str, Any]:
         The document that is printed last.
     """
     device, dtype = device_and_dtype(cfg.device, cfg.dtype)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     dtype, autocast = prepare_scoring(trained, cfg.dtype, dtype)
     about = {"checkpoint": str(trained.path), "step": trained.step, "dtype": str(dtype).removeprefix("torch.")}
     if "data" in cfg and isinstance((given := given_corpus(cfg, trained)).source, TextFiles):

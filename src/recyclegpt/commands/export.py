@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.build import to_dataclass
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import to_dataclass
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.export.folder import occupied, replaced
 from recyclegpt.export.formats import FORMATS, Export, next_step, write_export
 from recyclegpt.export.hub import push_folder, repository_problems
 from recyclegpt.export.model_card import CardFacts, model_card
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.huggingface.pretrained import stored_dtype
 from recyclegpt.runs.folder import PROVENANCE, RESULT
 
@@ -28,6 +28,7 @@ class ExportSettings:
     """The settings; conf/export.yaml says what each means."""
 
     checkpoint: str
+    module: str | None
     format: str
     output_dir: str
     dtype: str
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     """The command."""
     settings = to_dataclass(ExportSettings, compose_or_explain("export", list(argv)))
     out = Path(settings.output_dir).expanduser()
-    trained = load_trained(settings.checkpoint)
+    trained = load_trained(settings.checkpoint, module=settings.module)
     if trained.backbone is not None and out.is_dir() and out.samefile(trained.backbone):
         raise ConfigError(f"output_dir: {out} holds the weights that {trained.path} is made of; give another folder")
     dtype = lossless_dtype(trained, settings.format) if settings.dtype == "auto" else DTYPES[settings.dtype]

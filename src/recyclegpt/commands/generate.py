@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.prompt_arguments import read_arguments
+from recyclegpt.configuration.command_settings import read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.device import read_decoding
 from recyclegpt.console import paint
 from recyclegpt.data.chat import render_chat
-from recyclegpt.data.prompt_file import Prompt, chat_in, encode_prompts
+from recyclegpt.data.prompts import Prompt, chat_in, encode_prompts
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Counts, Decoder, Sampler, StopStrings, Strategy, TextStreamer
 from recyclegpt.decoding.config import DecodingConfig
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     asks_nothing = arguments.chat is True and arguments.prompt is None and arguments.prompt_file is None
     talks = asks_nothing and sys.stdin.isatty()
     prompt = Prompt(None) if talks else read_prompt(arguments)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     tokenizer, strategy = trained.tokenizer, decoding.strategy_for(trained.model)
     decoder = Decoder.optimised(
         trained.model, dtype, decoding.compile, release=True, draft_dtype=decoding.named_draft_dtype()

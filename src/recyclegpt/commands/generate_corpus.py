@@ -17,14 +17,12 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from recyclegpt.checkpoints.load import LoadedModel, load_trained
+from recyclegpt.configuration.build import not_positive, read_settings
+from recyclegpt.configuration.command_settings import corpus_for, read_decoding
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_for
-from recyclegpt.configuration.device import read_decoding
-from recyclegpt.configuration.schemas import not_positive, read_settings
 from recyclegpt.console import print_table
 from recyclegpt.data.generated import FACTS, GeneratedCorpus, GeneratedPiece
-from recyclegpt.data.prompt_file import encode_prompts, read_prompts
-from recyclegpt.data.prompts import draw_prompts
+from recyclegpt.data.prompts import draw_prompts, encode_prompts, read_prompts
 from recyclegpt.data.shards import token_dtype
 from recyclegpt.data.source import SPLITS, Split
 from recyclegpt.data.tokenizer import TextTokenizer
@@ -78,18 +76,13 @@ def run(argv: Sequence[str]) -> int:
         if decoding.stop:
             problems.found.append("decoding.stop: documents end with the end token; leave it out")
     problems.raise_any()
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     strategy, context = decoding.make_strategy(), trained.model.config.context_length
     least = 1 if settings.prompts else settings.prompt_tokens
     if decoding.max_new_tokens > (room := context - least):
-        raise ConfigError(
-            f"decoding.max_new_tokens: with prompt_tokens they exceed the context of {context}; take {max(0, room)}"
-        )
+        raise ConfigError(f"decoding.max_new_tokens: they exceed the context of {context}; take {max(0, room)}")
     if strategy.needs_module and trained.model.recyclable is None:
-        raise ConfigError(
-            f"decoding.strategy: {strategy.name} needs a recyclable module and the model of {trained.path} has none; "
-            "use decoding.strategy=autoregressive"
-        )
+        raise ConfigError(f"decoding.strategy: {strategy.name} needs a recyclable module; take autoregressive")
     if settings.prompts:
         asked = _answers(cfg, settings, trained.tokenizer, context - decoding.max_new_tokens)
     else:
@@ -140,10 +133,7 @@ def _continuations(cfg: DictConfig, settings: CorpusSettings, trained: LoadedMod
 
 def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer, longest: int) -> Asked:
     """The prompts of a file, asked by the chat template where there is one; those of validation are drawn at random."""
-    asked = [
-        prompt if prompt.messages else prompt._replace(messages=[{"role": "user", "content": prompt.text}])
-        for prompt in read_prompts(str(settings.prompts))
-    ]
+    asked = read_prompts(str(settings.prompts), as_chats=True)
     rows = encode_prompts(tokenizer, asked, "characters")
     fitting = [row for row in rows if len(row) <= longest]
     if len(fitting) < len(rows):
@@ -154,10 +144,8 @@ def _answers(cfg: DictConfig, settings: CorpusSettings, tokenizer: TextTokenizer
     order, num_val = np.random.default_rng(cfg.decoding.seed).permutation(len(fitting)), settings.num_val_documents
     settings.num_documents = settings.num_documents or max(len(fitting) - num_val, 0)
     if not 1 <= settings.num_documents <= len(fitting) - num_val:
-        raise ConfigError(
-            f"num_documents: {settings.num_documents} and num_val_documents={num_val} are asked for, and "
-            f"{settings.prompts} holds {len(fitting)} prompts; ask for fewer"
-        )
+        wanted = f"{settings.num_documents} and num_val_documents={num_val}"
+        raise ConfigError(f"num_documents: {wanted} of {len(fitting)} prompts in {settings.prompts}; ask for fewer")
     train = sorted(order[num_val : num_val + settings.num_documents].tolist())
     chosen: dict[Split, list[list[int]]] = {
         "train": [fitting[number] for number in train],

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.configuration.device import device_and_dtype, prepare_scoring, read_decoding
-from recyclegpt.configuration.schemas import not_positive, read_settings
+from recyclegpt.configuration.build import not_positive, read_settings
+from recyclegpt.configuration.command_settings import device_and_dtype, prepare_scoring, read_decoding
 from recyclegpt.console import print_table
 from recyclegpt.data.chat import encode_marked
 from recyclegpt.decoding import Decoder
@@ -71,7 +71,7 @@ def evaluate_tasks(cfg: DictConfig) -> dict[str, Any]:
     from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, find_tasks, run_tasks
 
     tasks = find_tasks(wanted, settings.tasks_path)
-    trained = load_trained(cfg.checkpoint, device)
+    trained = load_trained(cfg.checkpoint, device, cfg.module)
     chat = settings.apply_chat_template
     if chat and trained.tokenizer.chat is None:
         raise ConfigError(f"apply_chat_template: the tokenizer of {trained.path} has no chat template; leave it out")

@@ -71,16 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model writes what a terminal may not know
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # provenance, and children of DDP, are made from it
     config_name = name.replace("-", "_")
-    from recyclegpt.configuration.compose import check_typing, find_conf  # `recyclegpt --help` needs no Hydra
-
     try:
         if {"-h", "--help"} & {*rest}:
             from recyclegpt.commands.help import help_text
 
             print(help_text(name, COMMANDS[name]))
             return 0
-        if (find_conf() / f"{config_name}.yaml").is_file():
-            check_typing(config_name, rest)
         if name != "doctor":
             provide_cache()
         module = importlib.import_module(f"recyclegpt.commands.{config_name}")

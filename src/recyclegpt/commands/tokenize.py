@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from recyclegpt.configuration.command_settings import corpus_of
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.corpus import corpus_of
 from recyclegpt.console import print_table
 from recyclegpt.data import Tokenized, tokenize_corpus
 from recyclegpt.errors import ConfigError

@@ -14,16 +14,14 @@ from omegaconf import DictConfig
 
 from recyclegpt.checkpoints.file import list_checkpoints
 from recyclegpt.checkpoints.load import FOLDER
-from recyclegpt.configuration.composition_errors import value_problems
-from recyclegpt.configuration.hash import config_hash
+from recyclegpt.configuration.compose import config_hash, value_problems
 from recyclegpt.configuration.hydra_app import hydra_run, in_multirun
 from recyclegpt.configuration.train_checks import sweep_problems
 from recyclegpt.errors import ConfigError, RunError, Stopped
 from recyclegpt.files import write_json
-from recyclegpt.runs.folder import RESULT, claim, is_complete, locked, remove_if_unused
+from recyclegpt.runs.folder import RESULT, claim, is_complete, locked, progress_line, remove_if_unused
 from recyclegpt.runs.result import make_result
 from recyclegpt.runs.resume import register_run_folder
-from recyclegpt.runs.sweep_progress import progress_line
 from recyclegpt.runs.trainer import reset_globals
 from recyclegpt.runs.training_run import fit, open_folder, prepare_run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,8 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recyclegpt.configuration.compose import VERSION_BASE, expand_home, find_conf, register
-from recyclegpt.configuration.composition_errors import explain_composition
+from recyclegpt.configuration.compose import VERSION_BASE, expand_home, explain_composition, find_conf, register
 from recyclegpt.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def hydra_run(
     def job(cfg: DictConfig) -> Any:
         nonlocal started, value, failure
         started = True
-        with _argv(whole):
+        with mock.patch.object(sys, "argv", whole):
             try:
                 value = task(cfg)
             except Exception as error:
@@ -63,7 +63,7 @@ def hydra_run(
     # Hydra's parser takes overrides in one row.
     arguments = sorted(expand_home(argv), key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come through; Hydra would print them, shortened, and exit
-    with _argv([sys.argv[0], *arguments]), _logging_kept():
+    with mock.patch.object(sys, "argv", [sys.argv[0], *arguments]), _logging_kept():
         try:
             hydra.main(config_path=str(folder), config_name=config_name, version_base=VERSION_BASE)(job)()
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RuntimeError) as error:
@@ -100,15 +100,6 @@ def write_hydra_folder(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(cfg, path / "config.yaml")
     OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), path / "hydra.yaml")
     OmegaConf.save(HydraConfig.get().overrides.task, path / "overrides.yaml")
-
-
-@contextmanager
-def _argv(arguments: list[str]) -> Iterator[None]:
-    before, sys.argv = sys.argv, arguments
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 @contextmanager

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recyclegpt.checkpoints.load import find_checkpoint
-from recyclegpt.configuration.instantiate import build
-from recyclegpt.configuration.schemas import section_problems
-from recyclegpt.data.draft_vocabulary import read_draft_ids
+from recyclegpt.configuration.build import build, section_problems
 from recyclegpt.errors import ConfigError, Problems
 from recyclegpt.models import ModelConfig, has_native_bf16
 from recyclegpt.models.huggingface import PretrainedBackbone
@@ -79,10 +80,7 @@ def pretrained_backbone(cfg: DictConfig) -> PretrainedBackbone | None:
     tokenizer = OmegaConf.select(cfg, "data.tokenizer")
     if tokenizer is not None:
         if tokenizer.kind == "byte" or (tokenizer.kind == "file" and tokenizer.path is None):
-            raise ConfigError(
-                f"data.tokenizer.kind: {tokenizer.kind}, but the backbone of {backbone.path} only knows its own "
-                "tokens; leave data.tokenizer as it is"
-            )
+            raise ConfigError(f"data.tokenizer.kind: {tokenizer.kind}, but {backbone.path} has its own; leave it out")
         with open_dict(cfg):
             if tokenizer.kind != "file":
                 tokenizer.kind, tokenizer.path = "file", str(backbone.folder)
@@ -171,9 +169,7 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
     if OmegaConf.select(cfg, "callbacks.checkpoint") is None:
         problems.append("callbacks.checkpoint: without it nothing that was learnt would be kept; leave it in")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        problems.append(
-            f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device here; use trainer=cpu"
-        )
+        problems.append(f"trainer.accelerator: {trainer.accelerator}, but torch sees no CUDA device; use trainer=cpu")
     return problems
 
 
@@ -184,26 +180,22 @@ def _monitor_problems(cfg: DictConfig) -> list[str]:
         return []
     problems = []
     if monitor.new_tokens <= recycled + 1:
-        problems.append(
-            f"callbacks.decoding_monitor.new_tokens: the prefill already writes {monitor.new_tokens} when "
-            f"decoding.num_recycled={recycled}, so nothing is left to time; give {recycled + 2} or more"
-        )
+        problems.append(f"callbacks.decoding_monitor.new_tokens: too few to time a step; give {recycled + 2} or more")
     if monitor.prompt_tokens + monitor.new_tokens > cfg.model.context_length:
-        problems.append(
-            f"callbacks.decoding_monitor: prompt_tokens + new_tokens exceed model.context_length="
-            f"{cfg.model.context_length}; lower them"
-        )
+        problems.append("callbacks.decoding_monitor: prompt_tokens + new_tokens exceed model.context_length")
     return problems
 
 
 def _backbone_problems(cfg: DictConfig) -> list[str]:
     problems = []
     frozen, checkpoint, pretrained = cfg.backbone.frozen, cfg.backbone.checkpoint, is_pretrained(cfg.model)
-    if frozen and checkpoint is None and not pretrained:
-        problems.append(
-            "backbone.frozen: a backbone of random weights would stay random; give backbone.checkpoint=... or model=hf"
-        )
-    elif not frozen and cfg.training.cache_states:
+    if checkpoint is None and not pretrained:
+        problems += [
+            f"backbone.{key}: the backbone's weights are random; give backbone.checkpoint=... or model=hf"
+            for key in ("frozen", "copy_last_layers")
+            if cfg.backbone[key]
+        ]
+    if not frozen and cfg.training.cache_states:
         problems.append("training.cache_states: the states of a backbone that learns change; set backbone.frozen=true")
     elif frozen and (cfg.loss.get("early_exit_weight") or cfg.loss.get("layer_dropout")):
         problems.append("loss.early_exit_weight: a frozen backbone learns no early exit; set backbone.frozen=false")
@@ -214,10 +206,7 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
         if precision == "auto" and has_native_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
             precision = "bf16-mixed"
         if not frozen or precision != "bf16-mixed":
-            problems.append(
-                f"model.dtype: {cfg.model.dtype} is for a frozen backbone in trainer.precision=bf16-mixed; "
-                "set model.dtype=float32"
-            )
+            problems.append(f"model.dtype: {cfg.model.dtype} needs a frozen backbone and bf16-mixed; set float32")
     if checkpoint is not None and pretrained:
         problems.append("backbone.checkpoint: model=hf brings a backbone already; leave one of the two out")
     elif checkpoint is not None:
@@ -226,3 +215,19 @@ def _backbone_problems(cfg: DictConfig) -> list[str]:
             find_checkpoint(checkpoint)
         problems += found.found
     return problems
+
+
+def read_draft_ids(file: str | Path) -> NDArray[np.int64]:
+    """The ids `(D,)` that a JSON file lists, ascending.
+
+    Raises:
+        ConfigError: it cannot be read, or is no list of different ids.
+    """
+    try:
+        listed = json.loads(Path(file).expanduser().read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"recycle.draft_vocab: {file} cannot be read ({error}); give a number or a list") from error
+    ids = listed if isinstance(listed, list) else []
+    if len(ids) < 2 or any(type(one) is not int or one < 0 for one in ids) or len({*ids}) < len(ids):
+        raise ConfigError(f"recycle.draft_vocab: {file} is no JSON list of two or more different token ids")
+    return np.sort(np.asarray(ids, np.int64))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from recyclegpt.data.corpus import tokenize_corpus
 from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.packing import Batch, Packing
+from recyclegpt.data.packed_rows import Batch, Packing
 from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
 from recyclegpt.data.stdlib import PythonStdlib
@@ -12,8 +12,7 @@ from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
-    from recyclegpt.data.datamodule import TextDataModule
-    from recyclegpt.data.modules import HFStreamData, PythonStdlibData, TextFilesData, TokenizedData
+    from recyclegpt.data.datamodule import HFStreamData, PythonStdlibData, TextDataModule, TextFilesData, TokenizedData
 
 __all__ = [
     "Batch",
@@ -38,7 +37,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Late, because Lightning takes seconds to import and not every command needs it.
     if name in __all__:
-        from recyclegpt.data import modules
+        from recyclegpt.data import datamodule
 
-        return getattr(modules, name)
+        return getattr(datamodule, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

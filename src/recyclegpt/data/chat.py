@@ -19,8 +19,6 @@ def render_chat(tokenizer: TextTokenizer, messages: Messages, add_generation_pro
     """Ids of a conversation. Special tokens of the template are tokens; those that a message spells are characters.
 
     Args:
-        tokenizer: one with a chat template (`tokenizer.chat`).
-        messages: the conversation.
         add_generation_prompt: end with what begins the model's answer.
 
     Raises:

@@ -1,12 +1,16 @@
-"""Text as a LightningDataModule, with a state that says exactly which batch was trained on last."""
+"""Text as a LightningDataModule, with a state that says exactly which batch was trained on last.
+
+At the end the data modules that `conf/data` names: each takes the settings of its source and of `TextDataModule`, flat.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,15 +19,14 @@ from torch import Tensor
 
 from recyclegpt.data.chat import ids_after_a_turn
 from recyclegpt.data.corpus import Corpus, open_corpus
-from recyclegpt.data.hf_stream import HFStream
-from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches
-from recyclegpt.data.packed_rows import PackedRows, State
-from recyclegpt.data.packing import Batch, Packing
+from recyclegpt.data.hf_stream import HFStream, StreamRows
+from recyclegpt.data.loaders import TrainLoader, TrainStream, ValBatches, make_state, position_of, state_problems
+from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State
 from recyclegpt.data.prompts import choose_prompts
-from recyclegpt.data.resume_state import make_state, position_of, state_problems
 from recyclegpt.data.shards import Tokenized, TokenShards
-from recyclegpt.data.shuffled_stream import StreamRows
 from recyclegpt.data.source import Source
+from recyclegpt.data.stdlib import PythonStdlib
+from recyclegpt.data.text_files import TextFiles
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError, Problems
 
@@ -38,11 +41,7 @@ class TextDataModule(LightningDataModule):
 
     Args:
         tokenizer: how it becomes tokens; None for a tokenized corpus, which brings its own.
-        batch_size: B, rows of a batch on each rank.
-        val_batch_size: rows of a validation batch; None: `batch_size`.
-        mask_documents: number the documents inside rows, so that attention can stay inside them.
         num_workers: processes that read ahead; 0: none; None: 2 where there is a GPU, 0 else and of a stream.
-        max_skipped: unreadable documents allowed.
 
     Raises:
         ConfigError: naming every setting that cannot work.
@@ -64,10 +63,9 @@ class TextDataModule(LightningDataModule):
         if num_workers is None:  # the order of a stream depends on it, and should not depend on the machine
             num_workers = 2 if torch.cuda.is_available() and not isinstance(source, HFStream) else 0
         of_val = 1 if val_batch_size is None else val_batch_size
-        positive = {"batch_size": batch_size, "num_val_batches": num_val_batches, "val_batch_size": of_val}
-        problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
-        natural = {"num_workers": num_workers, "max_skipped": max_skipped}
-        problems += [f"data.{name}: {value} is negative" for name, value in natural.items() if value < 0]
+        least = {"batch_size": (batch_size, 1), "num_val_batches": (num_val_batches, 1), "val_batch_size": (of_val, 1)}
+        least |= {"num_workers": (num_workers, 0), "max_skipped": (max_skipped, 0)}
+        problems = [f"data.{name}: {value} is less than {low}" for name, (value, low) in least.items() if value < low]
         if isinstance(source, Tokenized) and tokenizer is not None:
             problems.append("data.tokenizer: a tokenized corpus brings its own; set it to null")
         if not isinstance(source, Tokenized) and tokenizer is None:
@@ -93,7 +91,6 @@ class TextDataModule(LightningDataModule):
         Args:
             row_length: T, positions of a row.
             num_views: N, 2 + the number of unrolled steps of the recyclable module that are trained.
-            seed: of the order of the training rows.
             overfit_batches: train on the first n batches again and again; 0: on all.
 
         Raises:
@@ -112,13 +109,9 @@ class TextDataModule(LightningDataModule):
         """Tokenizer and tokens, built or found; several processes may do so at once."""
         return open_corpus(self.source, self.tokenizer_config, self.cache_dir, self.max_skipped)
 
-    def prepare(self) -> None:
-        """Open the corpus now."""
+    def setup(self, stage: str = "") -> None:
+        """Open the corpus now; Lightning's hook, on every rank."""
         _ = self.corpus
-
-    def setup(self, stage: str) -> None:
-        """Lightning's hook, on every rank."""
-        self.prepare()
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the workers now: left to the garbage collector, each takes five seconds to end."""
@@ -135,11 +128,6 @@ class TextDataModule(LightningDataModule):
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the corpus."""
         return self.corpus.tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """V, rows the model's embedding needs at least."""
-        return self.tokenizer.vocab_size
 
     @property
     def train_num_tokens(self) -> int | None:
@@ -259,10 +247,10 @@ class TextDataModule(LightningDataModule):
     def unigram_counts(self) -> Tensor:
         """How often each id occurs in the training split (its first 50M tokens; of a stream 1M), int64 (V,)."""
         tokens = self.corpus.sample()
-        counts = np.zeros(self.vocab_size, np.int64)
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
         stop = min(tokens.num_tokens, _MAX_COUNTED_TOKENS)
         for start in range(0, stop, 1 << 22):
-            counts += np.bincount(tokens.read(start, min(stop, start + (1 << 22))), minlength=self.vocab_size)
+            counts += np.bincount(tokens.read(start, min(stop, start + (1 << 22))), minlength=self.tokenizer.vocab_size)
         return torch.from_numpy(counts)
 
     def val_tokens(self, limit: int | None = None) -> Tensor:
@@ -274,3 +262,36 @@ class TextDataModule(LightningDataModule):
         """Beginnings of different validation documents, int64 (num, length): see `choose_prompts`."""
         tokens = self.val_tokens(_MAX_COUNTED_TOKENS).numpy()
         return torch.from_numpy(choose_prompts(tokens, self.tokenizer.eos_id, num, length))
+
+
+class _OfSource(TextDataModule):
+    source_type: ClassVar[type[Any]]
+
+    def __init__(self, *arguments: Any, tokenizer: Any = None, **settings: Any) -> None:
+        own = inspect.signature(self.source_type).parameters
+        given = {key: settings.pop(key) for key in [*settings] if key in own}
+        super().__init__(self.source_type(*arguments, **given), tokenizer, **settings)
+
+
+class TextFilesData(_OfSource):
+    """`TextDataModule` of `TextFiles`: any text on disk: files, folders and patterns."""
+
+    source_type = TextFiles
+
+
+class PythonStdlibData(_OfSource):
+    """`TextDataModule` of `PythonStdlib`: the interpreter's own standard library."""
+
+    source_type = PythonStdlib
+
+
+class HFStreamData(_OfSource):
+    """`TextDataModule` of `HFStream`: a dataset of the Hugging Face hub, streamed."""
+
+    source_type = HFStream
+
+
+class TokenizedData(_OfSource):
+    """`TextDataModule` of `Tokenized`: token shards, which bring their own tokenizer."""
+
+    source_type = Tokenized

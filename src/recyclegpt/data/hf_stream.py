@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub, or a local one, read as a stream; `datasets` finds and opens its files."""
+"""A dataset of the Hugging Face hub, or a local one, as a stream of rows; `datasets` finds and opens its files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from recyclegpt.data.chat import document_ids, written
+from recyclegpt.data.packed_rows import Batch, Packing, State
 from recyclegpt.data.readers import suffix_of, unpack
 from recyclegpt.data.rows import rows_of
-from recyclegpt.data.source import Record, Split
+from recyclegpt.data.source import Record, Skipped, Split
+from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
 
 _SUFFIXES = {"Json": ".jsonl", "Csv": ".csv", "Parquet": ".parquet", "Arrow": ".arrow", "Cache": ".arrow", "Text": ""}
 """What files are, by the class that reads them in `datasets`."""
+Position = dict[str, int]
 
 
 @dataclass(eq=False)
@@ -31,7 +39,6 @@ class HFStream:
         name: of the dataset, or a local folder, or a builder such as `json` together with `data_files`.
         val_split: None: the first `num_val_documents` of `train_split`.
         num_val_documents: validation documents read at most.
-        field: the column that holds the text.
         revision: commit or tag on the hub; without one, the hub's files can change between runs.
         shuffle_buffer: rows of each worker among which the next one is drawn; saved with the position.
     """
@@ -54,14 +61,10 @@ class HFStream:
         positive = {"num_val_documents": self.num_val_documents, "shuffle_buffer": self.shuffle_buffer}
         problems = [f"data.{name}: {value} is not a positive number" for name, value in positive.items() if value < 1]
         if self.val_split == self.train_split:
-            problems.append(
-                f"data.val_split: {self.val_split!r} is the training split too; null takes its first documents"
-            )
+            problems.append(f"data.val_split: {self.val_split!r} is the training split; null takes its first documents")
         local = Path(self.name)
         if local.is_file() or any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            problems.append(
-                f"data.name: {self.name} is not streamed; read it: data=text_files 'data.paths=[{self.name}]'"
-            )
+            problems.append(f"data.name: {self.name} is not streamed; use data=text_files 'data.paths=[{self.name}]'")
         if problems:
             raise ConfigError(problems)
 
@@ -72,7 +75,39 @@ class HFStream:
 
     def records(self, split: Split) -> Iterator[Record]:
         """Documents of a split, in the order of the stream."""
-        return (record for record, _ in DocumentReader(self, split))
+        return (record for record, _ in self.documents(split))
+
+    def documents(
+        self, split: Split, part: int = 0, num_parts: int = 1, position: Position | None = None
+    ) -> Iterator[tuple[Record, Position]]:
+        """Documents of one part of a split, each with the position after it; training leaves out those of validation.
+
+        Args:
+            part: number among `num_parts` that share the split: its files, or where those cannot be shared evenly, its
+                documents.
+            position: resume after the document that came with it; None: from the start.
+        """
+        found = self._documents(split, part, num_parts, position or {"file": 0, "row": 0, "number": 0})
+        if split == "val":
+            return itertools.islice(found, self.num_val_documents)
+        held_out = self.val_digests()
+        return ((record, after) for record, after in found if _digest(record) not in held_out)
+
+    def _documents(
+        self, split: Split, part: int, num_parts: int, position: Position
+    ) -> Iterator[tuple[Record, Position]]:
+        files = self.files(split)
+        by_file = len(files) % num_parts == 0
+        first, done, number = position["file"], position["row"], position["number"]
+        for place in range(first, len(files)):
+            if by_file and place % num_parts != part:
+                continue
+            for row, record in enumerate(self._read(*files[place]), start=1):
+                if place == first and row <= done:
+                    continue
+                number += 1
+                if by_file or (number - 1) % num_parts == part:
+                    yield record, {"file": place, "row": row, "number": number}
 
     def files(self, split: Split) -> list[tuple[str, str]]:
         """Address and suffix of each file of a split; the dataset is looked up once per process.
@@ -105,17 +140,12 @@ class HFStream:
             )
             self._files[wanted] = [
                 (one, ".tsv" if (suffix, suffix_of(one)) == (".csv", ".tsv") else suffix)
-                for many in inside
-                for one in many
+                for one in itertools.chain.from_iterable(inside)
             ]
         return self._files[wanted]
 
-    def read(self, address: str, suffix: str) -> Iterator[Record]:
-        """The documents of a file.
-
-        Raises:
-            ConfigError: the connection fails, which `datasets` has retried for minutes.
-        """
+    def _read(self, address: str, suffix: str) -> Iterator[Record]:
+        """The documents of a file. ConfigError: the connection fails, which `datasets` has retried for minutes."""
         from datasets.utils.file_utils import xopen
 
         try:
@@ -127,56 +157,11 @@ class HFStream:
     def val_digests(self) -> frozenset[bytes | None]:
         """Digests of the validation documents, which training leaves out."""
         if self._val_digests is None:
-            self._val_digests = frozenset(digest(record) for record, _ in DocumentReader(self, "val")) - {None}
+            self._val_digests = frozenset(map(_digest, self.records("val"))) - {None}
         return self._val_digests
 
     def _unreadable(self, error: Exception, part: str) -> ConfigError:
         return ConfigError(f"data.name: {self.name}{part} cannot be read: {error!r}; check the name and the network")
-
-
-class DocumentReader:
-    """Documents of one part of a stream, each with the state after it.
-
-    Args:
-        source: the stream.
-        split: which split; validation documents are left out of the training split.
-        part: number of this reader among `num_parts` that share the split: its files, or where those cannot be shared
-            evenly, its documents.
-        state: resume after the document that came with it; None: from the start.
-    """
-
-    def __init__(
-        self, source: HFStream, split: Split, part: int = 0, num_parts: int = 1, state: dict[str, int] | None = None
-    ) -> None:
-        self._source = source
-        self._split: Split = split
-        self._part = part
-        self._num_parts = num_parts
-        self._state = state or {"file": 0, "row": 0, "number": 0}
-
-    def __iter__(self) -> Iterator[tuple[Record, dict[str, int]]]:
-        source = self._source
-        if self._split == "val":
-            yield from itertools.islice(self._read(), source.num_val_documents)
-            return
-        held_out = source.val_digests()
-        for record, state in self._read():
-            if digest(record) not in held_out:
-                yield record, state
-
-    def _read(self) -> Iterator[tuple[Record, dict[str, int]]]:
-        files = self._source.files(self._split)
-        by_file = len(files) % self._num_parts == 0
-        first, done, number = self._state["file"], self._state["row"], self._state["number"]
-        for place in range(first, len(files)):
-            if by_file and place % self._num_parts != self._part:
-                continue
-            for row, record in enumerate(self._source.read(*files[place]), start=1):
-                if place == first and row <= done:
-                    continue
-                number += 1
-                if by_file or (number - 1) % self._num_parts == self._part:
-                    yield record, {"file": place, "row": row, "number": number}
 
 
 def _cached(builder: Any, split: str) -> list[str]:
@@ -185,9 +170,113 @@ def _cached(builder: Any, split: str) -> list[str]:
     return [table for table in tables if re.search(rf"-{split}(-\d+-of-\d+)?\.arrow$", table)]
 
 
-def digest(record: Record) -> bytes | None:
+def _digest(record: Record) -> bytes | None:
     """Equal for equal documents; None of one that cannot be read."""
     if record.problem is not None and record.messages is None:
         return None
     text = record.text or json.dumps(record.messages, sort_keys=True)
     return hashlib.sha256(text.encode()).digest()[:16]
+
+
+@dataclass(eq=False)
+class StreamRows(IterableDataset[Batch]):
+    """Documents to tokens to rows to a shuffle buffer, for ever; every worker of every rank reads its own share.
+
+    The order depends on the number of workers and ranks. The state holds, for each worker, its position in the stream,
+    the tokens that do not fill a row yet and the whole shuffle buffer, so that nothing is lost or repeated on resume;
+    and which worker comes next.
+    """
+
+    source: HFStream
+    tokenizer: TextTokenizer
+    packing: Packing
+    batch_size: int
+    seed: int
+    max_skipped: int
+    rank: int = 0
+    world_size: int = 1
+    _resumed: State | None = None
+
+    def resume(self, state: State | None) -> None:
+        """Start from `state` (of `merge`) at the next iteration; None: from the beginning."""
+        self._resumed = state
+
+    def merge(self, state: State | None, batch_state: State) -> State:
+        """The whole state of the rank once a batch has been trained on: the newest of each worker, and who is next."""
+        workers = {**(state["workers"] if state else {}), batch_state["worker"]: batch_state}
+        return {"workers": workers, "next_worker": (batch_state["worker"] + 1) % batch_state["num_workers"]}
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        place, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # A DataLoader asks its first process first, so that one takes the part of the worker that comes next.
+        state = self._resumed or {"workers": {}, "next_worker": 0}
+        worker = (place + state["next_worker"]) % num_workers
+        return self._batches(worker, num_workers, state["workers"].get(worker))
+
+    def _batches(self, worker: int, num_workers: int, state: State | None) -> Iterator[Batch]:
+        part, num_parts = self.rank * num_workers + worker, self.world_size * num_workers
+        rng = np.random.default_rng((self.seed, part))
+        place: State = {"num_rows": 0, "position": None, "tokens": np.empty(0, np.int32)}
+        buffer = np.empty((0, self.packing.window), np.int32)
+        names = np.empty(0, np.int64)
+        number = 0
+        if state is not None:
+            place, number = dict(state["rows"]), state["batch"]
+            rng.bit_generator.state = state["rng"]
+            buffer, names = np.array(state["buffer"]), np.array(state["names"])
+        rows = self._windows(place, part, num_parts)
+        if missing := self.source.shuffle_buffer - len(buffer):
+            first_names, windows = zip(*itertools.islice(rows, missing), strict=True)
+            buffer, names = np.concatenate([buffer, windows]), np.concatenate([names, first_names])
+        while True:
+            windows_BW = np.empty((self.batch_size, self.packing.window), np.int32)
+            given = np.empty(self.batch_size, np.int64)
+            for index in range(self.batch_size):
+                drawn = rng.integers(len(buffer))
+                windows_BW[index], given[index] = buffer[drawn], names[drawn]
+                names[drawn], buffer[drawn] = next(rows)
+            number += 1
+            views, documents = self.packing.views(windows_BW)
+            after = {
+                "batch": number,
+                "worker": worker,
+                "num_workers": num_workers,
+                "rows": {**place, "tokens": place["tokens"].copy()},
+                "rng": rng.bit_generator.state,
+                "buffer": buffer.copy(),
+                "names": names.copy(),
+            }
+            yield Batch(views, documents, after, given)
+
+    def _windows(self, state: State, part: int, num_parts: int) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """Windows of one share of the documents, pass after pass, each with a number that no other share uses.
+
+        `state` is kept up to date: how many windows there were, the position, and the tokens that fill none yet.
+        """
+        documents = self._tokens(state, part, num_parts)
+        while True:
+            pieces, length = [state["tokens"]], len(state["tokens"])
+            while length < self.packing.window:
+                pieces.append(next(documents))
+                length += len(pieces[-1])
+            tokens = np.concatenate(pieces)
+            state["tokens"] = tokens[self.packing.row_length :]
+            state["num_rows"] += 1
+            yield part + num_parts * (state["num_rows"] - 1), tokens[: self.packing.window]
+
+    def _tokens(self, state: State, part: int, num_parts: int) -> Iterator[NDArray[np.int32]]:
+        while True:
+            found = state["position"] is not None
+            skipped = Skipped(self.max_skipped, self.source.name)
+            for record, position in self.source.documents("train", part, num_parts, state["position"]):
+                state["position"] = position
+                record = written(record, self.tokenizer)
+                if skipped.is_readable(record):
+                    found = True
+                    yield np.array(document_ids(record, self.tokenizer), np.int32)
+            skipped.report()
+            if not found:
+                share = f"part {part + 1} of {num_parts} of {self.source.name}"
+                raise ConfigError(f"data.name: {share} has no training document; use fewer workers or ranks")
+            state["position"] = None

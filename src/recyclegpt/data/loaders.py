@@ -1,19 +1,80 @@
-"""What Lightning iterates over: a training loader that continues from epoch to epoch, and fixed validation batches."""
+"""What Lightning iterates over, and what a checkpoint holds of it: every rank's position, and what decides the order.
+
+A training loader continues from epoch to epoch; validation batches are fixed.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from recyclegpt.data.packed_rows import PackedRows, State, Tokens, read_windows
-from recyclegpt.data.packing import Batch, Packing
-from recyclegpt.data.shuffled_stream import StreamRows
+from recyclegpt.data.hf_stream import StreamRows
+from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State, Tokens, read_windows
 from recyclegpt.errors import ConfigError
+
+STATE_FORMAT = 2
+_SETTING_KEYS = {
+    "data": "data: its files have changed",
+    "tokenizer": "data.tokenizer: it is another one",
+    "row_length": "model.context_length",
+    "num_unrolled": "loss.num_unrolled",
+    "seed": "seed",
+    "world_size": "trainer.devices and trainer.num_nodes, the number of processes",
+}
+"""How a problem with a setting begins; default: `data.NAME`."""
+
+
+def make_state(state: State | None, settings: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """The positions of all ranks. Collective: where processes train together, all of them have to call it."""
+    state = _map_arrays(state, np.ndarray, torch.from_numpy)  # torch.load(weights_only=True) refuses numpy
+    ranks: list[State | None] = [state]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = [None] * world_size
+        torch.distributed.all_gather_object(ranks, state)
+    return {"format": STATE_FORMAT, "world_size": world_size, "settings": settings, "ranks": ranks}
+
+
+def state_in(checkpoint: Mapping[str, Any]) -> Any:
+    """The state of a data module in a checkpoint, where Lightning files it under the name of its class; or None."""
+    return next((one for one in checkpoint.values() if isinstance(one, dict) and {"settings", "ranks"} <= {*one}), None)
+
+
+def position_of(state_dict: Mapping[str, Any], rank: int) -> State | None:
+    """The position of one rank in a state without problems; None: before the first batch."""
+    position: State | None = _map_arrays(state_dict["ranks"][rank], Tensor, lambda tensor: tensor.cpu().numpy())
+    return position
+
+
+def state_problems(state_dict: Any, settings: Mapping[str, Any], world_size: int) -> list[str]:
+    """Why a run of `world_size` processes with these settings cannot resume exactly from a state; empty if it can."""
+    found = state_dict.get("format") if isinstance(state_dict, dict) else None
+    remedy = "or start a new run from its weights"
+    if found != STATE_FORMAT:
+        return [
+            f"data: the checkpoint's data state has format {found}, this version reads {STATE_FORMAT}; resume with "
+            f"the version that wrote it, {remedy}"
+        ]
+    saved = {**state_dict["settings"], "world_size": state_dict["world_size"]}
+    return [
+        f"{_SETTING_KEYS.get(name, f'data.{name}')}: the checkpoint was trained with {saved.get(name)}, "
+        f"this run has {value}; resume with the checkpoint's, {remedy}"
+        for name, value in {**settings, "world_size": world_size}.items()
+        if saved.get(name) != value
+    ]
+
+
+def _map_arrays(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """`value` with every array of a kind inside its dicts converted."""
+    if isinstance(value, dict):
+        return {key: _map_arrays(inner, kind, convert) for key, inner in value.items()}
+    return convert(value) if isinstance(value, kind) else value
+
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Sent to all processes of a run at once to end it."""
@@ -117,11 +178,8 @@ class ValBatches:
         at_once = batch_size * world_size
         self.num_batches = min(num_batches, num_rows // at_once)
         if self.num_batches == 0:
-            raise ConfigError(
-                f"data.val_batch_size: {batch_size} on {world_size} rank(s) needs {at_once} rows of "
-                f"{packing.row_length} tokens, the validation split has {num_rows}; "
-                "give more validation text or lower it"
-            )
+            rows = f"{at_once} rows of {packing.row_length} tokens, and the split has {num_rows}"
+            raise ConfigError(f"data.val_batch_size: needs {rows} on {world_size} rank(s); lower it")
         self._tokens = tokens
         self._packing = packing
         chosen = np.linspace(0, num_rows, self.num_batches * at_once, endpoint=False).astype(int)

@@ -28,10 +28,7 @@ def rows_of(opened: BinaryIO, suffix: str, name: str, field: str) -> Iterator[Re
     """One document per row, in `field`, or where that is missing a conversation in `messages` or `conversations`.
 
     Args:
-        opened: an unpacked file.
         suffix: what it is: a key of `ROWS`.
-        name: of the file, for problems.
-        field: of a row that holds its text.
     """
     num_rows = 0
     try:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recyclegpt.data.source import SPLITS, Skipped, Split, sha256_of
+from recyclegpt.data.source import SPLITS, Skipped, Split
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import sha256_of
 
 FORMAT = 1
 TOKENS_PER_SHARD = 1 << 27
@@ -56,10 +57,8 @@ class TokenShards:
             offset = int(self._starts[shard])
             piece = self._map(shard)[at - offset : upto - offset]
             if (largest := int(piece.max(initial=0))) >= self._vocab_size:
-                raise ConfigError(
-                    f"{self._files[shard]}: holds the token id {largest:,}, and its tokenizer has "
-                    f"{self._vocab_size:,}; restore the tokenizer that wrote it, or run `recyclegpt tokenize` again"
-                )
+                held = f"the token id {largest:,}, and its tokenizer has {self._vocab_size:,}"
+                raise ConfigError(f"{self._files[shard]}: holds {held}; {_REMEDY} again")
             tokens[at - start : upto - start] = piece
             at, shard = upto, shard + 1
         return tokens
@@ -100,10 +99,7 @@ class Tokenized:
         meta = read_meta(self.folder)
         tokenizer = TextTokenizer.from_file(self.folder, meta["eos_token"])
         if tokenizer.fingerprint != meta["tokenizer"]:
-            raise ConfigError(
-                f"data.path: {self.folder / 'tokenizer.json'} is not the tokenizer that wrote the shards; "
-                "put the original back or run `recyclegpt tokenize` again"
-            )
+            raise ConfigError(f"data.path: {self.folder / 'tokenizer.json'} did not write its shards; {_REMEDY} again")
         skipped = Skipped(max_skipped, str(self.folder))
         train, train_digest = self._open_split("train", meta, skipped)
         val, val_digest = self._open_split("val", meta, skipped)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from recyclegpt.errors import ConfigError
@@ -127,9 +125,3 @@ def _kinds(problems: list[str]) -> list[str]:
     return [
         found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more like it)" for found in kinds.values()
     ]
-
-
-def sha256_of(file: Path) -> str:
-    """Checksum of a file's content, read in pieces."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -20,12 +20,9 @@ _VAL_ONE_IN = 20
 
 
 class PythonStdlib:
-    """About 12 MB of real text on every machine.
+    """About 12 MB of real text on every machine; with `root`, the Python files of that folder instead.
 
     About one file in twenty is held out for validation, by a hash of its path.
-
-    Args:
-        root: folder to read instead of the interpreter's own library.
     """
 
     kind = "python_stdlib"

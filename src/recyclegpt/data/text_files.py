@@ -15,8 +15,9 @@ from pathlib import Path
 
 from recyclegpt.data.readers import read_rows, read_text, suffix_of
 from recyclegpt.data.rows import ROWS
-from recyclegpt.data.source import Record, Split, sha256_of
+from recyclegpt.data.source import Record, Split
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import sha256_of
 
 # fmt: off
 _NOT_TEXT = {  # left out of folders and patterns, and counted
@@ -49,7 +50,6 @@ class TextFiles:
             What a file is says its name, also that of a link.
         val_paths: the same for validation; these files are left out of training.
         val_fraction: share of the text kept for validation where `val_paths` is not given.
-        field: the field of a row that holds its text.
         as_text: read HTML, notebooks and what else has no reader as plain text.
 
     Raises:

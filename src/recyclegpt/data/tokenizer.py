@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers
 
+from recyclegpt.data.byte_level import BYTE_PIECE, TextStream, byte_symbols, count_bytes, train_bpe
 from recyclegpt.data.chat_template import ChatTemplate, read_chat_template, write_chat_template
 from recyclegpt.data.gguf_tokenizer import read_gguf_tokenizer
-from recyclegpt.data.text_stream import BYTE_PIECE, TextStream, byte_symbols, count_bytes
-from recyclegpt.data.train_bpe import train_bpe
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_whole
 from recyclegpt.gguf_header import is_gguf
@@ -89,7 +88,9 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._content = json.loads(tokenizer.to_str())
-        self.start_ids = _start_ids(tokenizer)
+        plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        starts = [whole[:length] for length in range(len(whole)) if whole[length : length + len(plain)] == plain]
+        self.start_ids: list[int] = starts[0] if plain and starts else []
         """Ids that the tokenizer's own template puts before a text (Llama's and Mistral's `<s>`); often none."""
         tokenizer.encode_special_tokens = True
         self.eos_token, self.eos_id = _find_end_token(tokenizer, end_token)
@@ -128,23 +129,6 @@ class TextTokenizer:
         tokenizer, file = _read(path)
         declared = read_stop_tokens(file.parent, tokenizer)
         return cls(tokenizer, end_token or next(iter(declared), None), declared, read_chat_template(file.parent))
-
-    @classmethod
-    def from_file_with(cls, path: str | Path, fingerprint: str) -> TextTokenizer | None:
-        """The file's tokenizer with the end token that gives this fingerprint; None if no token does.
-
-        Raises:
-            ConfigError: there is no file, or it cannot be parsed.
-        """
-        tokenizer, file = _read(path)
-        declared = read_stop_tokens(file.parent, tokenizer)
-        added = [token["content"] for token in json.loads(tokenizer.to_str())["added_tokens"]]
-        for name in dict.fromkeys([*declared, *KNOWN_END_TOKENS, *added]):
-            if tokenizer.token_to_id(name) is not None:
-                found = cls(tokenizer, name, declared, read_chat_template(file.parent))
-                if found.fingerprint == fingerprint:
-                    return found
-        return None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -252,22 +236,13 @@ def _read(path: str | Path) -> tuple[Tokenizer, Path]:
         raise ConfigError(f"tokenizer.path: {file} is not a tokenizer.json: {error}") from error
 
 
-def _start_ids(tokenizer: Tokenizer) -> list[int]:
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
-    starts = [whole[:length] for length in range(len(whole)) if whole[length : length + len(plain)] == plain]
-    return starts[0] if plain and starts else []
-
-
 def _find_end_token(tokenizer: Tokenizer, wanted: str | None) -> tuple[str, int]:
     names = (wanted,) if wanted else KNOWN_END_TOKENS
     for name in names:
         token_id = tokenizer.token_to_id(name)
         if token_id is not None:
             return name, token_id
-    raise ConfigError(
-        f"tokenizer.end_token: not in the vocabulary: {', '.join(names)}; name the token that ends a document"
-    )
+    raise ConfigError(f"tokenizer.end_token: the vocabulary holds no {', '.join(names)}; name what ends a document")
 
 
 def read_stop_tokens(folder: Path, tokenizer: Tokenizer) -> list[str]:

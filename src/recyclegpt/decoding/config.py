@@ -10,7 +10,7 @@ import torch
 from recyclegpt.decoding.sampling import SamplingConfig
 from recyclegpt.decoding.strategies import Autoregressive, Strategy, make_strategy
 from recyclegpt.errors import Problems
-from recyclegpt.hardware.dtypes import DECODING_DTYPES
+from recyclegpt.hardware.device import DECODING_DTYPES
 from recyclegpt.models import RecycleGPT
 
 _log = logging.getLogger("recyclegpt")

@@ -48,9 +48,6 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]  # it ships no types
 
     Args:
         scorer: of the model; adapters of several scorings share it, so that every text is read once.
-        tokenizer: the model's own.
-        scoring: which of the scorer's answers to give.
-        generator: writes the texts that `generate_until` asks for.
         chat: whether contexts are chats, rendered by the tokenizer's template (`apply_chat_template`).
     """
 

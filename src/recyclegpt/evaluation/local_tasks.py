@@ -42,9 +42,7 @@ def blimp(folder: str | Path) -> Task:
             rows = [{key: str(pair[key]) for key in ("sentence_good", "sentence_bad")} for pair in pairs]
             phenomenon = str(pairs[0].get("linguistics_term") or "other")
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise ConfigError(
-                f"task_files.{BLIMP}: {file} does not hold pairs of sentence_good and sentence_bad ({error})"
-            ) from error
+            raise ConfigError(f"task_files.{BLIMP}: {file} does not hold pairs of sentences ({error})") from error
         by_phenomenon[phenomenon].append(_task("blimp", file.stem, rows))
     mean = {"aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}]}
     groups = [{"group": name, "task": tasks} | mean for name, tasks in sorted(by_phenomenon.items())]

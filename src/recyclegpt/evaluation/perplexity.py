@@ -33,8 +33,6 @@ def held_out_metrics(
     """Losses, perplexities, bits per byte and agreement over all batches, under the names that training logs.
 
     Args:
-        model: evaluated in its present dtype and on its device.
-        batches: held-out rows.
         token_num_bytes_V: bytes of text each token stands for.
         autocast: dtype to compute in, as training's mixed precision does; None for the model's own.
     """
@@ -76,7 +74,6 @@ def windows(text: Sequence[int], start: Sequence[int], length: int, multiple: in
     """A text in pieces to score, each behind as much of what precedes it as `length` tokens allow, at least half.
 
     Args:
-        text: ids.
         start: what the text begins after, at least one token.
         length: tokens that the model reads at a time; the last one of a piece is scored and never read.
         multiple: all pieces but the last have a multiple of this many tokens, where `length` allows.

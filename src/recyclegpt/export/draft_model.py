@@ -1,7 +1,8 @@
 """The recyclable module as a draft model, which serving engines load next to a target for speculative decoding.
 
 Read from the source of vLLM 0.33.0 (`models/mistral_eagle.py`, `models/llama_eagle.py`,
-`transformers_utils/configs/eagle.py`); a test recomputes both loaders' arithmetic from the written files.
+`transformers_utils/configs/eagle.py`); a test recomputes both loaders' arithmetic from the written files, and
+`experiments/007_vllm` runs the first of them.
 Embedding and LM head are left out: these loaders take the target's.
 """
 

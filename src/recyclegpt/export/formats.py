@@ -18,9 +18,10 @@ from recyclegpt.export.draft_model import draft_config, draft_weights
 from recyclegpt.export.safetensors import write_weights
 from recyclegpt.files import write_json
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
+from recyclegpt.models.huggingface.module_folder import module_config, module_weights
 from recyclegpt.models.huggingface.own_layout import own_config, own_weights, write_code
 
-FORMATS = ("recyclegpt", "llama", *DRAFTS)
+FORMATS = ("recyclegpt", "llama", "module", *DRAFTS)
 CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files of a pretrained backbone that an export of it keeps."""
 _ONE_FILE = "1000TB"
@@ -55,11 +56,13 @@ def write_export(export: Export, folder: Path) -> None:
         write_code(folder)
     elif kind == "llama":
         config, weights = backbone_config(model.config, dtype, end, start), backbone_weights(model)
+    elif kind == "module":
+        config, weights = module_config(model, dtype), module_weights(model)
     else:
         config, weights = draft_config(model, kind, dtype), draft_weights(model, kind)
     write_json(folder / "config.json", config)
     write_weights(folder, weights, dtype, size)
-    if kind in DRAFTS:  # the target brings tokenizer and settings
+    if kind in ("module", *DRAFTS):  # the backbone brings tokenizer and settings
         return
     write_hf_tokenizer(trained.tokenizer, folder, model.config.context_length)
     tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": trained.tokenizer.eos_id}
@@ -89,6 +92,9 @@ def next_step(export: Export, out: Path) -> str:
             f"model = AutoModelForCausalLM.from_pretrained({str(out)!r})\n\n"
             f"vllm serve {shlex.quote(str(out))}"
         )
+    if export.kind == "module":
+        backbone = export.trained.backbone.name if export.trained.backbone else "BACKBONE"
+        return f'recyclegpt generate checkpoint={shlex.quote(backbone)} module={shlex.quote(str(out))} --chat "..."'
     # As many tokens as the module was trained to draft in a row.
     num_drafted = (export.trained.config.get("loss") or {}).get("num_unrolled", 1)
     speculative = {"method": "eagle", "model": str(out), "num_speculative_tokens": num_drafted}

@@ -19,6 +19,7 @@ PAPER = "https://arxiv.org/abs/2308.03421"
 KINDS = {
     "recyclegpt": ("recyclegpt", "backbone and recyclable module, for the package `recyclegpt` and for `transformers`"),
     "llama": ("transformers", "the backbone alone, in the layout of its Hugging Face family, without the module"),
+    "module": ("recyclegpt", "the recyclable module alone, for the backbone that it was trained on"),
     "vllm": ("vllm", "the recyclable module alone, as a draft model for vLLM (`EagleMistralForCausalLM`)"),
     "eagle": ("vllm", "the recyclable module alone, as an EAGLE-1 draft model (`EagleLlamaForCausalLM`)"),
 }
@@ -140,10 +141,10 @@ def _limits(facts: CardFacts) -> str:
         "backbone pass and of a module call, each over that of a one-token backbone pass. Where decoding is "
         "compute-bound (large batches) that is little or nothing.",
     ]
-    if facts.kind in ("vllm", "eagle"):
+    if facts.kind == "eagle":
         lines.append(
-            "- The serving engine was not run: its loader's arithmetic, taken from its source, was recomputed from "
-            "such a folder and agrees with the module."
+            "- No engine has served a draft of this kind yet: its loader's arithmetic, taken from the source, was "
+            "recomputed from such a folder and agrees with the module."
         )
     return "## Limits\n\n" + "\n".join(lines)
 

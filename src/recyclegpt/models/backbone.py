@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +47,13 @@ class Backbone(nn.Module):
             if number + 1 == num_layers:
                 exit_BTC = x_BTC
         return self.norm(x_BTC), self.norm(exit_BTC)
+
+    def partial(self, tokens_BT: Tensor, attending: AttentionInputs, skipped: Container[str]) -> Tensor:
+        """States after the norm without the `skipped` parts: `a3` is the fourth layer's attention, `m3` its MLP."""
+        x_BTC = self.embed_tokens(tokens_BT)
+        for number, layer in enumerate(cast("Iterable[TransformerLayer]", self.layers)):
+            if f"a{number}" not in skipped:
+                x_BTC = layer.add_attention(x_BTC, number, attending)
+            if f"m{number}" not in skipped:
+                x_BTC = layer.add_mlp(x_BTC)
+        return self.norm(x_BTC)

@@ -6,9 +6,9 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 # No `from __future__ import annotations`: the hub mixin rebuilds the two configs from the annotations of `__init__`.
 
 import functools
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
 from recyclegpt.models.draft_module import Attend, Rows
 from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
-from recyclegpt.models.layers import AttentionInputs, TransformerLayer, initialise, scale_gradient
+from recyclegpt.models.layers import AttentionInputs, initialise, scale_gradient
 from recyclegpt.models.rope import Rotary
 from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
@@ -106,18 +106,9 @@ class RecycleGPT(
         cache: KVCache,
         num_slots_read: int | None = None,
     ) -> Tensor:
-        """States after the final norm where some parts of the backbone are skipped, operator by operator.
-
-        `skipped` holds `a3` for the attention of the fourth layer, `m3` for its SwiGLU.
-        """
-        inputs = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
-        x_BTC, layers = self.backbone.embed_tokens(tokens_BT), cast("Iterable[TransformerLayer]", self.backbone.layers)
-        for number, layer in enumerate(layers):
-            if f"a{number}" not in skipped:
-                x_BTC = layer.add_attention(x_BTC, number, inputs)
-            if f"m{number}" not in skipped:
-                x_BTC = layer.add_mlp(x_BTC)
-        return self.backbone.norm(x_BTC)
+        """States as `backbone_states` gives them, but operator by operator and without the `skipped` parts."""
+        attending = self._attention_inputs(tokens_BT, positions_BT, None, cache, num_slots_read)
+        return self.backbone.partial(tokens_BT, attending, skipped)
 
     def recycle(
         self,

@@ -1,18 +1,37 @@
-"""A run folder: whose it is, who may write in it, its log, and no trace of a run that was refused."""
+"""A run folder: whose it is, who may write in it, where the run came from; no trace of a run that was refused.
+
+Of a sweep, also where it stands: `job 3 of 12, about 9 min left`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
+import platform
 import shutil
+import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL
+from hydra_plugins.recyclegpt_controlled_sweeper.job_list import FILE_NAME as JOB_LIST
+from recyclegpt.configuration.hydra_app import shares_machine
 from recyclegpt.errors import ConfigError
+from recyclegpt.files import write_json
+from recyclegpt.hardware.device import cpu_name
 
 PROVENANCE = "provenance.json"
 RESULT = "result.json"
@@ -35,10 +54,8 @@ def claim(folder: Path, expected_hash: str) -> bool:
     if provenance is None:
         return False
     if (found := provenance["config_hash"]) != expected_hash:
-        raise ConfigError(
-            f"{folder}: holds a run of another config (config_hash {found}, this run has {expected_hash}); "
-            f"choose another folder (name=..., sweep.tag=... or hydra.run.dir=...), or move this one away"
-        )
+        what = f"holds a run of another config (config_hash {found}, this run has {expected_hash})"
+        raise ConfigError(f"{folder}: {what}; choose another (name=..., sweep.tag=... or hydra.run.dir=...)")
     return True
 
 
@@ -55,9 +72,7 @@ def read_provenance(folder: Path) -> dict[str, object] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: cannot read its config_hash ({error!r}); move the folder away or choose another"
-        ) from error
+        raise ConfigError(f"{path}: cannot read its config_hash ({error!r}); choose another folder") from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -85,9 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
         # The data workers of a run that was killed hold its lock until they notice, which takes five seconds.
         lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout as error:
-        raise ConfigError(
-            f"{folder}: another process trains in this folder; wait for it, stop it, or choose another folder"
-        ) from error
+        raise ConfigError(f"{folder}: another process trains here; wait for it, or choose another folder") from error
     log = logging.FileHandler(folder / LOG, encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     logging.getLogger().addHandler(log)
@@ -114,3 +127,90 @@ def remove_empty_parents(folder: Path) -> None:
             if here not in parent.parents:
                 return
             parent.rmdir()
+
+
+FORMAT = 1
+PACKAGES = ("recyclegpt", "torch", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "numpy")
+
+
+def write_provenance(folder: Path, config_hash: str, **facts: Any) -> None:
+    """Write `provenance.json` into a run folder, whole or not at all.
+
+    A run that resumes in its folder keeps what was written before, oldest first, under `earlier_starts`.
+
+    Args:
+        **facts: more of them, such as `data_fingerprint`; JSON values.
+
+    Raises:
+        ConfigError: what was written before cannot be read.
+    """
+    earlier: Any = read_provenance(folder)
+    starts = [] if earlier is None else [*earlier.pop("earlier_starts", []), earlier]
+    document = {
+        "format": FORMAT,
+        "config_hash": config_hash,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "git": git_state(Path(__file__)),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **facts,
+        "earlier_starts": starts,
+    }
+    write_json(folder / PROVENANCE, document)
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """Commit, whether the working tree differs from it, and a hash of the difference; None outside a repository.
+
+    None too where the repository does not track `file`, as when the package is installed inside someone's project.
+    """
+    folder = file.resolve().parent
+    if _git(folder, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    difference = _git(folder, "diff", "HEAD")
+    return {
+        "commit": None if commit is None else commit.decode().strip(),
+        "dirty": None if status is None else bool(status.strip()),
+        "diff_sha256": hashlib.sha256(difference).hexdigest() if difference else None,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    command = ["git", "-C", str(folder), *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def progress_line() -> str:
+    """`job 3 of 12: seed=1; 2 complete, about 9 min left`, of the job of a sweep that this process runs."""
+    hydra = HydraConfig.get()
+    folder, own = Path(hydra.sweep.dir), set(hydra.overrides.task)
+    if not (folder / JOB_LIST).exists():
+        return f"job {hydra.job.num + 1}"  # of a sweeper that leaves no list
+    control = next((line.removeprefix(CONTROL) for line in own if line.startswith(CONTROL)), None)
+    jobs = json.loads((folder / JOB_LIST).read_text(encoding="utf-8"))["jobs"]
+    number = next(i for i, job in enumerate(jobs) if job["control"] == control and own >= set(job["overrides"]))
+    line = f"job {number + 1} of {len(jobs)}: {' '.join(jobs[number]['overrides'])}"
+    line += f" (control {control})" if control else ""
+    seconds = [job_seconds(job) for job in folder.glob("*/") if is_complete(job)]
+    if not seconds:
+        return line
+    line += f"; {len(seconds)} complete"
+    if shares_machine():
+        return line
+    minutes = round(statistics.median(seconds) * (len(jobs) - len(seconds)) / 60)
+    return f"{line}, about {f'{minutes // 60} h {minutes % 60}' if minutes >= 60 else max(1, minutes)} min left"
+
+
+def job_seconds(folder: Path) -> float:
+    """Seconds from the last start of a complete job to its result."""
+    started = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["started"]
+    return max(0.0, (folder / RESULT).stat().st_mtime - datetime.fromisoformat(started).timestamp())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recyclegpt.checkpoints.load import take_backbone
 from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.draft_vocabulary import frequent_ids
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
+from recyclegpt.models.huggingface.module_folder import with_module
 
 
 class BuiltModel(NamedTuple):
@@ -34,9 +36,6 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
     """The model of a run, frozen where the config says so. Draws from torch's global generator.
 
     Args:
-        cfg: the run's config.
-        parts: of `build_parts`.
-        tokenizer: the corpus's.
         counts_V: how often each id occurs in the training text; the draft vocabulary holds the most frequent.
 
     Raises:
@@ -67,15 +66,45 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
             reference = shape.reference()
     if model.draft_ids is not None:
         model.draft_ids.copy_(torch.from_numpy(ids))
+    if cfg.module is not None:
+        _take_module(model, cfg.module)
+    if model.draft_ids is not None:
         coverage = float(counts_V[model.draft_ids].sum() / counts_V.sum())
     return BuiltModel(model, reference, tokenizer, coverage)
+
+
+def _take_module(model: RecycleGPT, folder: str) -> None:
+    """Begin with the module in a folder, its draft vocabulary included."""
+    given = with_module(model, folder)
+    own, other = asdict(model.recycle_config), asdict(given.recycle_config)
+    if wanted := [f"recycle.{key}={value}" for key, value in other.items() if own[key] != value]:
+        raise ConfigError(f"module: {folder} holds a module of another shape; set {' '.join(wanted)}")
+    assert model.recyclable is not None
+    assert given.recyclable is not None
+    model.recyclable.load_state_dict(given.recyclable.state_dict())
 
 
 def _its_tokenizer(backbone: PretrainedBackbone, tokenizer: TextTokenizer) -> TextTokenizer:
     own = TextTokenizer.from_file(backbone.folder, tokenizer.eos_token)
     if own.fingerprint != tokenizer.fingerprint:
-        raise ConfigError(
-            f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with "
-            f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
-        )
+        theirs = f"data.tokenizer.kind=file data.tokenizer.path={backbone.folder}"
+        raise ConfigError(f"data: its tokenizer is not that of {backbone.path}; tokenize the corpus with {theirs}")
     return own
+
+
+def frequent_ids(counts_V: NDArray[np.int64], tokenizer: TextTokenizer, size: int) -> NDArray[np.int64]:
+    """The most frequent ids, ascending `(D,)`, D = `size`; of equally frequent ones the lower.
+
+    Special tokens and single bytes are always among them, so that a draft can end a text and spell any word.
+
+    Raises:
+        ConfigError: there are fewer ids, or more special tokens and bytes.
+    """
+    always_V = tokenizer.token_num_bytes() == 1
+    always_V[list(tokenizer.special_ids)] = True
+    least = int(always_V.sum())
+    if not least <= size <= len(counts_V):
+        reason = f"{size} is not between {least:,}, special tokens and bytes, and the vocabulary's {len(counts_V):,}"
+        raise ConfigError(f"recycle.draft_vocab: {reason}")
+    order = np.lexsort((np.arange(len(counts_V)), -counts_V, ~always_V))
+    return np.sort(order[:size])

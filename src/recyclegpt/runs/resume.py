@@ -16,10 +16,9 @@ from recyclegpt.checkpoints.load import (
     read_own_checkpoint,
     weight_problems,
 )
-from recyclegpt.configuration.compose import folder_name
-from recyclegpt.configuration.hash import UNHASHED, config_hash
+from recyclegpt.configuration.compose import config_hash, folder_name
 from recyclegpt.data import TextDataModule
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 from recyclegpt.runs.folder import is_complete, read_provenance
 from recyclegpt.runs.model import BuiltModel
@@ -82,26 +81,12 @@ def _why_none(cfg: DictConfig, folder: Path) -> str | None:
     newest = max((run for run in runs if run.resolve() != folder.resolve()), default=None)
     if newest is None or folder.resolve().parent != newest.resolve().parent:
         return None
-    theirs, own = (_flat(OmegaConf.to_container(of)) for of in (OmegaConf.load(newest / ".hydra/config.yaml"), cfg))
-    changed = [
-        f"{key} was {theirs.get(key)} and is {own.get(key)}"
-        for key in dict.fromkeys([*own, *theirs])
-        if own.get(key) != theirs.get(key) and key.split(".")[0] not in UNHASHED
-    ]
-    if not changed:
+    if _hash_or_none(newest) == config_hash(cfg):
         return f"the newest run, {newest}, is complete; this is a new one"
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return (
-        f"the newest run, {newest}, has another config ({'; '.join(changed[:3])}{more}), so this is a new one; "
-        f"to go on from the other's last checkpoint, stop and type resume={newest} in place of resume=auto"
+        f"the newest run, {newest}, has another config, so this is a new one; to go on from the other's last "
+        f"checkpoint, stop and type resume={newest} in place of resume=auto"
     )
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value below a node by its dotted key."""
-    if not isinstance(node, dict):
-        return {path: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
 
 
 class ResumePoint(NamedTuple):
@@ -125,16 +110,12 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path, num_steps: int) -> Resum
         return None
     checkpoint = read_own_checkpoint(path)
     if missing := [key for key in NEEDED if key not in checkpoint]:
-        raise ConfigError(
-            f"resume: {path} lacks {', '.join(missing)}, so training cannot resume from it; "
-            "use one that `recyclegpt train` wrote, or begin from its weights with backbone.checkpoint=..."
-        )
+        lacking = f"{path} lacks {', '.join(missing)}"
+        raise ConfigError(f"resume: {lacking}; use one of `recyclegpt train`, or backbone.checkpoint=...")
     step = int(checkpoint["global_step"])
     if cfg.resume != "auto" and step >= num_steps and folder.resolve() not in path.resolve().parents:
-        raise ConfigError(
-            f"resume: {path} is at step {step} and this run has {num_steps} steps, so nothing is left to train; "
-            "raise trainer.max_epochs (or trainer.max_steps), or give an earlier checkpoint"
-        )
+        at = f"{path} is at step {step} of {num_steps}, so nothing is left to train"
+        raise ConfigError(f"resume: {at}; raise trainer.max_epochs, or give an earlier checkpoint")
     return ResumePoint(path, step, checkpoint)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
-from recyclegpt.configuration.instantiate import build
+from recyclegpt.configuration.build import build
 from recyclegpt.errors import ConfigError
 from recyclegpt.hardware.memory import keep_freed_memory
 from recyclegpt.models import has_native_bf16

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from recyclegpt.callbacks import DecodingMonitor, Throughput
 from recyclegpt.checkpoints.load import FOLDER, TOKENIZER, hyper_parameters
-from recyclegpt.configuration.hash import to_plain
+from recyclegpt.configuration.compose import to_plain
 from recyclegpt.configuration.hydra_app import shares_machine, write_hydra_folder
 from recyclegpt.configuration.train_checks import build_parts, epoch_steps, num_steps
 from recyclegpt.data import TextDataModule
@@ -25,21 +25,20 @@ from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
-from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
-from recyclegpt.hardware.device import device_name
+from recyclegpt.hardware.device import ExternalCpuLoad, device_name, is_contended
 from recyclegpt.hardware.memory import memory_of
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
-from recyclegpt.runs.folder import RESULT
+from recyclegpt.runs.folder import RESULT, write_provenance
 from recyclegpt.runs.model import BuiltModel, make_model
-from recyclegpt.runs.provenance import write_provenance
 from recyclegpt.runs.result import make_result, result_table
 from recyclegpt.runs.resume import check_resumable, checkpoint_to_resume
 from recyclegpt.runs.trainer import make_trainer, matmul_precision
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.dual_loss import ACCEPTED_LENGTH
-from recyclegpt.training.memory_plan import StepShape, memory_plan
+from recyclegpt.training.module_start import SAMPLE_TOKENS, begin_with_last_layers, can_begin_with_last_layers
 from recyclegpt.training.state_cache import StateCache, states_key
+from recyclegpt.training.step_cost import memory_plan
 
 T = TypeVar("T")
 log = logging.getLogger("recyclegpt")
@@ -71,7 +70,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     datamodule: TextDataModule = parts["data"]
     few = cfg.trainer.get("overfit_batches", 0)
     datamodule.connect(cfg.model.context_length, 2 + cfg.loss.num_unrolled, cfg.seed, overfit_batches=few)
-    datamodule.prepare()
+    datamodule.setup()
     # Reads the tokens, so that ids beyond the vocabulary are found before anything is written.
     counts_V = datamodule.unigram_counts()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -100,6 +99,9 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     if point is not None:
         check_resumable(point, cfg, built, datamodule, trainer.world_size)
     unigram = unigram_loss(counts_V, datamodule.val_tokens(2_000_000))
+    wanted = cfg.backbone.copy_last_layers and cfg.module is None
+    if point is None and wanted and can_begin_with_last_layers(built.model):
+        _begin_with_last_layers(built.model, datamodule)
     if cfg.training.cache_states:
         accepts = cfg.loss.target == ACCEPTED_LENGTH and built.model.draft_ids is not None
         module.state_cache = _state_cache(built.model, datamodule, trainer, accepts)
@@ -108,13 +110,19 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
     return PreparedRun(module, built, datamodule, trainer, optimizer, path, first_step, unigram)
 
 
+def _begin_with_last_layers(model: RecycleGPT, data: TextDataModule) -> None:
+    sample, length = data.corpus.sample(), data.row_length
+    num_rows = min(SAMPLE_TOKENS, sample.num_tokens) // length
+    explained = begin_with_last_layers(model, torch.from_numpy(sample.read(0, num_rows * length)).view(-1, length))
+    log.info(
+        "the module begins with the backbone's last layers; its fold explains %.0f%% of their input", 100 * explained
+    )
+
+
 def _state_cache(model: RecycleGPT, data: TextDataModule, trainer: Trainer, normalisers: bool) -> StateCache:
     """Raises ConfigError where rows do not come again, processes need each other's weights, or the disk is full."""
     if data.train_num_rows is None or isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ConfigError(
-            "training.cache_states: for a corpus on disk and whole weights in each process; set it to false, or leave "
-            "data=hf_stream or trainer=fsdp"
-        )
+        raise ConfigError("training.cache_states: needs a corpus on disk, and not trainer=fsdp; set it to false")
     if model.recyclable is not None and model.recyclable.tap is not None:
         raise ConfigError(
             f"training.cache_states: holds final states, and recycle.kind={model.recycle_config.kind} reads those of "
@@ -147,8 +155,7 @@ def open_folder(cfg: DictConfig, run: PreparedRun, folder: Path, digest: str) ->
         data_settings=run.datamodule.settings,
     )
     run.built.tokenizer.save(folder / FOLDER / TOKENIZER)
-    if len(run.built.tokenizer.stop_ids) > 1:
-        write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
+    write_stop_tokens(folder / FOLDER, run.built.tokenizer.stop_ids)
     announce(cfg, run, folder)
 
 
@@ -157,55 +164,42 @@ def announce(cfg: DictConfig, run: PreparedRun, folder: Path) -> None:
     model, data, trainer = run.built.model, run.datamodule, run.trainer
     facts, tokens, device = model_facts(model), data.train_num_tokens, trainer.strategy.root_device
     batch = data.batch_size * data.row_length * cfg.trainer.accumulate_grad_batches * trainer.world_size
-    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    step = StepShape(
-        batch=data.batch_size,
-        row_length=data.row_length,
-        precision=str(trainer.precision),
-        num_unrolled=cfg.loss.num_unrolled,
-        recompute_every=int(cfg.training.activation_checkpointing),
-        masked=data.mask_documents,
-        chunk_size=cfg.loss.chunk_size,
-        on_cuda=device.type == "cuda",
-        num_shards=trainer.world_size if sharded else 1,
-        bucketed=trainer.world_size > 1 and not sharded,
-    )
-    planned, available = memory_plan(model, run.optimizer, step), memory_of(device)
+    every_n = int(cfg.training.activation_checkpointing)
+    shape = (data.batch_size, data.row_length, str(trainer.precision), cfg.loss.num_unrolled, every_n)
+    planned, available = memory_plan(model, run.optimizer, *shape, data.mask_documents), memory_of(device)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        planned //= trainer.world_size  # each process holds a share of the weights
     memory = f"about {planned / 1e9:.2g}" + ("" if available is None else f" of {available / 1e9:.3g}") + " GB"
-    clocks = (
-        [f"trainer.max_time={cfg.trainer.max_time}"]
-        if cfg.trainer.get("max_time")
-        else [Timer.__name__ for _ in _callbacks(trainer, Timer)]
-    )
-    clocks += [EarlyStopping.__name__ for _ in _callbacks(trainer, EarlyStopping)]
+    clocks = [type(one).__name__ for one in trainer.callbacks if isinstance(one, Timer | EarlyStopping)]  # type: ignore[attr-defined]
     until = f" (fewer where {' or '.join(clocks)} ends the run; the schedules count on all)" if clocks else ""
     places = [cfg.data[key] for key in ("paths", "name", "path", "root") if cfg.data.get(key)]
-    lines = [
-        f"model   {facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
+    amount = "an endless stream" if tokens is None else f"{tokens:,} training tokens"
+    lines = {
+        "model": f"{facts['num_parameters']:,} parameters: backbone of {model.config.num_layers} layers, module of "
         f"{model.recycle_config.num_layers} ({facts['recycle_overhead']:.0%} more)",
-        f"data    {' '.join([data.source.kind, *map(str, places)])}: "
-        f"{'an endless stream' if tokens is None else f'{tokens:,} training tokens'}, vocabulary {data.vocab_size:,}",
-        f"run     {num_steps(cfg)} steps of {batch:,} tokens{until}, {trainer.precision} on {device.type}, "
-        f"{torch.get_num_threads()} threads",
-        f"memory  {memory}",
-        f"folder  {relative(folder)}",
-    ]
+        "data": f"{' '.join([data.source.kind, *map(str, places)])}: {amount}, vocabulary "
+        f"{data.tokenizer.vocab_size:,}",
+    }
     if model.draft_ids is not None:
         drafted = f"{len(model.draft_ids):,} of {model.config.vocab_size:,} token ids"
-        lines.insert(2, f"drafts  {drafted}, {run.built.coverage:.2%} of the training tokens")
+        lines["drafts"] = f"{drafted}, {run.built.coverage:.2%} of the training tokens"
+    threads = torch.get_num_threads()
+    lines |= {
+        "run": f"{num_steps(cfg)} steps of {batch:,} tokens{until}, {trainer.precision} on {device.type}, "
+        f"{threads} threads",
+        "memory": memory,
+        "folder": str(relative(folder)),
+    }
     if (cache := run.module.state_cache) is not None:
-        lines.append(f"states  {cache.num_bytes / 1e9:.3g} GB in {cache.folder}, {cache.share:.0%} of the rows there")
+        lines["states"] = f"{cache.num_bytes / 1e9:.3g} GB in {cache.folder}, {cache.share:.0%} of the rows there"
     if run.checkpoint is not None:
-        lines.append(f"resumed {relative(run.checkpoint)}")
-    print("\n".join(lines), file=sys.stderr)
+        lines["resumed"] = str(relative(run.checkpoint))
+    print("\n".join(f"{name:7} {text}" for name, text in lines.items()), file=sys.stderr)
     most = epoch_steps(cfg)
     for key, steps in (("max_steps", trainer.max_steps), ("min_steps", trainer.min_steps or 0)):
         if steps > most:
-            log.warning(
-                "trainer.%s=%d is not reached: trainer.max_epochs=%d of trainer.limit_train_batches=%d end after %d "
-                "steps; raise trainer.max_epochs",
-                *(key, steps, cfg.trainer.max_epochs, cfg.trainer.limit_train_batches, most),
-            )
+            why = f"the epochs end after {most} steps; raise trainer.max_epochs"
+            log.warning("trainer.%s=%d is not reached: %s", key, steps, why)
     if available is not None and planned > available:
         log.warning(
             "the memory of %s may not suffice (%s); set training.activation_checkpointing=true, lower data.batch_size "

@@ -4,8 +4,7 @@ from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
 from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.lightning_module import LitRecycleGPT, NonFiniteError
-from recyclegpt.training.optimizer import MuonAdamW, adamw
-from recyclegpt.training.schedule import constant, cosine, wsd
+from recyclegpt.training.optimizer import MuonAdamW, adamw, constant, cosine, wsd
 
 __all__ = [
     "DualLoss",

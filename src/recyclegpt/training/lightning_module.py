@@ -19,11 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from recyclegpt.data import Batch
 from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.models import RecycleGPT
-from recyclegpt.training.compile import set_up_layers
 from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
 from recyclegpt.training.early_exit import plan_exit
 from recyclegpt.training.held_out import HeldOutMetrics
-from recyclegpt.training.sharding import is_sharded, shard
+from recyclegpt.training.layers import is_sharded, set_up_layers, shard
 from recyclegpt.training.state_cache import KnownStates, StateCache
 
 NOT_FINITE = "not_finite.jsonl"
@@ -42,10 +41,6 @@ class LitRecycleGPT(LightningModule):
     computed from, and after `max_skipped_steps` of them in a row training stops.
 
     Args:
-        model: the model to train.
-        loss: weights and target of the dual loss.
-        optimizer: called with the named parameters.
-        scheduler: called with the optimizer and `num_steps`.
         num_steps: optimizer steps of the whole run, from the config (never from the trainer).
         token_num_bytes: `(V,)` bytes of text that each token stands for.
         hyper_parameters: plain Python config, stored in every checkpoint.

@@ -48,12 +48,7 @@ class StateCache:
     is computed by itself, so that it does not depend on its batch. Processes may share a folder: what they write to a
     row is the same, and is read only once its checksum fits.
 
-    Args:
-        folder: made, at its full size, where there is none.
-        num_rows: R.
-        row_length: T.
-        width: C.
-        normalisers: keep `log_normaliser` of the states too, also beside states that are there already.
+    With `normalisers` the `log_normaliser` of the states is kept too, also for states that are there already.
 
     Raises:
         ConfigError: the disk does not hold it, or the folder cannot be written.

@@ -16,7 +16,7 @@ from recyclegpt.benchmark.training_speed import (
 )
 from recyclegpt.models import ModelConfig, RecycleConfig
 from recyclegpt.training import MuonAdamW, adamw
-from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.step_cost import flops_per_token
 
 SHAPE = ModelConfig(50, 16, num_layers=2, hidden_size=16, num_heads=2)
 CPU = torch.device("cpu")

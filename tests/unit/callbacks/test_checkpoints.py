@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recyclegpt.callbacks import CheckpointEverySteps
-from recyclegpt.callbacks.checkpoints import requeue
-from recyclegpt.callbacks.stop_signals import SIGNALS
+from recyclegpt.callbacks.checkpoints import SIGNALS, requeue
 from recyclegpt.checkpoints import file as checkpoint_file
 from recyclegpt.checkpoints.file import SaveError, list_checkpoints, sidecar, verify
 from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO

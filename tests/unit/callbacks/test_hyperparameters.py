@@ -12,8 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
-from recyclegpt.callbacks.hyperparameters import HyperParameters
-from recyclegpt.callbacks.tensorboard import RESULTS
+from recyclegpt.callbacks.tensorboard import RESULTS, HyperParameters
 
 CONFIG = {
     "seed": 3,

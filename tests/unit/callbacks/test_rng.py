@@ -144,7 +144,7 @@ def test_states_load_with_weights_only() -> None:
 
 
 def test_a_checkpoint_of_other_processes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="written by 2 processes and is read by 1"):
+    with pytest.raises(ConfigError, match="written by 2 processes, read by 1"):
         RngIsolation().load_state_dict({"ranks": [capture_rng(), capture_rng()]})
 
 

@@ -12,7 +12,7 @@ from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.data import Batch
 from recyclegpt.hardware.device import peak_flops
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.step_cost import flops_per_token
 
 B, T = 2, 8
 TAGS = {f"train/{name}" for name in ("tokens_per_s", "step_time_s", "data_wait_fraction", "memory_bytes", "mfu")}

@@ -7,23 +7,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
-from recyclegpt.callbacks.trade_off import FIGURE, PR_CURVE, TradeOffFigure, threshold_curve
+from recyclegpt.callbacks.tensorboard import FIGURE, PR_CURVE, TradeOffFigure
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import HeldOutMetrics, LitRecycleGPT, LossConfig, adamw, constant
-
-
-def test_the_curve_by_hand() -> None:
-    curve = threshold_curve(torch.tensor([[4.0, 0.0, 6.0], [1.0, 0.0, 5.0]]))
-    assert curve["offered"].tolist() == pytest.approx([1.0, 0.6, 0.6])
-    assert curve["true_positive"].tolist() == [6, 5, 5]
-    assert curve["false_positive"].tolist() == [4, 1, 1]
-    assert curve["true_negative"].tolist() == [0, 3, 3]
-    assert curve["false_negative"].tolist() == [0, 1, 1]
-    assert curve["precision"].tolist() == pytest.approx([0.6, 5 / 6, 5 / 6])
-    assert curve["recall"].tolist() == pytest.approx([1.0, 5 / 6, 5 / 6])
-    nothing_above = threshold_curve(torch.tensor([[3.0, 0.0], [2.0, 0.0]]))
-    assert nothing_above["precision"].tolist() == pytest.approx([2 / 3, 1.0])
 
 
 def module(depth: int) -> LitRecycleGPT:
@@ -49,6 +37,13 @@ def test_tensorboard_gets_curve_and_figure_where_there_is_a_module(tmp_path: Pat
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["tensors"] == ([PR_CURVE] if depth else [])
     assert events.Tags()["images"] == ([FIGURE] if depth else [])
+    if depth:
+        true_T, false_T, *_, precision_T, recall_T = make_ndarray(events.Tensors(PR_CURVE)[0].tensor_proto)
+        counted, agreed = lit.held_out.by_confidence.tolist()
+        above = [(sum(counted[at:]), sum(agreed[at:])) for at in range(len(counted))]
+        assert list(zip(true_T + false_T, true_T, strict=True)) == above
+        assert recall_T.tolist() == pytest.approx([right / (above[0][1] or 1) for _, right in above])
+        assert precision_T.tolist() == pytest.approx([right / (drafted or 1) for drafted, right in above])
 
 
 def test_another_module_is_left_alone(tmp_path: Path) -> None:

@@ -130,12 +130,9 @@ def test_help_shows_settings_with_their_comments_and_choices_of_groups(capsys):
     [
         (["--help"], 0, "usage: recyclegpt COMMAND"),
         (["generate", "--help"], 0, "--prompt-file FILE"),
-        (["train", "-m", "seed=1,2", "tranier.max_epochs=1"], 2, "did you mean trainer?"),
-        (["generate", "--prompt", "a=b", "chekpoint=x"], 2, "did you mean checkpoint?"),
-        (["adapt", "model.path=x"], 2, "data: has to be chosen"),
     ],
 )
-def test_help_and_typing_mistakes_are_answered_without_importing_torch(argv, code, words):
+def test_help_is_answered_without_importing_torch(argv, code, words):
     program = (
         f"import sys, runpy; sys.argv = ['recyclegpt', *{argv}]\n"
         "try: runpy.run_module('recyclegpt', run_name='__main__')\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recyclegpt.configuration.instantiate import build, locate
+from recyclegpt.configuration.build import build, locate
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig
 

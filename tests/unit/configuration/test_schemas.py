@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from recyclegpt.configuration.build import section_problems, to_dataclass
 from recyclegpt.configuration.compose import compose_or_explain
-from recyclegpt.configuration.schemas import section_problems, to_dataclass
 from recyclegpt.errors import ConfigError
 
 

@@ -19,7 +19,7 @@ from recyclegpt.data import (
     TokenizerConfig,
     tokenize_corpus,
 )
-from recyclegpt.data.resume_state import state_in
+from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
 
 
@@ -154,7 +154,7 @@ def test_what_the_rest_of_the_house_asks_for(text: Path) -> None:
     assert batch.views_NBT.shape == (4, 4, 16)
     assert batch.documents_NBT is None
     assert next(iter(data.val_dataloader())).views_NBT.shape == (4, 4, 16)
-    assert data.vocab_size == 257
+    assert data.tokenizer.vocab_size == 257
     assert data.train_num_tokens is not None
     assert int(data.unigram_counts().sum()) == data.train_num_tokens
     assert data.unigram_counts().shape == (257,)
@@ -188,16 +188,16 @@ def test_prompts_come_from_different_documents(text: Path, tmp_path: Path) -> No
 
 
 def test_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(text, tokenizer=TokenizerConfig("bpe", vocab_size=280)).prepare()
+    make(text, tokenizer=TokenizerConfig("bpe", vocab_size=280)).setup()
 
     def fail(*_: object) -> Iterator[object]:
         raise AssertionError("text was read again")
 
     monkeypatch.setattr(TextFiles, "records", fail)
     data = make(text, tokenizer=TokenizerConfig("bpe", vocab_size=280))
-    data.prepare()
-    data.prepare()
-    assert data.vocab_size == 280
+    data.setup()
+    data.setup()
+    assert data.tokenizer.vocab_size == 280
 
 
 def test_bad_settings_are_all_named(text: Path) -> None:

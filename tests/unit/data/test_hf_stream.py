@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ import torch
 
 from recyclegpt.data import HFStream, Packing, TextTokenizer, TokenizerConfig
 from recyclegpt.data.corpus import open_corpus
-from recyclegpt.data.hf_stream import DocumentReader
+from recyclegpt.data.hf_stream import StreamRows
 from recyclegpt.data.loaders import TrainLoader
-from recyclegpt.data.packing import Batch
-from recyclegpt.data.shuffled_stream import StreamRows
-from recyclegpt.data.source import EMPTY
+from recyclegpt.data.packed_rows import Batch
+from recyclegpt.data.source import EMPTY, Record
 from recyclegpt.errors import ConfigError
 
 TOKENIZER = TextTokenizer.bytes()
@@ -43,14 +43,14 @@ def source(folder: Path, **settings: Any) -> HFStream:
     return HFStream("json", **settings)
 
 
-def read(reader: DocumentReader) -> list[str]:
+def read(reader: Iterator[tuple[Record, Any]]) -> list[str]:
     return [record.text for record, _ in reader]
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 8])
 def test_parts_share_the_documents(folder: Path, num_parts: int) -> None:
     stream = source(folder)
-    seen = Counter(text for part in range(num_parts) for text in read(DocumentReader(stream, "train", part, num_parts)))
+    seen = Counter(text for part in range(num_parts) for text in read(stream.documents("train", part, num_parts)))
     assert len(seen) == NUM_DOCUMENTS
     assert set(seen.values()) == {1}
 
@@ -58,18 +58,18 @@ def test_parts_share_the_documents(folder: Path, num_parts: int) -> None:
 @pytest.mark.parametrize("num_parts", [1, 2, 3])
 def test_reading_goes_on_from_any_state(folder: Path, num_parts: int) -> None:
     stream = source(folder)
-    pairs = list(DocumentReader(stream, "train", num_parts - 1, num_parts))
+    pairs = list(stream.documents("train", num_parts - 1, num_parts))
     for number, (_, state) in enumerate(pairs, start=1):
-        rest = read(DocumentReader(stream, "train", num_parts - 1, num_parts, state))
+        rest = read(stream.documents("train", num_parts - 1, num_parts, state))
         assert rest == [record.text for record, _ in pairs[number:]]
 
 
 def test_first_documents_are_held_out_of_training(folder: Path) -> None:
     stream = source(folder, val_split=None, num_val_documents=5)
-    val = read(DocumentReader(stream, "val"))
+    val = read(stream.documents("val"))
     assert len(val) == 5
     for num_parts in (1, 4):
-        train = [text for part in range(num_parts) for text in read(DocumentReader(stream, "train", part, num_parts))]
+        train = [text for part in range(num_parts) for text in read(stream.documents("train", part, num_parts))]
         assert len(train) == NUM_DOCUMENTS - 5
         assert not set(train) & set(val)
 

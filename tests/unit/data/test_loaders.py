@@ -9,8 +9,7 @@ import pytest
 from torch.utils.data._utils import signal_handling
 
 from recyclegpt.data.loaders import TrainLoader
-from recyclegpt.data.packed_rows import PackedRows, TokenArray
-from recyclegpt.data.packing import Packing
+from recyclegpt.data.packed_rows import PackedRows, Packing, TokenArray
 
 STREAM = PackedRows(TokenArray(np.arange(200)), Packing(row_length=4, num_views=3), 3, 0, 0, 1)
 

@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from recyclegpt.data.loaders import TrainLoader, ValBatches
-from recyclegpt.data.packed_rows import PackedRows, TokenArray
-from recyclegpt.data.packing import Batch, Packing
+from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, TokenArray
 from recyclegpt.errors import ConfigError
 
 TOKENS = TokenArray(np.arange(4 * 37 + 2))  # 37 rows of 4, so that batches never divide a pass

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recyclegpt.data.packed_rows import TokenArray, read_windows
-from recyclegpt.data.packing import Packing
+from recyclegpt.data.packed_rows import Packing, TokenArray, read_windows
 
 lengths = st.integers(1, 12)
 view_counts = st.integers(2, 5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.prompt_file import OVERALL, Prompt, chat_in, encode_prompts, read_prompts
+from recyclegpt.data.prompts import OVERALL, Prompt, chat_in, encode_prompts, read_prompts
 from recyclegpt.errors import ConfigError
 from tests.chat_tokenizer import write_chat_tokenizer
 

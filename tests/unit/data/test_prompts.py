@@ -43,7 +43,7 @@ def test_documents_first_then_windows_none_twice(
     num = data.draw(st.integers(1, len(begins) + len(inside) + 2))
     seed = data.draw(st.integers(0, 3))
     if num > len(begins) + len(inside):
-        with pytest.raises(ConfigError, match=f"holds {len(begins) + len(inside)}; ask for fewer"):
+        with pytest.raises(ConfigError, match=f"holds {len(begins) + len(inside)} of"):
             draw_prompts(TokenArray(tokens), END, num, length, seed)
         return
     drawn = draw_prompts(TokenArray(tokens), END, num, length, seed)

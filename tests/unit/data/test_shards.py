@@ -173,7 +173,7 @@ def test_damaged_shards_are_left_out_up_to_the_limit(tmp_path: Path, caplog: pyt
 def test_another_tokenizer_beside_the_shards_is_refused(tmp_path: Path) -> None:
     tokenize_corpus(CORPUS, TokenizerConfig("byte"), tmp_path / "out")
     TextTokenizer.train(CORPUS.texts["train"], 280).save(tmp_path / "out" / "tokenizer.json")
-    with pytest.raises(ConfigError, match="is not the tokenizer that wrote"):
+    with pytest.raises(ConfigError, match="did not write its shards"):
         Tokenized(str(tmp_path / "out")).open(0)
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from recyclegpt.hardware import contention
-from recyclegpt.hardware.contention import ExternalCpuLoad, is_contended
+from recyclegpt.hardware.device import STAT, ExternalCpuLoad, is_contended
 
-LINUX = pytest.mark.skipif(not contention.STAT.exists(), reason="no /proc/stat here")
+LINUX = pytest.mark.skipif(not STAT.exists(), reason="no /proc/stat here")
 
 
 def stat(path: Path, busy_ticks: int) -> Path:

@@ -7,7 +7,7 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
-from recyclegpt.configuration.hash import config_hash, to_plain
+from recyclegpt.configuration.compose import config_hash, to_plain
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json
 from recyclegpt.runs.folder import claim, read_provenance

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recyclegpt.runs import provenance
-from recyclegpt.runs.folder import read_provenance
-from recyclegpt.runs.provenance import git_state, write_provenance
+from recyclegpt.runs.folder import git_state, read_provenance, write_provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -81,5 +79,5 @@ def test_without_git(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(provenance.subprocess, "run", missing)
+    monkeypatch.setattr("recyclegpt.runs.folder.subprocess.run", missing)
     assert git_state(repository / "code.py") is None

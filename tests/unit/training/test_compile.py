@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
-from recyclegpt.training.compile import GRAPHS, layers_of, set_up_layers
+from recyclegpt.training.layers import GRAPHS, layers_of, set_up_layers
 
 V, B, T = 29, 2, 12
 

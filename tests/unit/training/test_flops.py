@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
-from recyclegpt.training.flops import flops_per_token
+from recyclegpt.training.step_cost import flops_per_token
 
 SHAPE = ModelConfig(
     vocab_size=50, context_length=16, num_layers=3, hidden_size=24, num_heads=4, num_kv_heads=2, head_dim=8,

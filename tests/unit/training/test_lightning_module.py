@@ -239,7 +239,7 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
         load_trained(tmp_path)
     broken = tmp_path / "step_1.ckpt"
     broken.write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(ConfigError, match="damaged or not a checkpoint"):
+    with pytest.raises(ConfigError, match="give one of this project"):
         load_trained(broken)
     torch.save({"hyper_parameters": {"format": 99}, "state_dict": {}}, tmp_path / "step_2.ckpt")
     with pytest.raises(ConfigError, match="has format 99, this version reads 1"):

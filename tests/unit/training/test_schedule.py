@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.training.schedule import constant, cosine, wsd
+from recyclegpt.training.optimizer import constant, cosine, wsd
 
 
 def make_optimizer() -> torch.optim.Optimizer:

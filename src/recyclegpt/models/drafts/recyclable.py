@@ -73,7 +73,11 @@ class RecyclableModule(DraftModule):
 
     def fold(self, embedded_BTC: Tensor, hidden_BTC: Tensor) -> Tensor:
         """What the layers read, z_t `(B, T, C)`."""
-        return self.fc(torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1))
+        return self.fc(self.fold_inputs(embedded_BTC, hidden_BTC))
+
+    def fold_inputs(self, embedded_BTC: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """Both inputs next to each other, `(B, T, 2C)`."""
+        return torch.cat([self.embed_norm(embedded_BTC), self.hidden_norm(hidden_BTC)], dim=-1)
 
 
 Module = RecyclableModule

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.gguf_header import StoredTensor, read_header
+from recyclegpt.gguf_header import dequantised, read_header
 from recyclegpt.models.config import ModelConfig
 from recyclegpt.models.huggingface.families import model_config
 from recyclegpt.models.huggingface.shards import FLOATS, sampled_hash
@@ -54,20 +52,17 @@ class GGUFTensors:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import gguf
-        except ImportError as error:
-            raise ConfigError(f"{path}: needs the package gguf; pip install 'recyclegpt[gguf]'") from error
-        self._gguf, self.path = gguf, path
+        self.path = path
         self._metadata, tensors = read_header(path)
         self._architecture = self._metadata.get("general.architecture")
         self._tensors = {_name_here(name): tensor for name, tensor in tensors.items()}
-        size = path.stat().st_size
-        if problems := [text for name, tensor in tensors.items() if (text := self._problem(name, tensor, size))]:
-            raise ConfigError(f"{path}: {problems[0]}" + (f" ({len(problems)} tensors are so)" if problems[1:] else ""))
+        if odd := [tensor for tensor in tensors.values() if tensor.tensor_type.name not in TYPES]:
+            problem = f"{path}: {odd[0].name}: its type {odd[0].tensor_type.name} is not supported"
+            more = f" ({len(odd)} tensors are so)" if odd[1:] else ""
+            raise ConfigError(f"{problem}; take a file of the model in {', '.join(TYPES)}{more}")
         self._factors = self._tensors.pop(ROPE_FACTORS, None)
-        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        kinds = {name: gguf.GGMLQuantizationType(tensor.kind).name for name, tensor in self._tensors.items()}
+        self.shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
+        kinds = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
         self.dtypes = {name: kind if kind in FLOATS else "F32" for name, kind in kinds.items()}  # dequantised
 
     def fingerprint(self) -> str:
@@ -90,7 +85,7 @@ class GGUFTensors:
         """Every tensor in turn, in fp32. Rows of llama's queries and keys are put back in the order of halves."""
         heads = self._value("attention.head_count")
         for name, stored in self._tensors.items():
-            weight = self._read(stored)
+            weight = _read(stored)
             if self._architecture == "llama" and (found := re.search(r"\.(q|k)_proj\.", name)):
                 # llama.cpp rotates neighbours, (0, 1), (2, 3), ...; here the pairs are (i, i + D / 2).
                 num = heads if found[1] == "q" else self._value("attention.head_count_kv", heads)
@@ -143,37 +138,27 @@ class GGUFTensors:
     def _llama3(self, config: ModelConfig) -> RopeScaling:
         """Llama 3.1's scaling in numbers: the file holds what they amount to."""
         assert self._factors is not None
-        factors = self._read(self._factors)
+        factors = _read(self._factors)
         scaling = RopeScaling("llama3", float(factors.max()), 8192)
         plain, scaled = (frequencies(config.head_dim, config.rope_theta, one) for one in (RopeScaling(), scaling))
         if not torch.allclose(plain / scaled, factors, rtol=1e-3):
             raise ConfigError(f"{ROPE_FACTORS}: is not the scaling of Llama 3.1, which alone is supported")
         return scaling
 
-    def _read(self, stored: StoredTensor) -> Tensor:
-        kind = self._gguf.GGMLQuantizationType(stored.kind)
-        block, size = self._gguf.GGML_QUANT_SIZES[kind]
-        num_rows, row_bytes = math.prod(stored.shape[:-1]), stored.shape[-1] // block * size
-        # Mode c: torch warns of memory that may not be written to, though nobody writes.
-        rows = np.memmap(self.path, np.uint8, "c", stored.offset, (num_rows, row_bytes))
-        weight = torch.empty(num_rows, stored.shape[-1])
-        for begin in range(0, num_rows, _ROWS_AT_ONCE):
-            part = slice(begin, begin + _ROWS_AT_ONCE)
-            weight[part] = torch.from_numpy(self._gguf.dequantize(rows[part], kind))
-        return weight.view(stored.shape)
 
-    def _problem(self, name: str, stored: StoredTensor, file_size: int) -> str | None:
-        kinds = {kind.value: kind for kind in self._gguf.GGMLQuantizationType}
-        kind = kinds.get(stored.kind)
-        if kind is None or kind.name not in TYPES:
-            found = kind.name if kind else stored.kind
-            return f"{name}: its type {found} is not supported; take a file of the model in {', '.join(TYPES)}"
-        block, size = self._gguf.GGML_QUANT_SIZES[kind]
-        if not stored.shape or stored.shape[-1] % block:
-            return f"{name}: {kind.name} of shape {list(stored.shape)} cannot be; download it again"
-        if stored.offset + math.prod(stored.shape) // block * size > file_size:
-            return f"{name}: the file ends before it does; download it again"
-        return None
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """Rows first, as in torch."""
+    return tuple(tensor.shape.tolist()[::-1])
+
+
+def _read(tensor: Any) -> Tensor:
+    shape = _shape(tensor)
+    weight = torch.empty(shape)
+    rows = weight.view(-1, shape[-1])
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        end = begin + _ROWS_AT_ONCE
+        rows[begin:end] = torch.from_numpy(dequantised(tensor, begin, end))
+    return weight
 
 
 def _name_here(name: str) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.dtypes import DTYPES
+from recyclegpt.hardware.device import DTYPES
 from recyclegpt.models.config import RecycleConfig
 from recyclegpt.models.huggingface.families import read_config
 from recyclegpt.models.huggingface.gguf import GGUFTensors
 from recyclegpt.models.huggingface.llama_layout import backbone_weights
 from recyclegpt.models.huggingface.location import locate
+from recyclegpt.models.huggingface.module_folder import with_module
 from recyclegpt.models.huggingface.shards import FLOATS, Shards
 from recyclegpt.models.layers import initialise
 from recyclegpt.models.recyclegpt import RecycleGPT
@@ -138,14 +139,17 @@ def load_backbone(
     context_length: int | None = None,
     recycle: RecycleConfig | None = None,
     device: torch.device | str = "cpu",
+    module: str | Path | None = None,
 ) -> RecycleGPT:
-    """A pretrained backbone, and a fresh module of shape `recycle` if given; `model(input_ids)` gives its logits.
+    """A pretrained backbone, whose logits `model(input_ids)` gives, with a module if one is asked for.
 
-    `context_length` is the longest text, None all that the checkpoint allows.
+    That is a fresh one of shape `recycle`, or the trained one in the folder `module` (`with_module`). `context_length`
+    is the longest text, None all that the checkpoint allows.
 
     Raises:
-        ConfigError: see `PretrainedBackbone`.
+        ConfigError: see `PretrainedBackbone` and `with_module`.
     """
     found = PretrainedBackbone(str(folder_or_name), None, context_length)
     found.dtype, found.config = dtype, replace(found.config, context_length=found.context_length)
-    return found.load(recycle, device)
+    model = found.load(recycle, device)
+    return model if module is None else with_module(model, module)

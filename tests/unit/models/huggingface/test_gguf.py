@@ -17,6 +17,7 @@ from transformers.integrations.gguf.dequant import dequantize
 from recyclegpt.checkpoints.load import load_trained
 from recyclegpt.commands.main import main
 from recyclegpt.data import TextTokenizer
+from recyclegpt.data.tokenizer import write_stop_tokens
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.huggingface import load_backbone
 from recyclegpt.models.huggingface.gguf import TYPES
@@ -183,7 +184,8 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, vocabulary: TextTokeni
         assert ids == theirs.encode(text, add_special_tokens=False).ids
         assert ours.decode(ids) == text
     ours.save(tmp_path / "tokenizer.json")
-    again = TextTokenizer.from_file_with(tmp_path / "tokenizer.json", ours.fingerprint)
+    write_stop_tokens(tmp_path, ours.stop_ids)
+    again = TextTokenizer.from_file(tmp_path / "tokenizer.json")
     assert again is not None
     assert bool(ours.start_ids) == (pre in ("llama-bpe", "tekken", "sentencepiece"))
     assert ours.eos_token == ("</s>" if pre == "sentencepiece" else "<|im_end|>")
@@ -232,7 +234,7 @@ def test_what_is_refused(tmp_path: Path, vocabulary: TextTokenizer) -> None:
     )
     assert "blk.0.ffn_gote.weight is not part of" in refusal(sound.replace(b"blk.0.ffn_gate", b"blk.0.ffn_gote"))
     at = sound.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8
-    assert "output_norm.weight: its type IQ2_XXS is not supported" in refusal(sound[:at] + b"\x10" + sound[at + 1 :])
+    assert "output_norm.weight: its type IQ4_NL is not supported" in refusal(sound[:at] + b"\x14" + sound[at + 1 :])
     bad.write_bytes(sound.replace(b"gpt-2", b"gpt-9"))
     with pytest.raises(ConfigError, match=r"tokenizer.ggml.pre: gpt-9 is not supported"):
         TextTokenizer.from_file(bad)

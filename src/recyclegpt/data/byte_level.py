@@ -1,15 +1,16 @@
-"""What tokens stand for: their text, one id at a time, and how many bytes of it each is."""
+"""Tokens that stand for bytes: training a byte-level BPE, what tokens stand for, one id at a time, and its bytes."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -80,3 +81,34 @@ class TextStream:
             self._recent = self._recent[self._num_returned :]
             self._num_returned = len(self._recent)
         return text
+
+
+_LONGEST_RUN = 1_000
+"""Characters; the longest in the default corpus are shorter, and so is every useful token."""
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, end_token: str) -> Tokenizer:
+    """A byte-level BPE learned from `texts`; smaller than `vocab_size` where text is scarce."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[end_token],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=sys.stderr.isatty(),  # it prints blank lines all the same
+    )
+    tokenizer.train_from_iterator(_bounded(texts), trainer)
+    return tokenizer
+
+
+def _bounded(texts: Iterable[str]) -> Iterator[str]:
+    """Texts cut inside longer runs of letters or of blanks, in whose length training is quadratic."""
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+                yield text[start:cut]
+                start = cut
+        yield text[start:]

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recyclegpt.configuration.train_checks import read_draft_ids
 from recyclegpt.data import TextTokenizer
-from recyclegpt.data.draft_vocabulary import frequent_ids, read_draft_ids
 from recyclegpt.errors import ConfigError
+from recyclegpt.runs.model import frequent_ids
 
 TOKENIZER = TextTokenizer.train(["def add(a, b):\n    return a + b\n" * 20], vocab_size=290)
 
