@@ -139,7 +139,7 @@ class DraftModule(nn.Module):
         return len(self.layers)
 
     def attach(self, backbone: Backbone) -> None:
-        """Keep what it runs of the backbone, which comes before weights are initialised."""
+        """Keep what it runs of the backbone; called again where that is put in place of another."""
 
     def balance(self, embedding_std: float) -> None:
         """Set initial weights that `initialise` cannot know; `embedding_std` is that of the embedding's numbers."""

@@ -138,8 +138,8 @@ class RecycleGPT(
         """What the rows of a one-call module may attend to in decoding."""
 
         def inputs(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
-            # Only rows that nobody reads stand beyond the last slot.
-            positions_BR = positions_BR.clamp(max=num_slots_read - 1)
+            # Only rows that nobody reads stand beyond the last slot or rotation.
+            positions_BR = positions_BR.clamp(max=min(num_slots_read, self.rotary.num_positions) - 1)
             if last_BR is None:
                 return self._attention_inputs(positions_BR, positions_BR, None, cache, num_slots_read)
             attending = RecycleGPT._attention_inputs(self, positions_BR, positions_BR, None, cache, num_slots_read)
