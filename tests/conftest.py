@@ -108,7 +108,7 @@ def _torch_as_imported() -> Iterator[None]:
         _reset(torch)
     if "recyclegpt.kernels" in sys.modules:
         _compile_kernels()
-    if (stopwatch := sys.modules.get("recyclegpt.hardware.stopwatch")) is not None:
+    if (stopwatch := sys.modules.get("recyclegpt.hardware.measure")) is not None:
         stopwatch.COPY_BYTES["cpu"] = 2**20  # gigabytes would be moved in each bench
     yield
     if (torch := sys.modules.get("torch")) is not None:

@@ -3,11 +3,12 @@
     python peers.py prepare model.gguf work      # writes the model in the formats of the engines, with recyclegpt[gguf]
     optimum-cli export openvino -m work/hf --task text-generation-with-past --weight-format fp16 work/openvino-fp16
     optimum-cli export openvino -m work/hf --task text-generation-with-past --weight-format int8 work/openvino-int8
-    python peers.py measure work prompts.jsonl   # one round of every engine; call it several times, compare medians
+    python peers.py measure work prompts.jsonl --out peers.jsonl
 
 `measure` runs in an environment of its own (`requirements-peers.txt`), each engine in a process of its own. A prompt is
-a row `{"prompt": ...}`; every engine gets the same text in the chat template, and writes the same number of tokens
-greedily, end tokens ignored. Seconds are those after the first token.
+a row `{"category": ..., "prompt": ...}`; every engine gets the same text in the chat template, and writes greedily up
+to an end token, at most `--new` tokens. `--out` gets a row for every text, `{"engine", "round", "category", "prompt",
+"tokens", "seconds"}`: tokens after the first, and their seconds. A round that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -23,8 +25,8 @@ from typing import Any
 
 GGUF_FORMATS = ("BF16", "Q8_0", "Q4_1")
 OPENVINO_FORMATS = ("fp16", "int8")
-NEW_TOKENS = 128
 THREADS = 2
+CONTEXT = 8192
 
 
 def prepare(source: Path, work: Path) -> None:
@@ -61,24 +63,28 @@ def requantise(source: Path, target: Path, kind: str) -> None:
     writer.close()
 
 
+Texts = list[tuple[int, float]]
+"""Tokens and seconds of each text after its first token."""
+
+
 def chat(prompt: str) -> str:
     """SmolLM2's template for one question."""
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def llama_cpp(work: Path, prompts: list[str], kind: str) -> list[tuple[int, float]]:
+def llama_cpp(work: Path, prompts: list[str], kind: str, new_tokens: int) -> Texts:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(work / f"{kind}.gguf")
-    params.n_ctx, params.n_parallel = 2048, 1
+    params.n_ctx, params.n_parallel = CONTEXT, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.warmup = True
     server = xllamacpp.Server(params)
     measured = []
     for prompt in prompts:
-        asked = {"prompt": chat(prompt), "n_predict": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+        asked = {"prompt": chat(prompt), "n_predict": new_tokens, "temperature": 0}
         timings = server.handle_completions({**asked, "cache_prompt": False})["timings"]
         measured.append((timings["predicted_n"] - 1, timings["predicted_ms"] / 1000))
     return measured
@@ -99,14 +105,14 @@ class Clock:
         return tokens - 1, self.times[-1] - self.times[0]
 
 
-def openvino(work: Path, prompts: list[str], kind: str) -> list[tuple[int, float]]:
+def openvino(work: Path, prompts: list[str], kind: str, new_tokens: int) -> Texts:
     import openvino_genai as genai
 
     form, _, lookup = kind.partition("-")
     extra = {"prompt_lookup": True} if lookup else {}
     pipe = genai.LLMPipeline(str(work / f"openvino-{form}"), "CPU", INFERENCE_NUM_THREADS=THREADS, **extra)
-    config = genai.GenerationConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, ignore_eos=True)
-    config.apply_chat_template = False
+    config = pipe.get_generation_config()
+    config.max_new_tokens, config.do_sample, config.apply_chat_template = new_tokens, False, False
     if lookup:
         config.num_assistant_tokens, config.max_ngram_size = 3, 3
     measured = []
@@ -117,7 +123,7 @@ def openvino(work: Path, prompts: list[str], kind: str) -> list[tuple[int, float
     return measured
 
 
-def transformers(work: Path, prompts: list[str], kind: str) -> list[tuple[int, float]]:
+def transformers(work: Path, prompts: list[str], kind: str, new_tokens: int) -> Texts:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -130,8 +136,8 @@ def transformers(work: Path, prompts: list[str], kind: str) -> list[tuple[int, f
         ids = tokenizer(chat(prompt), return_tensors="pt", add_special_tokens=False)["input_ids"]
         clock = Clock()
         written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-            do_sample=False, stopping_criteria=[clock], **extra,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
+            stopping_criteria=[clock], **extra,
         )  # fmt: skip
         measured.append(clock.measured(written.shape[1] - ids.shape[1]))
     return measured
@@ -144,20 +150,47 @@ ENGINES = {
 }
 
 
-def measure(work: Path, file: Path, num_prompts: int) -> None:
-    """One round: every engine in turn, a row of JSON each."""
-    for name in ENGINES:
-        command = [sys.executable, __file__, "one", str(work), str(file), "--engine", name, "--num", str(num_prompts)]
-        subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)})
+def measure(arguments: argparse.Namespace) -> None:
+    """Every engine in turn, so often."""
+    out = arguments.out
+    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = {(row["round"], row["engine"]) for row in known}
+    for number in range(1, arguments.rounds + 1):
+        for name in ENGINES:
+            if (number, name) not in done:
+                rest = ["--out", str(out), "--engine", name, "--rounds", str(number), "--new", str(arguments.new)]
+                command = [sys.executable, __file__, "one", str(arguments.first), str(arguments.second), *rest]
+                subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)})
 
 
-def one(work: Path, file: Path, name: str, num_prompts: int) -> None:
-    """Measure one engine; the first prompt is its warm-up."""
-    prompts = [json.loads(line)["prompt"] for line in file.read_text().splitlines()][: num_prompts + 1]
-    engine, kind = ENGINES[name]
-    measured = engine(work, prompts, kind)[1:]
+def one(arguments: argparse.Namespace) -> None:
+    """Measure one engine in round `--rounds`, after a text that warms it up."""
+    rows = [json.loads(line) for line in arguments.second.read_text().splitlines()]
+    engine, kind = ENGINES[arguments.engine]
+    prompts = [row["prompt"] for row in rows]
+    measured = engine(arguments.first, [prompts[0], *prompts], kind, arguments.new)[1:]
+    with arguments.out.open("a") as file:
+        for number, (row, (tokens, seconds)) in enumerate(zip(rows, measured, strict=True)):
+            about = {"engine": arguments.engine, "round": arguments.rounds, "category": row["category"]}
+            file.write(json.dumps({**about, "prompt": number, "tokens": tokens, "seconds": seconds}) + "\n")
     tokens, seconds = (sum(column) for column in zip(*measured, strict=True))
-    print(json.dumps({"engine": name, "tokens_per_s": round(tokens / seconds, 2), "tokens": tokens}), flush=True)
+    print(f"{arguments.engine}: {tokens / seconds:.1f} tokens/s", flush=True)
+
+
+def peer_rows(file: Path) -> list[dict[str, Any]]:
+    """Tokens over seconds of every engine, by category: the median round, and the slowest and fastest."""
+    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in map(json.loads, file.read_text().splitlines()):
+        for category in (row["category"], "overall"):
+            rounds = sums.setdefault((row["engine"], category), {})
+            of = rounds.setdefault(row["round"], [0, 0, 0])
+            of[:] = of[0] + row["tokens"], of[1] + row["seconds"], of[2] + 1
+    found = []
+    for (engine, category), rounds in sums.items():
+        speeds = [tokens / seconds for tokens, seconds, _ in rounds.values()]
+        row = {"engine": engine, "category": category, "tokens_per_s": statistics.median(speeds)}
+        found.append(row | {"spread": [min(speeds), max(speeds)], "num_prompts": int(rounds[1][2])})
+    return found
 
 
 def main() -> None:
@@ -165,15 +198,17 @@ def main() -> None:
     parser.add_argument("action", choices=("prepare", "measure", "one"))
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("peers.jsonl"))
     parser.add_argument("--engine", choices=ENGINES)
-    parser.add_argument("--num", type=int, default=8, help="prompts measured, after one that warms up")
+    parser.add_argument("--new", type=int, default=256, help="most tokens of a text")
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.action == "prepare":
         prepare(arguments.first, arguments.second)
     elif arguments.action == "measure":
-        measure(arguments.first, arguments.second, arguments.num)
+        measure(arguments)
     else:
-        one(arguments.first, arguments.second, arguments.engine, arguments.num)
+        one(arguments)
 
 
 if __name__ == "__main__":

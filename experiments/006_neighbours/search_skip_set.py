@@ -15,7 +15,7 @@ import torch
 
 from recyclegpt.benchmark.ceilings import backbone_bytes
 from recyclegpt.checkpoints.load import load_trained
-from recyclegpt.data.prompt_file import encode_prompts, read_prompts
+from recyclegpt.data.prompts import encode_prompts, read_prompts
 from recyclegpt.decoding import Decoder, Verified
 
 

@@ -27,7 +27,7 @@ def prepare(work: Path, checkpoint: str, module: str | None, prompts: Path, num_
     import torch
 
     from recyclegpt.checkpoints.load import load_trained
-    from recyclegpt.data.prompt_file import encode_prompts, read_prompts
+    from recyclegpt.data.prompts import encode_prompts, read_prompts
     from recyclegpt.decoding import Counts, Decoder, make_strategy
 
     source = [f"checkpoint={checkpoint}", *([] if module is None else [f"module={module}"]), "dtype=float32"]
@@ -90,9 +90,10 @@ def serve(work: Path) -> None:
 
     facts = json.loads((work / FACTS).read_text())
     ours = {(row["dtype"], row["num_drafted"], row["vocabulary"]): row for row in facts["rows"]}
-    table, shape = [], "{:>9} {:>8} {:>12} {:>12}  {:<24} {:<24} {}"
-    heads = ("dtype", "drafted", "same as", "same as", "accepted by position,", "here, whole", "here, draft vocabulary")
-    print(shape.format(*heads) + "\n" + shape.format("", "", "vLLM plain", "recyclegpt", "vLLM", "vocabulary", ""))
+    table, shape = [], "{:>9} {:>8} {:>13} {:>13}  {:<20} {:<20} {}"
+    print("equal: texts that equal vLLM's without speculation, and ours; accepted: share by position")
+    heads = ("equal, plain", "equal, ours", "accepted, vLLM", "here", "here, draft vocabulary")
+    print(shape.format("dtype", "drafted", *heads))
     for dtype in DTYPES:
         found: dict[int, Row] = {}
         for drafted in (0, *NUM_DRAFTED):

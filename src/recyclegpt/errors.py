@@ -42,19 +42,6 @@ class Stopped(SystemExit):
         return self.message
 
 
-class JobsFailed(RuntimeError):  # noqa: N818 - it reports failures that were printed as they came
-    """Some jobs of a sweep failed; the others ran to their end.
-
-    Holds a line for each failed job. The command line prints them and exits 1.
-    """
-
-    def __init__(self, num_jobs: int, failures: Sequence[str]) -> None:
-        self.failures = list(failures)
-        count = f"{len(self.failures)} of {num_jobs} jobs failed"
-        remedy = "The same command runs them again; jobs that are complete are skipped."
-        super().__init__("\n".join([count, *(f"  - {failure}" for failure in self.failures), remedy]))
-
-
 class Problems:
     """Collects the problems of several checks, so that a user sees all of them at once."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -158,3 +159,22 @@ def test_what_was_measured_survives_an_interruption(
     decoded.clear()
     assert run("bench", f"checkpoint={trained}", *argv) == 0
     assert len(decoded) == 3 + 3, "the warm-ups, and the second prompt"
+
+
+def test_the_measurement_of_a_real_model(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`experiments/005_smollm2/measure.py`, on a model that takes no time; other engines are not asked."""
+    scripts = Path(__file__).resolve().parents[2] / "experiments/005_smollm2"
+    monkeypatch.syspath_prepend(scripts)
+    (tmp_path / "p.jsonl").write_text('{"category": "coding", "prompt": "def a"}\n', encoding="utf-8")
+    argv = [str(trained), "--tune", "p.jsonl", "--prompts", "p.jsonl", "--out", "out", "--new-tokens", "16", "--busy"]
+    monkeypatch.setattr(sys, "argv", ["measure.py", *argv, "--sections", "choose", "speed", "waterfall", "quality"])
+    monkeypatch.chdir(tmp_path)
+    measure = importlib.import_module("measure")
+    monkeypatch.setattr(measure, "LENGTHS", {"module": (1,), "ngram": (2,), "ngram+module": (3,)})
+    measure.main()
+    sections = json.loads((tmp_path / "out/results.json").read_text())["sections"]
+    assert [row["lever"] for row in sections["waterfall"]["rows"]][:2] == ["autoregressive", "module"]
+    assert all(row["predicted"] > 0 for row in sections["waterfall"]["rows"])
+    assert {row["equal"] for row in sections["speed"]["rows"] if row["strategy"] == "verified"} == {1}
+    assert len(sections["texts"]["rows"]) == 3
+    assert (tmp_path / "out/waterfall.png").exists()

@@ -317,4 +317,4 @@ def test_a_folder_with_an_unfinished_run_is_not_begun_anew_by_accident(
         with pytest.raises(MemoryError):
             run("train", *small, "callbacks=no_monitor", "checkpointing.every_n_steps=1", "hydra.run.dir=one")
     assert run("train", *small, "callbacks=no_monitor", "checkpointing.every_n_steps=1", "hydra.run.dir=one") == 2
-    assert "holds this run, unfinished; resume it (resume=auto)" in capsys.readouterr().err
+    assert "holds this run, unfinished (resume=auto)" in capsys.readouterr().err

@@ -189,6 +189,12 @@ def test_one_bench_pass_over_a_sweep(
     assert "recycle.num_layers-0 was not measured" in printed.err
     assert list(json.loads(printed.out.splitlines()[-1])["runs"]) == ["recycle.num_layers-1"], "the other is measured"
     assert before != [file.stat().st_mtime_ns for file in files]
+    Path("p.jsonl").write_text('{"prompt": "def a"}\n', encoding="utf-8")
+    assert run(*argv[:2], "prompts=p.jsonl", *argv[3:5]) == 1
+    (measured,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"].values()
+    assert [(row["category"], row["strategy"]) for row in measured["rows"]] == [
+        ("overall", name) for name in ("autoregressive", "alternating", "verified")
+    ]
     assert run("bench-runs", "runs=nowhere") == 2
     assert "runs: nowhere" in capsys.readouterr().err
 

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from recyclegpt.callbacks import CheckpointEverySteps, RngIsolation, Throughput
+from recyclegpt.callbacks.checkpoints import VerifiedCheckpointIO
 from recyclegpt.checkpoints.file import remove_checkpoint, write_checkpoint
-from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.data import TextDataModule, TextFiles, TokenizerConfig
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import LitRecycleGPT, LossConfig, adamw, constant

@@ -1,15 +1,18 @@
 """`hydra/sweeper=controlled`: a grid plus named controls, each run once for every seed.
 
-It leaves `jobs.json` in the sweep's folder, so that a report knows what is missing, and names failed jobs at the end.
+It leaves `jobs.json`, every job that was asked for, in the folder of the sweep, so that a report knows what is
+missing, and names failed jobs at the end.
 
 No `from __future__ import annotations` here: Hydra loads a plugin before `sys.modules` knows it, and a dataclass looks
 its string annotations up there.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,10 +25,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL, add_jobs
-from recyclegpt.errors import ConfigError, JobsFailed
+from recyclegpt.configuration.compose import UNHASHED
+from recyclegpt.errors import ConfigError, RunError
+from recyclegpt.files import write_json
 
 SEED = "seed"
+FILE_NAME = "jobs.json"
+FORMAT = 1
+CONTROL = "++sweep.control="
 
 
 @dataclass
@@ -73,7 +80,7 @@ class ControlledSweeper(Sweeper):
         """Run all jobs.
 
         Raises:
-            JobsFailed: naming every job that failed, after all have run.
+            RunError: naming every job that failed, after all have run.
             ConfigError: the same, where each failed by a mistake in its settings.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -141,8 +148,10 @@ def _raise_failures(results: Sequence[JobReturn]) -> None:
         problems = dict.fromkeys(problem for problem, _ in found)
         raise ConfigError([f"{it} (in {'; '.join(job for same, job in found if same == it)})" for it in problems])
     last = [f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}" for error in errors]
-    failures = [f"{name}: {line}" for name, line in zip(names, last, strict=True)]
-    raise JobsFailed(len(results), failures) from errors[0]
+    lines = [f"{len(failed)} of {len(results)} jobs failed"]
+    lines += [f"  - {name}: {line}" for name, line in zip(names, last, strict=True)]
+    lines.append("The same command runs them again; jobs that are complete are skipped.")
+    raise RunError("\n".join(lines)) from errors[0]
 
 
 def _grid(overrides: Sequence[Override]) -> list[list[str]]:
@@ -157,3 +166,30 @@ def _grid(overrides: Sequence[Override]) -> list[list[str]]:
         else:
             raise HydraException(f"{override.input_line}: is not a list of values; write KEY=VALUE1,VALUE2")
     return [list(job) for job in itertools.product(*axes.values())]
+
+
+def add_jobs(folder: Path, jobs: Sequence[Sequence[str]], shared: Collection[str] = ()) -> None:
+    """Write the jobs of a sweep; those written by an earlier start in the same folder stay, ahead of new ones.
+
+    Overrides in `shared` hold for all jobs and are left out of each.
+
+    Raises:
+        ConfigError: the folder holds a sweep whose shared settings are others, so that its jobs could not be compared.
+    """
+    path = folder / FILE_NAME
+    settings = sorted(line for line in shared if line.lstrip("+~").partition("=")[0].split(".")[0] not in UNHASHED)
+    empty: dict[str, Any] = {"shared": settings, "jobs": []}
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    if document["shared"] != settings:
+        raise ConfigError(
+            f"{folder}: holds a sweep with other settings ({' '.join(document['shared'])}; this command has "
+            f"{' '.join(settings)}); choose another folder (sweep.tag=...), or move this one away"
+        )
+    listed: list[object] = document["jobs"]
+    for job in jobs:
+        control = next((line.removeprefix(CONTROL) for line in job if line.startswith(CONTROL)), None)
+        overrides = [line for line in job if not line.startswith(CONTROL) and line not in shared]
+        entry = {"overrides": overrides, "control": control}
+        if entry not in listed:
+            listed.append(entry)
+    write_json(path, {"format": FORMAT, "shared": settings, "jobs": listed})

@@ -20,7 +20,7 @@ from recyclegpt.decoding.cuda_graph import GraphedStep
 from recyclegpt.decoding.drafters import make_module_drafter
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.text_buffer import TextBuffer
-from recyclegpt.hardware.stopwatch import Clock, Stopwatch
+from recyclegpt.hardware.measure import Clock, Stopwatch
 from recyclegpt.models import KVCache, RecycleGPT
 
 

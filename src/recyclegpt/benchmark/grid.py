@@ -17,8 +17,7 @@ from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, 
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
-from recyclegpt.hardware.memory import PeakMemory
-from recyclegpt.hardware.stopwatch import CopyTimer
+from recyclegpt.hardware.measure import CopyTimer, PeakMemory
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
@@ -52,7 +51,7 @@ class BenchConfig:
             for name in self.strategies
             if name != "autoregressive"
             for drafter in (self.drafters if name == "verified" else ("module",))
-            for adaptive in (self.adaptive if name == "verified" and drafter != "ngram" else (False,))
+            for adaptive in (self.adaptive if name == "verified" and drafter.endswith("module") else (False,))
         ]
         return [strategy for strategy in made if has_module or not strategy.needs_module]
 

@@ -204,9 +204,10 @@ def _row(strategy: Strategy, pairs: Sequence[tuple[int, Run, Run]]) -> Row:
 
 def _interval(pairs: Sequence[Sequence[Run]]) -> list[float]:
     """Of the speedup: 95% by a bootstrap over prompts."""
-    numbers_N4 = torch.tensor([[run.num_timed, run.seconds] for both in pairs for run in both]).view(-1, 4)
+    numbers = [[run.num_timed, run.seconds] for both in pairs for run in both]
+    numbers_N4 = torch.tensor(numbers, dtype=torch.float64).view(-1, 4)
     draws = torch.randint(len(numbers_N4), (RESAMPLES, len(numbers_N4)), generator=torch.Generator().manual_seed(0))
-    tokens, seconds, base_tokens, base_seconds = numbers_N4.double()[draws].sum(dim=1).unbind(dim=1)
+    tokens, seconds, base_tokens, base_seconds = numbers_N4[draws].sum(dim=1).unbind(dim=1)
     ratios = (tokens / seconds) / (base_tokens / base_seconds)
     return ratios.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from recyclegpt.decoding import Counts, Decoder, Sampler, SamplingConfig, Strategy
-from recyclegpt.hardware.stopwatch import Clock, synchronise
+from recyclegpt.hardware.measure import Clock, synchronise
 
 
 @dataclass

@@ -19,7 +19,7 @@ from recyclegpt.decoding import Decoder, DraftTokens, Sampler, SamplingConfig, S
 from recyclegpt.decoding.drafters import ModuleDrafter
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.session import Session
-from recyclegpt.hardware.stopwatch import CopyTimer, Stopwatch
+from recyclegpt.hardware.measure import CopyTimer, Stopwatch
 from recyclegpt.models import RecycleConfig, RecycleGPT
 
 ROWS = (2, 4, 8, 16, 32, 64)

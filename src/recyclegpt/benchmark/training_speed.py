@@ -17,8 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recyclegpt.hardware.device import device_name, peak_flops
-from recyclegpt.hardware.memory import PeakMemory, keep_freed_memory
-from recyclegpt.hardware.stopwatch import Stopwatch
+from recyclegpt.hardware.measure import PeakMemory, Stopwatch, keep_freed_memory
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.training import DualLoss, LossConfig
 from recyclegpt.training.layers import set_up_layers

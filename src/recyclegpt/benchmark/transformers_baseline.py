@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recyclegpt.benchmark.speed import Run
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.stopwatch import synchronise
+from recyclegpt.hardware.measure import synchronise
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface.llama_layout import backbone_config, backbone_weights
 

@@ -2,10 +2,9 @@
 
 from recyclegpt.callbacks.checkpoints import CheckpointEverySteps
 from recyclegpt.callbacks.decoding_monitor import DecodingMonitor
-from recyclegpt.callbacks.progress import EpochSummary, ProgressBar
 from recyclegpt.callbacks.rng import RngIsolation
 from recyclegpt.callbacks.tensorboard import HyperParameters, TensorBoardLogger, TradeOffFigure
-from recyclegpt.callbacks.throughput import Throughput
+from recyclegpt.callbacks.throughput import EpochSummary, ProgressBar, Throughput
 
 __all__ = [
     "CheckpointEverySteps",

@@ -1,4 +1,4 @@
-"""When checkpoints are written, which are kept, and how a run that is asked to stop saves and stops.
+"""How checkpoints are written, when, which are kept, and how a run that is asked to stop saves and stops.
 
 Signals that ask for it are noted on arrival and acted on between two steps: a handler may run in the middle of an
 optimizer step. Lightning's own handler for SIGTERM communicates with other processes inside it, and its handler for
@@ -15,24 +15,79 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from recyclegpt.checkpoints.file import (
     DamagedCheckpoint,
+    SaveError,
     checkpoint_name,
     list_checkpoints,
+    read_checkpoint,
     remove_checkpoint,
     remove_temporaries,
     verify,
+    write_checkpoint,
 )
-from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.errors import RunError, Stopped
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Atomic writes with a checksum; verified reads that run no code, whatever the caller asks for.
+
+    Args:
+        facts: for the file next to each checkpoint, such as the config's hash.
+    """
+
+    def __init__(self, facts: dict[str, Any] | None = None) -> None:
+        self.facts = facts or {}
+        self.error: SaveError | None = None
+        """Why the last checkpoint was not written, inside `errors_held`."""
+        self._holds_errors = False
+
+    @contextmanager
+    def errors_held(self) -> Iterator[None]:
+        """Keep a failed write in `error` instead of raising it.
+
+        One process writes while the others wait at a barrier, which an exception would never reach.
+        """
+        self._holds_errors, self.error = True, None
+        try:
+            yield
+        finally:
+            self._holds_errors = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            SaveError: it could not be written, and errors are not held.
+        """
+        try:
+            write_checkpoint(checkpoint, Path(path), {"step": checkpoint.get("global_step"), **self.facts})
+        except SaveError as error:
+            if not self._holds_errors:
+                raise
+            self.error = error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint into CPU memory; Lightning moves what it needs to a device."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its checksum."""
+        remove_checkpoint(Path(path))
+
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C; what `kill`, preemption and the end of a time limit send; what SLURM can send before a time limit; what a

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import compute_curve
 
 from recyclegpt.reporting.figure import PALETTE, Figure, Panel, Series, draw_canvas
-from recyclegpt.reporting.plain_values import flatten
+from recyclegpt.reporting.run_folders import flatten
 from recyclegpt.training import LitRecycleGPT
 from recyclegpt.training.held_out import NUM_BINS
 

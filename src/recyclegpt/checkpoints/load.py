@@ -1,4 +1,7 @@
-"""From a checkpoint back to a model: its shape is stored with the weights, the tokenizer in the same folder."""
+"""From a checkpoint back to a model: its shape is stored with the weights, the tokenizer in the same folder.
+
+A checkpoint may hold the recyclable module alone, and name the pretrained backbone it belongs to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ import torch
 from torch import nn
 
 from recyclegpt.checkpoints.file import list_checkpoints, read_checkpoint, verify
-from recyclegpt.checkpoints.module_only import load_backbone_of
 from recyclegpt.data import TextTokenizer
 from recyclegpt.data.loaders import state_in
 from recyclegpt.errors import ConfigError
@@ -25,14 +27,40 @@ from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.huggingface.module_folder import with_module
 from recyclegpt.models.huggingface.own_layout import MODEL_TYPE, read_own
 
+BACKBONE_SYMLINK = "backbone"
+"""Name in a run folder of a link to a backbone that has moved."""
+
+
+def load_backbone_of(
+    stored: Mapping[str, Any], recycle: RecycleConfig, checkpoint: Path, device: torch.device | str
+) -> tuple[RecycleGPT, Path]:
+    """The fp32 backbone that a checkpoint names, with a fresh module, and the backbone's folder or GGUF file.
+
+    A link `backbone` in the run folder takes precedence over the stored path.
+
+    Raises:
+        ConfigError: the backbone is missing, or is not the one that the module was trained on.
+    """
+    reference = stored["backbone"]
+    link = checkpoint.parent.parent / BACKBONE_SYMLINK
+    path = str(link) if link.exists() else reference["path"]
+    try:
+        backbone = PretrainedBackbone(path, reference["revision"])
+    except ConfigError as error:
+        first = f"checkpoint: {checkpoint} holds the recyclable module alone; link its backbone: ln -s NEW_PLACE {link}"
+        raise ConfigError([first, *(problem.replace("path:", "backbone:", 1) for problem in error.problems)]) from error
+    shape = {key: value for key, value in asdict(backbone.config).items() if key in stored["model"]}
+    if backbone.fingerprint() != reference["fingerprint"] or any(stored["model"][k] != v for k, v in shape.items()):
+        raise ConfigError(f"checkpoint: {checkpoint} needs another backbone than {path}; link it: ln -s PLACE {link}")
+    return backbone.load(recycle, device), backbone.folder
+
+
 FORMAT = 1
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 """Of a folder that holds a model and no run: what `export` wrote, or a pretrained backbone."""
 _MAX_NAMED = 5
-_SHAPE_INDEPENDENT = ("init_std", "context_length")
-"""Fields of the config that no weight depends on."""
 _log = logging.getLogger("recyclegpt")
 
 
@@ -128,10 +156,8 @@ def _existing(path: str | Path) -> Path:
         path.stat()
     except (OSError, ValueError) as error:  # a ValueError: a NUL byte
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise ConfigError(
-            f"checkpoint: {path} {why}; give a run folder (outputs/train/NAME/TIME), a .ckpt file, a model folder or a "
-            "GGUF file"
-        ) from error
+        what = "a run folder (outputs/train/NAME/TIME), a .ckpt file, a model folder or a GGUF file"
+        raise ConfigError(f"checkpoint: {path} {why}; give {what}") from error
     return path
 
 
@@ -193,9 +219,8 @@ def _load(path: str | Path, device: torch.device | str) -> LoadedModel:
 def _read_model(folder: Path, device: torch.device | str) -> tuple[RecycleGPT, TextTokenizer]:
     """Model and tokenizer of a folder with `CONFIG`, or a GGUF file; pretrained backbones have no recyclable module."""
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        own = isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, RecursionError):  # reported below
+        own = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # reported below
         own = False
     try:
         model = read_own(folder).to(device) if own else PretrainedBackbone(str(folder)).load(device=device)
@@ -256,27 +281,3 @@ def weight_problems(state_dict: Mapping[str, Any], model: RecycleGPT, module_onl
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
-
-
-def take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerprint: str) -> None:
-    """Copy backbone and LM head of a checkpoint into `model`; the recyclable module stays as it is.
-
-    Raises:
-        ConfigError: the checkpoint cannot be read, has another shape, or another tokenizer.
-    """
-    trained = load_trained(checkpoint)
-    own, other = asdict(model.config), asdict(trained.model.config)
-    problems = [
-        f"model.{key}: {own[key]}, but the backbone of {trained.path} has {other[key]}; set model.{key}={other[key]}"
-        for key in own
-        if key not in _SHAPE_INDEPENDENT and own[key] != other[key]
-    ]
-    if trained.tokenizer.fingerprint != tokenizer_fingerprint:
-        problems.append(
-            f"backbone.checkpoint: {trained.path} was trained with another tokenizer; "
-            f"set data.tokenizer.kind=file data.tokenizer.path={trained.path.parent / 'tokenizer.json'}"
-        )
-    if problems:
-        raise ConfigError(problems)
-    model.backbone.load_state_dict(trained.model.backbone.state_dict())
-    model.lm_head.load_state_dict(trained.model.lm_head.state_dict())

@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     grid = read_grid(cfg)
     with output_folder(cfg.output_dir) as folder:
         if cfg.prompts is not None:
-            document = measure_prompts(cfg, grid, folder)
+            document = measure_prompts(cfg, grid, cfg.checkpoint, folder)
         else:
             document = measure_grid(cfg, grid, cfg.checkpoint)
             write_json(folder / "bench.json", document)

@@ -28,8 +28,8 @@ from recyclegpt.hardware.device import ExternalCpuLoad, measured_on
 from recyclegpt.models.parameter_count import model_facts
 
 
-def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]:
-    """Decode prompts and print the table.
+def measure_prompts(cfg: DictConfig, grid: Grid, checkpoint: str | None, folder: Path) -> dict[str, Any]:
+    """Decode the prompts of `cfg.prompts` with a checkpoint and print the table.
 
     `prompts.jsonl` in the folder gets a line after each prompt, from which the same command continues.
 
@@ -45,12 +45,12 @@ def measure_prompts(cfg: DictConfig, grid: Grid, folder: Path) -> dict[str, Any]
         for name in ("new_tokens", "batch", "compile")
         if len(values := getattr(settings, name)) > 1
     ]
-    if cfg.checkpoint is None:
+    if checkpoint is None:
         problems.append("prompts: text means nothing to random weights; set checkpoint=...")
-    if problems:
+    if problems or checkpoint is None:
         raise ConfigError(problems)
     found = _evenly(read_prompts(cfg.prompts, cfg.prompt_chat), settings.num_prompts)
-    trained = load_trained(cfg.checkpoint, grid.device, cfg.module)
+    trained = load_trained(checkpoint, grid.device, cfg.get("module"))
     model, tokenizer = trained.model, trained.tokenizer
     if not settings.decoders(model.recyclable is not None):
         raise ConfigError(

@@ -11,10 +11,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from recyclegpt.commands.bench_grid import measure_grid, read_grid
-from recyclegpt.configuration.compose import compose_or_explain
+from omegaconf import DictConfig
+
+from recyclegpt.benchmark.prompt_set import OVERALL
+from recyclegpt.commands.bench_grid import Grid, measure_grid, read_grid
+from recyclegpt.commands.bench_prompts import measure_prompts
+from recyclegpt.configuration.compose import compose_or_explain, to_plain
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import finite, write_json
 from recyclegpt.runs.folder import RESULT, is_complete
@@ -25,7 +30,8 @@ FILE_NAME = "bench.json"
 def run(argv: Sequence[str]) -> int:
     cfg = compose_or_explain("bench_runs", list(argv))
     grid = read_grid(cfg)
-    settings = asdict(grid.settings) | {"device": cfg.device, "seed": cfg.seed}
+    others = ("device", "seed", "prompts", "prompt_chat", "prompt_special_tokens", "decoding")
+    settings = asdict(grid.settings) | {name: to_plain(cfg)[name] for name in others}
     top = Path(str(cfg.runs)).expanduser()
     folders = sorted(path.parent for path in top.rglob(RESULT) if is_complete(path.parent))
     if not folders:
@@ -39,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
             documents[name] = earlier
             continue
         try:
-            documents[name] = measure_grid(cfg, grid, str(folder)) | {"settings": settings}
+            documents[name] = _measure(cfg, grid, str(folder)) | {"settings": settings}
         except ConfigError as error:  # one damaged run does not keep the others from being measured
             failed[name] = str(error)
             print(f"{name} was not measured: {error}", file=sys.stderr)
@@ -48,6 +54,15 @@ def run(argv: Sequence[str]) -> int:
         print()
     print(json.dumps(finite({"runs": documents, "failed": failed})))
     return 1 if failed else 0
+
+
+def _measure(cfg: DictConfig, grid: Grid, run: str) -> dict[str, Any]:
+    """The document of a grid on the run's held-out text, or of a set of prompts, of which it has the overall rows."""
+    if cfg.prompts is None:
+        return measure_grid(cfg, grid, run)
+    with TemporaryDirectory() as folder:
+        document = measure_prompts(cfg, grid, run, Path(folder))
+    return document | {"rows": [row for row in document["rows"] if row["category"] == OVERALL]}
 
 
 def _measured(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -17,9 +17,8 @@ from recyclegpt.console import print_table
 from recyclegpt.data.chat import encode_marked
 from recyclegpt.decoding import Decoder
 from recyclegpt.errors import ConfigError, Problems
-from recyclegpt.evaluation.batch_generator import BatchGenerator
 from recyclegpt.evaluation.local_tasks import LOCAL
-from recyclegpt.evaluation.scoring import SCORINGS, Scorer
+from recyclegpt.evaluation.scoring import SCORINGS, BatchGenerator, Scorer
 
 log = logging.getLogger("recyclegpt")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from recyclegpt import __version__
 from recyclegpt.console import format_table
-from recyclegpt.errors import ConfigError, JobsFailed, RunError, Stopped
+from recyclegpt.errors import ConfigError, RunError, Stopped
 
 COMMANDS: Mapping[str, str] = {
     "train": "train a model and watch it decode; -m or sweep=NAME for many",
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(explain(name, error), file=sys.stderr)
         return MISTAKE
-    except (JobsFailed, RunError) as error:
+    except RunError as error:
         print(f"recyclegpt {name}: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:

@@ -66,10 +66,9 @@ def train_job(cfg: DictConfig) -> float | None:
 def _is_done(cfg: DictConfig, folder: Path) -> bool:
     """Whether a folder's run is complete, so that it is skipped; a run that is not to be resumed is refused."""
     complete = is_complete(folder)
-    if cfg.resume == "never" and complete and not in_multirun():
-        raise ConfigError(f"{folder}: holds this run, complete; choose another folder, or read its {RESULT}")
-    if cfg.resume == "never" and not complete and list_checkpoints(folder / FOLDER):
-        raise ConfigError(f"{folder}: holds this run, unfinished; resume it (resume=auto), or choose another folder")
+    if cfg.resume == "never" and (not in_multirun() if complete else list_checkpoints(folder / FOLDER)):
+        state = "complete" if complete else "unfinished (resume=auto)"
+        raise ConfigError(f"{folder}: holds this run, {state}; choose another folder")
     if complete:
         log.info("%s is complete, skipped", folder)
     return complete
@@ -87,12 +86,8 @@ def _train(cfg: DictConfig, folder: Path, digest: str) -> float | None:
         if isinstance(error, ConfigError) and not started:
             raise
         said = _as_ours(error)
-        if isinstance(said, Stopped | RunError) and in_multirun():  # its folder is named by the time, or by a tag
-            told = str(said).replace("resume=auto", f"sweep.tag={cfg.sweep.tag} resume=auto")
-            if isinstance(said, Stopped):
-                said.message = told
-            else:
-                said.args = (told,)
+        if isinstance(said, Stopped) and in_multirun():  # its folder is named by the time, or by a tag
+            said.message = said.message.replace("resume=auto", f"sweep.tag={cfg.sweep.tag} resume=auto")
         try:
             if not isinstance(said, ConfigError | RunError | Stopped):
                 (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8")

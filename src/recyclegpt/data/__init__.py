@@ -7,8 +7,7 @@ from recyclegpt.data.hf_stream import HFStream
 from recyclegpt.data.packed_rows import Batch, Packing
 from recyclegpt.data.shards import Tokenized
 from recyclegpt.data.source import Record, Source
-from recyclegpt.data.stdlib import PythonStdlib
-from recyclegpt.data.text_files import TextFiles
+from recyclegpt.data.text_files import PythonStdlib, TextFiles
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from recyclegpt.data.packed_rows import Batch, PackedRows, Packing, State
 from recyclegpt.data.prompts import choose_prompts
 from recyclegpt.data.shards import Tokenized, TokenShards
 from recyclegpt.data.source import Source
-from recyclegpt.data.stdlib import PythonStdlib
-from recyclegpt.data.text_files import TextFiles
+from recyclegpt.data.text_files import PythonStdlib, TextFiles
 from recyclegpt.data.tokenizer import TextTokenizer, TokenizerConfig
 from recyclegpt.errors import ConfigError, Problems
 

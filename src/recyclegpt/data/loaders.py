@@ -179,7 +179,7 @@ class ValBatches:
         self.num_batches = min(num_batches, num_rows // at_once)
         if self.num_batches == 0:
             rows = f"{at_once} rows of {packing.row_length} tokens, and the split has {num_rows}"
-            raise ConfigError(f"data.val_batch_size: needs {rows} on {world_size} rank(s); lower it")
+            raise ConfigError(f"data.val_batch_size: {batch_size} on {world_size} rank(s) needs {rows}; lower it")
         self._tokens = tokens
         self._packing = packing
         chosen = np.linspace(0, num_rows, self.num_batches * at_once, endpoint=False).astype(int)

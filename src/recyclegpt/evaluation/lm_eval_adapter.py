@@ -1,6 +1,6 @@
 """RecycleGPT models in `lm-eval` (EleutherAI's evaluation harness): translates requests and results.
 
-`scoring.py` and `batch_generator.py` compute. No other file imports the harness.
+`scoring.py` computes. No other file imports the harness.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from recyclegpt.data.chat import encode_marked, mark, render_marked
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import SamplingConfig
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.perplexity import ratio_stderr
-from recyclegpt.evaluation.scoring import Pair, Scored, Scorer
+from recyclegpt.evaluation.scoring import Asked, BatchGenerator, Pair, Scored, Scorer
 
 try:
     import lm_eval

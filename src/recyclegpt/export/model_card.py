@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from recyclegpt.reporting.plain_values import UNREADABLE, flatten, number, read_json_object
+from recyclegpt.reporting.run_folders import UNREADABLE, flatten, number, read_json_object
 
 PAPER = "https://arxiv.org/abs/2308.03421"
 KINDS = {

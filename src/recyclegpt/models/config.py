@@ -124,6 +124,8 @@ class RecycleConfig:
     """Of `mask_rows`: rank of the head that knows the token before; 0: none."""
     from_layer: int | None = None
     """Of `hidden_transfer`: the backbone layer whose input is transferred; None: half of the way up."""
+    num_segments: int = 2
+    """Of `segments`: cursors in a block."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -133,6 +135,8 @@ class RecycleConfig:
             problems.append(f"num_drafted: {self.num_drafted} is not between 1 and {MAX_RECYCLED}")
         if self.markov_rank < 0:
             problems.append(f"markov_rank: {self.markov_rank} is negative; 0 means no Markov head")
+        if self.num_segments < 1:
+            problems.append(f"num_segments: {self.num_segments} is not positive")
         if self.num_layers < 0:
             problems.append(f"num_layers: {self.num_layers} is negative; 0 means no recyclable module")
         if self.draft_vocab is not None and self.draft_vocab < 2:

@@ -7,12 +7,14 @@ B batch, T positions, C model width, V vocabulary, D draft vocabulary, N views, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.backbone import Backbone
@@ -20,6 +22,9 @@ from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.layers import AttentionInputs, KVStore
 from recyclegpt.models.rope import Rotary
 from recyclegpt.models.unrolled import UnrolledKVStore, unrolled_mask
+
+ROWS_AT_ONCE = 256
+"""Of logits, as in the dual loss on a CPU."""
 
 
 class Attend(Protocol):
@@ -52,12 +57,26 @@ class Rows:
         """E(x_{t+step}) for each row t, `(B, T, C)`."""
         return F.embedding(self.views_NBT[step], self.embedding_VC)
 
+    def counted(self, step: int) -> Tensor:
+        """1 for the rows `(B, T)` whose token of a step is of their own document, else 0."""
+        if self.documents_NBT is None:
+            return torch.ones_like(self.views_NBT[0], dtype=torch.float32)
+        return (self.documents_NBT[0] == self.documents_NBT[1 + step]).float()
+
     def attending(self, step: int, memory: KVStore | None = None) -> AttentionInputs:
         """Of rows at positions t + step - 1, which see what `memory` returns: `step` blocks of T keys."""
         mask = self.mask if self.mask is None or step == 1 else unrolled_mask(step, self.mask)
         T = self.views_NBT.shape[-1]
         cos, sin = self.rotary(torch.arange(step - 1, T + step - 1, device=self.views_NBT.device))
         return AttentionInputs(cos, sin, mask, memory)
+
+
+def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> list[Tensor]:
+    """The function of a few rows at a time, recomputed in the backward pass: logits of all rows are never held."""
+    chunks = zip(*(x.split(ROWS_AT_ONCE) for x in rows), strict=True)
+    if not torch.is_grad_enabled():
+        return [function(*chunk) for chunk in chunks]
+    return [checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
 
 
 def rows_of_call(positions_BT: Tensor, newest_B: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +139,7 @@ class DraftModule(nn.Module):
         return len(self.layers)
 
     def attach(self, backbone: Backbone) -> None:
-        """Keep what it runs of the backbone, which comes before weights are initialised."""
+        """Keep what it runs of the backbone; called again where that is put in place of another."""
 
     def balance(self, embedding_std: float) -> None:
         """Set initial weights that `initialise` cannot know; `embedding_std` is that of the embedding's numbers."""

@@ -165,3 +165,10 @@ def initialise(module: nn.Module, std: float) -> None:
             nn.init.normal_(child.weight, std=std)
         elif isinstance(child, nn.RMSNorm):
             nn.init.ones_(child.weight)
+
+
+def scale_gradient(x: Tensor, share: float) -> Tensor:
+    """`x` itself, letting only `share` of the gradient flow back."""
+    if share == 1.0:
+        return x
+    return x.detach() if share == 0.0 else x.detach() + share * (x - x.detach())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from recyclegpt.hardware.memory import memory_of
+from recyclegpt.hardware.measure import memory_of
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.recyclegpt import RecycleGPT
 

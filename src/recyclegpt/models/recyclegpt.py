@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from recyclegpt.errors import ConfigError
 from recyclegpt.models.backbone import Backbone
 from recyclegpt.models.config import MAX_RECYCLED, ModelConfig, RecycleConfig
-from recyclegpt.models.draft_module import Rows
+from recyclegpt.models.draft_module import Attend, Rows
 from recyclegpt.models.drafts import make_draft_module
 from recyclegpt.models.kv_cache import KVCache
-from recyclegpt.models.layers import AttentionInputs, initialise
+from recyclegpt.models.layers import AttentionInputs, initialise, scale_gradient
 from recyclegpt.models.rope import Rotary
 from recyclegpt.models.unrolled import UnrolledKVStore, document_mask
 
@@ -134,29 +134,18 @@ class RecycleGPT(
             embedded_BTC, hidden_BTC, self._attention_inputs(tokens_BT, positions_BT, mask, cache, num_slots_read)
         )
 
-    def draft_states(
-        self,
-        tokens_BT: Tensor,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num: int,
-        cache: KVCache,
-        num_slots_read: int,
-    ) -> Tensor:
-        """States `(B, m, C)` of the m = `num` tokens after the newest pair, by a one-call kind: `DraftModule.draft`."""
-        assert self.recyclable is not None
+    def attend(self, cache: KVCache, num_slots_read: int) -> Attend:
+        """What the rows of a one-call module may attend to in decoding."""
 
-        def attend(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
-            # Only rows that nobody reads stand beyond the last slot.
-            positions_BR = positions_BR.clamp(max=num_slots_read - 1)
+        def inputs(positions_BR: Tensor, last_BR: Tensor | None = None) -> AttentionInputs:
+            # Only rows that nobody reads stand beyond the last slot or rotation.
+            positions_BR = positions_BR.clamp(max=min(num_slots_read, self.rotary.num_positions) - 1)
             if last_BR is None:
                 return self._attention_inputs(positions_BR, positions_BR, None, cache, num_slots_read)
             attending = RecycleGPT._attention_inputs(self, positions_BR, positions_BR, None, cache, num_slots_read)
             return replace(attending, mask=cache.slots_S[:num_slots_read] <= last_BR[:, None, :, None])
 
-        embedded_BTC = self.backbone.embed_tokens(tokens_BT)
-        return self.recyclable.draft(embedded_BTC, hidden_BTC, positions_BT, newest_B, num, attend)
+        return inputs
 
     def logits(self, state_BTC: Tensor) -> Tensor:
         """Logits `(..., V)` of states of either kind."""
@@ -289,10 +278,3 @@ class RecycleGPT(
         if cache is not None:
             mask = cache.set_positions(positions_BT, num_slots_read)
         return AttentionInputs(cos, sin, mask, cache)
-
-
-def scale_gradient(x: Tensor, share: float) -> Tensor:
-    """`x` itself, letting only `share` of the gradient flow back."""
-    if share == 1.0:
-        return x
-    return x.detach() if share == 0.0 else x.detach() + share * (x - x.detach())

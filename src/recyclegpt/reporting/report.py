@@ -9,7 +9,7 @@ from typing import Any
 
 from recyclegpt.reporting.figure import Figure, draw_html, draw_png, plotly_script
 from recyclegpt.reporting.figures import make_figures, pareto_points
-from recyclegpt.reporting.page import Block, Heading, Table, to_html, to_markdown
+from recyclegpt.reporting.page import Block, bullets, escaped, table, to_html, to_markdown
 from recyclegpt.reporting.run_folders import COMPLETED, FAILED, UNFINISHED, Run, Runs, read_runs
 from recyclegpt.reporting.settings import Setting, pareto_front, summarise
 from recyclegpt.reporting.tables import cost_rows, effect_rows, run_rows, summary_cells, summary_rows, write_csv
@@ -66,18 +66,18 @@ def write_report(folders: Sequence[Path | str], output: Path | str) -> Report:
 
 
 def _blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) -> list[Block]:
-    blocks: list[Block] = [Heading("What was run"), _what_was_run(runs, settings)]
+    blocks: list[Block] = ["## What was run", bullets(_what_was_run(runs, settings))]
     if settings:
-        blocks += [Heading("Results"), "Mean over seeds, ± standard deviation.", Table(*summary_cells(settings))]
+        blocks += ["## Results", "Mean over seeds, ± standard deviation.", table(*summary_cells(settings))]
     for figure in figures:
         if figure.name == "pareto":
-            blocks += [Heading("Speed against quality"), _pareto(settings), figure]
+            blocks += ["## Speed against quality", escaped(_pareto(settings)), figure]
     if costs := cost_rows(settings):
-        blocks += [Heading("What the module costs the backbone"), COSTS, Table(*costs)]
+        blocks += ["## What the module costs the backbone", COSTS, table(*costs)]
     if effects := effect_rows(runs, settings):
-        blocks += [Heading("Effects compared with the spread of seeds"), EFFECTS, Table(EFFECT_COLUMNS, effects)]
+        blocks += ["## Effects compared with the spread of seeds", EFFECTS, table(EFFECT_COLUMNS, effects)]
     if others := [figure for figure in figures if figure.name != "pareto"]:
-        blocks += [Heading("Curves"), *others]
+        blocks += ["## Curves", *others]
     lists = {
         "Failed": [f"{run.name}: {run.error or 'no reason given'}" for run in runs.of_status(FAILED)],
         "Unfinished": [run.name for run in runs.of_status(UNFINISHED)],
@@ -87,7 +87,7 @@ def _blocks(runs: Runs, settings: Sequence[Setting], figures: Sequence[Figure]) 
     for name, items in lists.items():
         if items:
             more = [f"and {len(items) - MOST_LISTED} more"] if len(items) > MOST_LISTED else []
-            blocks += [Heading(name), [*items[:MOST_LISTED], *more]]
+            blocks += [f"## {name}", bullets([*items[:MOST_LISTED], *more])]
     return blocks
 
 

@@ -1,17 +1,63 @@
-"""Finds run folders and reads them. A half-written, corrupt or foreign file is reported and does not stop a report."""
+"""Finds run folders and reads them as plain values.
+
+A half-written, corrupt or foreign file is reported and does not stop a report.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recyclegpt.errors import ConfigError
-from recyclegpt.reporting.plain_values import UNREADABLE, Plain, flatten, number, plain, read_json_object, read_yaml
+
+Plain = str | int | float | bool | None
+
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
+"""What reading a half-written, corrupt or foreign file may raise."""
+
+
+def plain(value: Any) -> Plain:
+    """`value` as number, text, bool or None; a list becomes JSON."""
+    return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value, default=str)
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number (a bool is not one), else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+    """Leaves of a nested mapping under dotted keys; interpolations stay text."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", plain(value)
+
+
+def read_yaml(path: Path) -> Any:
+    """The document in a YAML file; raises one of `UNREADABLE`."""
+    # The parser in C is ten times as fast, but not in every build of PyYAML.
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises one of `UNREADABLE`."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError(f"holds {type(document).__name__}, not a JSON object")
+    return document
+
 
 COMPLETED, FAILED, UNFINISHED = "completed", "failed", "unfinished"
 BOOKKEEPING = ("hydra", "paths", "logger", "name", "seed", "sweep", "resume")
@@ -162,6 +208,8 @@ def _take_bench(run: Run, document: dict[str, Any]) -> None:
             names |= {key: f"decode/{key}" for key in ("verify_cost", "draft_cost", "ceiling_bytes", "agreement")}
         if strategy == "verified" and not row.get("acceptance_given"):
             names |= {key: f"decode/{key}" for key in ("acceptance", "mean_accepted_length")}
+            shares = enumerate(row.get("acceptance_by_position") or (), start=1)
+            run.metrics |= {f"decode/acceptance_by_position/{place}": number(share) for place, share in shares}
         run.metrics |= {metric: value for key, metric in names.items() if (value := number(row.get(key))) is not None}
 
 

@@ -8,8 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from recyclegpt.reporting.plain_values import Plain, number
-from recyclegpt.reporting.run_folders import COMPLETED, Run
+from recyclegpt.reporting.run_folders import COMPLETED, Plain, Run, number
 
 SHORT = {
     "recycle.num_layers": "depth",

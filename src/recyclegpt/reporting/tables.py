@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from recyclegpt.reporting.plain_values import Plain
-from recyclegpt.reporting.run_folders import Run
+from recyclegpt.reporting.run_folders import Plain, Run
 from recyclegpt.reporting.settings import Setting, lines_along, pooled_spread, swept_keys
 
 SUMMARY = {

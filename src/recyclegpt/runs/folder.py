@@ -26,8 +26,8 @@ import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
-from hydra_plugins.recyclegpt_controlled_sweeper.job_list import CONTROL
-from hydra_plugins.recyclegpt_controlled_sweeper.job_list import FILE_NAME as JOB_LIST
+from hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper import CONTROL
+from hydra_plugins.recyclegpt_controlled_sweeper.controlled_sweeper import FILE_NAME as JOB_LIST
 from recyclegpt.configuration.hydra_app import shares_machine
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from recyclegpt.checkpoints.load import take_backbone
+from recyclegpt.checkpoints.load import TOKENIZER, load_trained
 from recyclegpt.configuration.train_checks import VOCABULARY_MULTIPLE
 from recyclegpt.data import TextTokenizer
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import RecycleGPT
 from recyclegpt.models.huggingface import PretrainedBackbone
 from recyclegpt.models.huggingface.module_folder import with_module
+
+_SHAPE_INDEPENDENT = ("init_std", "context_length")
+"""Fields of the config that no weight depends on."""
 
 
 class BuiltModel(NamedTuple):
@@ -57,7 +61,7 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
         vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         model = RecycleGPT(replace(shape, vocab_size=vocabulary), recycle)
     if cfg.backbone.checkpoint is not None:
-        take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
+        _take_backbone(model, cfg.backbone.checkpoint, tokenizer.fingerprint)
     reference, coverage = None, 1.0
     if cfg.backbone.frozen:
         model.backbone.requires_grad_(False)
@@ -108,3 +112,25 @@ def frequent_ids(counts_V: NDArray[np.int64], tokenizer: TextTokenizer, size: in
         raise ConfigError(f"recycle.draft_vocab: {reason}")
     order = np.lexsort((np.arange(len(counts_V)), -counts_V, ~always_V))
     return np.sort(order[:size])
+
+
+def _take_backbone(model: RecycleGPT, checkpoint: str | Path, tokenizer_fingerprint: str) -> None:
+    """Copy backbone and LM head of a checkpoint into `model`; the recyclable module stays as it is.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, has another shape, or another tokenizer.
+    """
+    trained = load_trained(checkpoint)
+    own, other = asdict(model.config), asdict(trained.model.config)
+    problems = [
+        f"model.{key}: {own[key]}, but the backbone of {trained.path} has {other[key]}; set model.{key}={other[key]}"
+        for key in own
+        if key not in _SHAPE_INDEPENDENT and own[key] != other[key]
+    ]
+    if trained.tokenizer.fingerprint != tokenizer_fingerprint:
+        theirs = f"data.tokenizer.kind=file data.tokenizer.path={trained.path.parent / TOKENIZER}"
+        problems.append(f"backbone.checkpoint: {trained.path} has another tokenizer; set {theirs}")
+    if problems:
+        raise ConfigError(problems)
+    model.backbone.load_state_dict(trained.model.backbone.state_dict())
+    model.lm_head.load_state_dict(trained.model.lm_head.state_dict())

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 
 from recyclegpt.callbacks import EpochSummary, HyperParameters, Throughput
-from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
+from recyclegpt.callbacks.checkpoints import VerifiedCheckpointIO
 from recyclegpt.configuration.build import build
 from recyclegpt.errors import ConfigError
-from recyclegpt.hardware.memory import keep_freed_memory
+from recyclegpt.hardware.measure import keep_freed_memory
 from recyclegpt.models import has_native_bf16
 
 log = logging.getLogger("recyclegpt")

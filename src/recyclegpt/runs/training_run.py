@@ -26,7 +26,7 @@ from recyclegpt.errors import ConfigError, RunError
 from recyclegpt.evaluation import unigram_loss
 from recyclegpt.files import relative, write_json
 from recyclegpt.hardware.device import ExternalCpuLoad, device_name, is_contended
-from recyclegpt.hardware.memory import memory_of
+from recyclegpt.hardware.measure import memory_of
 from recyclegpt.models import RecycleGPT, named_dtype
 from recyclegpt.models.parameter_count import model_facts
 from recyclegpt.runs.folder import RESULT, write_provenance

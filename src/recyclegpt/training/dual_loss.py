@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import MAX_RECYCLED, States
-from recyclegpt.models.recyclegpt import scale_gradient
+from recyclegpt.models.layers import scale_gradient
 from recyclegpt.training.accepted_length import chunked_acceptance
 from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy, log_normaliser, most_likely
 

@@ -9,6 +9,8 @@ per row (position).
 
 from __future__ import annotations
 
+import math
+
 from torch.optim import Optimizer
 
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -26,7 +28,11 @@ def flops_per_token(
 
     `train_backbone=False`: embedding, backbone and LM head are frozen, so the backbone runs forward only and without a
     loss, and the backward pass of the LM head computes no gradient of its weight. A teacher's logits are not counted.
+
+    NaN with a draft module of another kind, whose operations nobody has counted.
     """
+    if recycle.num_layers and recycle.kind not in ("recyclable", "loop"):
+        return math.nan
     width, head_width = model.hidden_size, model.head_dim
     attention_weights = 2 * width * head_width * (model.num_heads + model.num_kv_heads)
     layer_forward = 2 * (attention_weights + 3 * width * model.intermediate_size)

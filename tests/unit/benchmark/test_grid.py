@@ -18,8 +18,7 @@ from recyclegpt.benchmark.speed import decode, interleave
 from recyclegpt.benchmark.tables import PARTS, ROWS, cost_tables, text_tables
 from recyclegpt.benchmark.transformers_baseline import in_transformers, make_runs
 from recyclegpt.decoding import Autoregressive, Decoder, Verified
-from recyclegpt.hardware.memory import PeakMemory, peak_memory_bytes
-from recyclegpt.hardware.stopwatch import CopyTimer
+from recyclegpt.hardware.measure import CopyTimer, PeakMemory, peak_memory_bytes
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from recyclegpt.reporting.figure import draw_png
 from recyclegpt.reporting.figures import bench_figure

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recyclegpt.callbacks import CheckpointEverySteps
-from recyclegpt.callbacks.checkpoints import SIGNALS, requeue
+from recyclegpt.callbacks.checkpoints import SIGNALS, VerifiedCheckpointIO, requeue
 from recyclegpt.checkpoints import file as checkpoint_file
 from recyclegpt.checkpoints.file import SaveError, list_checkpoints, sidecar, verify
-from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.errors import RunError, Stopped
 
 NUM_BATCHES = 6
@@ -234,7 +233,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at_steps: set[int]) -> None:
             raise SaveError(f"checkpoint: {path} could not be written (the disk is full)")
         plain(checkpoint, path, facts)
 
-    monkeypatch.setattr("recyclegpt.checkpoints.lightning_io.write_checkpoint", instead)
+    monkeypatch.setattr("recyclegpt.callbacks.checkpoints.write_checkpoint", instead)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_and_costs_no_older_one(

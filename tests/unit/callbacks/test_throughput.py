@@ -1,4 +1,4 @@
-"""Throughput under a clock of the test's own: each phase of training takes a known time."""
+"""Speed with a fake clock; progress is drawn by time, not by the number of batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recyclegpt.callbacks import ProgressBar
 from recyclegpt.callbacks.throughput import Throughput
 from recyclegpt.data import Batch
 from recyclegpt.hardware.device import peak_flops
@@ -135,3 +136,17 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_peaks_are_not_guessed(name: str, peak: float) -> None:
     assert peak_flops(name) == pytest.approx(peak, nan_ok=True)
+
+
+def test_slow_steps_are_drawn_from_the_first_on_and_fast_ones_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("recyclegpt.callbacks.throughput.time.monotonic", lambda: now)
+    drawn = {}
+    for seconds in (20.0, 0.01):
+        bar, drawn[seconds] = ProgressBar(), []
+        for batch in range(1, 51):
+            now += seconds
+            if bar._should_update(batch, 50):
+                drawn[seconds].append(batch)
+    assert drawn[20.0] == list(range(1, 51))
+    assert drawn[0.01] == [1, 50]

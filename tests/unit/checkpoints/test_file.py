@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from recyclegpt.callbacks.checkpoints import VerifiedCheckpointIO
 from recyclegpt.checkpoints import file as checkpoint_file
 from recyclegpt.checkpoints.file import (
     DamagedCheckpoint,
@@ -25,7 +26,6 @@ from recyclegpt.checkpoints.file import (
     verify,
     write_checkpoint,
 )
-from recyclegpt.checkpoints.lightning_io import VerifiedCheckpointIO
 from recyclegpt.checkpoints.load import newest_sound_checkpoint
 from recyclegpt.errors import ConfigError
 

@@ -17,11 +17,10 @@ from recyclegpt.data.chat import render_chat
 from recyclegpt.data.tokenizer import TextTokenizer
 from recyclegpt.decoding import Decoder, SamplingConfig, make_strategy
 from recyclegpt.errors import ConfigError
-from recyclegpt.evaluation.batch_generator import Asked, BatchGenerator
 from recyclegpt.evaluation.lm_eval_adapter import RecycleLM, asked, find_tasks, run_tasks
 from recyclegpt.evaluation.local_tasks import BLIMP, WIKITEXT, blimp, rolling_task, wikitext
 from recyclegpt.evaluation.perplexity import ratio_stderr
-from recyclegpt.evaluation.scoring import SCORINGS, Pair, Scorer
+from recyclegpt.evaluation.scoring import SCORINGS, Asked, BatchGenerator, Pair, Scorer
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
 from tests.chat_tokenizer import write_chat_tokenizer
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from recyclegpt.hardware.stopwatch import Stopwatch
+from recyclegpt.hardware.measure import Stopwatch
 
 
 def test_the_hosts_clock_is_read_around_each_call() -> None:

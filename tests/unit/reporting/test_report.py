@@ -53,7 +53,7 @@ def test_the_files_and_what_they_say(tmp_path: Path, make_run: MakeRun) -> None:
     assert "Runs: 8 completed, 1 failed, 1 unfinished, 1 missing." in markdown
     assert "| depth 1 | 2 | 31.40 ± 0.71 |" in markdown
     assert "| depth 4 | -0.90 ± 0.00 |" in markdown
-    assert "a \\| b \\<script\\>" in markdown
+    assert "a \\| b &lt;script&gt;" in markdown
     assert "half" in markdown.partition("## Unfinished")[2]
     assert "recycle.num\\_layers=9 seed=1" in markdown.partition("## Missing")[2]
     assert "runs differ" not in markdown

@@ -16,12 +16,14 @@ from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
 from recyclegpt.decoding.drafters.one_call import OneCallDrafter
 from recyclegpt.decoding.drafters.partial_backbone import PartialBackboneDrafter
+from recyclegpt.decoding.drafters.rounds import RoundsDrafter
 from recyclegpt.decoding.drafters.token_recycling import TokenRecyclingDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.models import KVCache, RecycleGPT
 from recyclegpt.models.drafts.query_ctc import QueryCTC
+from recyclegpt.models.rounds import RoundsModule
 
 __all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
 
@@ -99,4 +101,6 @@ def make_module_drafter(
     kind = ModuleDrafter if model.recycle_config.num_drafted is None else OneCallDrafter
     if isinstance(model.recyclable, QueryCTC):
         kind = CollapseDrafter
+    elif isinstance(model.recyclable, RoundsModule):
+        kind = RoundsDrafter
     return kind(model, strategy, sampler, text, backbone_cache, recycle)

@@ -26,7 +26,7 @@ class CollapseDrafter(OneCallDrafter):
         # One column more takes what is dropped.
         tokens_Bm = torch.zeros(len(best_BQ), self.m + 1, dtype=torch.long, device=best_BQ.device)
         tokens_Bm = tokens_Bm.scatter(1, place_BQ, token_BQ)[:, :-1]
-        sure_BQ = kept_BQ & (place_BQ < self.m) & (p_BQ.cumprod(dim=1) > self.threshold)
+        sure_BQ = kept_BQ & (place_BQ < self.m) & (p_BQ.cumprod(dim=1) > (self.threshold or -1))
         self.num_drafted_B.copy_(sure_BQ.sum(dim=1))
         ahead_m = torch.arange(1, self.m + 1, device=best_BQ.device)
         self.text.tokens_BS.scatter_(1, self.text.position_B[:, None] + ahead_m, tokens_Bm)

@@ -18,15 +18,15 @@ class OneCallDrafter(ModuleDrafter):
 
     def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
         """Read the true pairs; the state of the first token after them, `(B, C)`."""
-        following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
-        self.states_BmC = self.model.draft_states(
-            following_BT, hidden_BTC, positions_BT, newest_B, self.m, self.cache, num_slots_read
-        )
+        module, attend = self.model.recyclable, self.model.attend(self.cache, num_slots_read)
+        assert module is not None
+        embedded_BTC = self.model.backbone.embed_tokens(self.text.tokens_BS.gather(1, positions_BT + 1))
+        self.states_BmC = module.draft(embedded_BTC, hidden_BTC, positions_BT, newest_B, self.m, attend)
         newest_B1 = self.text.position_B[:, None]
         return self._known(0, self.text.tokens_BS.gather(1, newest_B1)[:, 0])
 
     def following(self, state_BC: Tensor, token_B: Tensor, number: int, num_slots_read: int) -> Tensor:
-        """See `ModuleDrafter`."""
+        """See `ChainDrafter`."""
         return self._known(number, token_B)
 
     def _known(self, number: int, token_B: Tensor) -> Tensor:

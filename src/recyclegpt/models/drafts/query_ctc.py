@@ -8,13 +8,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from recyclegpt.models.config import ModelConfig, RecycleConfig
-from recyclegpt.models.draft_module import Attend, Rows
+from recyclegpt.models.draft_module import Attend, Rows, in_chunks
 from recyclegpt.models.drafts.mask_rows import MaskRows
-
-ROWS_AT_ONCE = 256
 
 
 class QueryCTC(MaskRows):
@@ -63,28 +60,22 @@ class QueryCTC(MaskRows):
     def own_loss(self, rows: Rows) -> Tensor:
         """See `DraftModule`."""
         K, head_DC = len(rows.queries) // 2, rows.head_VC
-        target_MK = rows.views_NBT[2 : 2 + K].flatten(1).t()
-        counted_BT = torch.ones_like(rows.views_NBT[0], dtype=torch.float32)
-        if rows.documents_NBT is not None:
-            counted_BT = (rows.documents_NBT[0] == rows.documents_NBT[1 + K]).float()
-        counted_M = counted_BT.flatten()
+        target_MK, counted_M = rows.views_NBT[2 : 2 + K].flatten(1).t(), rows.counted(K).flatten()
         if self.draft_ids is not None:
             head_DC = head_DC.index_select(0, self.draft_ids)
             counted_M = counted_M * torch.isin(target_MK, self.draft_ids).all(dim=1)
             target_MK = torch.searchsorted(self.draft_ids, target_MK).clamp(max=len(self.draft_ids) - 1)
-        state_MQC = torch.stack([state_BTC.flatten(0, 1) for state_BTC in rows.queries], dim=1)
-        parts = zip(*(x.split(ROWS_AT_ONCE) for x in (state_MQC, target_MK, counted_M)), strict=True)
-        return sum(
-            (checkpoint(self._sum, *part, head_DC, use_reentrant=False) for part in parts), counted_M.new_zeros(())
-        ) / (K * len(counted_M))
 
-    def _sum(self, state_mQC: Tensor, target_mK: Tensor, counted_m: Tensor, head_DC: Tensor) -> Tensor:
-        log_p_QmD = self._log_p(state_mQC, F.linear(state_mQC, head_DC)).transpose(0, 1)
-        num_rows, num_tokens = (torch.full((len(target_mK),), n) for n in (len(log_p_QmD), target_mK.shape[1]))
-        loss_m = F.ctc_loss(
-            log_p_QmD, target_mK, num_rows, num_tokens, blank=len(head_DC), reduction="none", zero_infinity=True
-        )
-        return (loss_m * counted_m).sum()
+        def losses(state_mQC: Tensor, target_mK: Tensor, counted_m: Tensor) -> Tensor:
+            log_p_QmD = self._log_p(state_mQC, F.linear(state_mQC, head_DC)).transpose(0, 1)
+            num_rows, num_tokens = (torch.full((len(target_mK),), n) for n in (len(log_p_QmD), K))
+            loss_m = F.ctc_loss(
+                log_p_QmD, target_mK, num_rows, num_tokens, blank=len(head_DC), reduction="none", zero_infinity=True
+            )
+            return (loss_m * counted_m).sum()
+
+        state_MQC = torch.stack([state_BTC.flatten(0, 1) for state_BTC in rows.queries], dim=1)
+        return torch.stack(in_chunks(losses, state_MQC, target_MK, counted_M)).sum() / (K * len(counted_M))
 
     def _log_p(self, state: Tensor, logits: Tensor) -> Tensor:
         blank = (state @ self.blank_embed.to(state.dtype))[..., None]

@@ -77,6 +77,7 @@ def with_module(backbone: RecycleGPT, folder: str | Path) -> RecycleGPT:
         model = RecycleGPT(backbone.config, recycle)
     model.backbone, model.lm_head, model.rotary = backbone.backbone, backbone.lm_head, backbone.rotary
     assert model.recyclable is not None
+    model.recyclable.attach(model.backbone)
     model.recyclable.load_state_dict(weights, assign=True)
     model.recyclable.to(backbone.device, backbone.dtype)
     return model.train(backbone.training)
