@@ -83,7 +83,7 @@ class Measurement:
         return [self.contender(dtype, strategy) for strategy in [Autoregressive(), *strategies]]
 
     def prompts(self, file: Path, each: int | None) -> list[Prompt]:
-        """So many of every category, MT-bench's eight being one."""
+        """`each` of every category, MT-bench's eight being one."""
         taken: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in read_prompts(file, as_chats=True):
             category = "mt_bench" if prompt.category in MT_BENCH else prompt.category

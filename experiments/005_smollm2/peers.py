@@ -189,7 +189,7 @@ def peer_rows(file: Path) -> list[dict[str, Any]]:
     for (engine, category), rounds in sums.items():
         speeds = [tokens / seconds for tokens, seconds, _ in rounds.values()]
         row = {"engine": engine, "category": category, "tokens_per_s": statistics.median(speeds)}
-        found.append(row | {"spread": [min(speeds), max(speeds)], "num_prompts": int(rounds[1][2])})
+        found.append(row | {"spread": [min(speeds), max(speeds)], "num_prompts": int(next(iter(rounds.values()))[2])})
     return found
 
 

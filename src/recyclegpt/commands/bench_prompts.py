@@ -102,7 +102,7 @@ def measure_prompts(cfg: DictConfig, grid: Grid, checkpoint: str | None, folder:
 
 
 def _evenly(prompts: list[Prompt], num: int | None) -> list[Prompt]:
-    """The first of every category, then the second of every one, ..., so many in all; in the order of the file."""
+    """`num` of them: the first of every category, then the second of every one, ...; in the order of the file."""
     if num is None:
         return prompts
     seen: dict[str, int] = defaultdict(int)
