@@ -58,6 +58,10 @@ class RoundsModule(RecyclableModule):
         """
         raise NotImplementedError
 
+    def num_calls(self, num: int) -> int:
+        """See `DraftModule`; a block is drafted whole."""
+        return len(self.plan)
+
     def balance(self, embedding_std: float) -> None:
         """As the recyclable module; each other input begins with half the variance of the folded ones."""
         super().balance(embedding_std)
