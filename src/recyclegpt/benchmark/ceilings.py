@@ -47,15 +47,15 @@ class PassCosts:
 def byte_ceiling(model: RecycleGPT, num_recycled: int, acceptance: float = 1.0) -> float:
     """Largest speedup if a pass cost what its weights take to read.
 
-    Then the verify cost is 1, and the draft cost the bytes of module and LM head over those of backbone and LM head. It
-    binds only where decoding is bound by memory; where fixed overheads dominate, a measurement may exceed it.
+    Then the verify cost is 1, and what drafting costs is its `draft_bytes` over those of backbone and LM head. It binds
+    only where decoding is bound by memory; where fixed overheads dominate, a measurement may exceed it.
     """
-    return (1 + num_recycled * acceptance) / (1 + num_recycled * bytes_ratio(model))
+    return (1 + num_recycled * acceptance) / (1 + draft_bytes(model, num_recycled) / backbone_bytes(model))
 
 
 def bytes_ratio(model: RecycleGPT) -> float:
     """Bytes that a module call reads over those that a backbone pass reads, the LM head in both."""
-    return module_bytes(model) / backbone_bytes(model)
+    return draft_bytes(model, 1) / backbone_bytes(model)
 
 
 def backbone_bytes(model: RecycleGPT) -> int:
@@ -63,15 +63,18 @@ def backbone_bytes(model: RecycleGPT) -> int:
     return _bytes(model.backbone) - _bytes(model.backbone.embed_tokens) + _bytes(model.lm_head)
 
 
-def module_bytes(model: RecycleGPT) -> int:
-    """Weights that a call of the recyclable module reads, those of its LM head among them; 0 without a module."""
+def draft_bytes(model: RecycleGPT, num: int) -> int:
+    """Weights that drafting `num` tokens reads: the module's in each call, its LM head's for each token.
+
+    0 without a module.
+    """
     if model.recyclable is None:
         return 0
     ids = 0 if model.draft_ids is None else model.draft_ids.nbytes
     head = _bytes(model.lm_head if model.draft_lm_head is None else model.draft_lm_head)
     tap = model.recyclable.tap
     upper = 0 if tap is None else sum(_bytes(layer) for layer in list(model.backbone.layers)[tap:])
-    return _bytes(model.recyclable) - ids + head + upper
+    return model.recyclable.num_calls(num) * (_bytes(model.recyclable) - ids + upper) + num * head
 
 
 def _bytes(module: nn.Module) -> int:

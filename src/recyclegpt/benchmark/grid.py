@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from recyclegpt.benchmark import transformers_baseline
-from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, module_bytes
+from recyclegpt.benchmark.ceilings import PassCosts, PassTimer, backbone_bytes, byte_ceiling, draft_bytes
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
 from recyclegpt.benchmark.speed import Run, Speed, decode, interleave
 from recyclegpt.decoding import Autoregressive, Decoder, SamplingConfig, Strategy, make_strategy
@@ -123,7 +123,7 @@ def _group(
     for name, strategy in strategies.items():
         speed, m = speeds[name], strategy.num_recycled
         # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
-        step_bytes = backbone_bytes(model) + (m * module_bytes(model) if strategy.needs_module else 0)
+        step_bytes = backbone_bytes(model) + (draft_bytes(model, m) if strategy.needs_module else 0)
         costs = timers[m].costs() if m in timers and strategy.drafter == "module" else None
         rows.append({
             **_common(speed, strategy, baseline, memory[name]),

@@ -138,6 +138,10 @@ class DraftModule(nn.Module):
         """Layers that a row passes, which is how many a KV cache holds."""
         return len(self.layers)
 
+    def num_calls(self, num: int) -> int:
+        """Calls that drafting `num` tokens takes."""
+        return 1 if self.one_call else num
+
     def attach(self, backbone: Backbone) -> None:
         """Keep what it runs of the backbone; called again where that is put in place of another."""
 

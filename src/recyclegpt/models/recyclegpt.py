@@ -210,7 +210,7 @@ class RecycleGPT(
             return States(hidden_BTC, [])
         state_BTC = scale_gradient(hidden_BTC if tapped_BTC is None else tapped_BTC, backbone_grad_scale)
         embedding_VC = scale_gradient(self.backbone.embed_tokens.weight, backbone_grad_scale)
-        head_VC = scale_gradient(self.lm_head.weight, backbone_grad_scale)
+        head_VC = scale_gradient(self.lm_head.weight, backbone_grad_scale if module.own_share else 1.0)
         rows = Rows(state_BTC, views_NBT, embedding_VC, self.rotary, mask, documents_NBT, head_VC, store=store)
         recycled = module.states(rows, num_unrolled)
         own_loss = functools.partial(module.own_loss, rows) if module.own_share else None

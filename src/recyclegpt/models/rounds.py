@@ -5,6 +5,7 @@ B batch, T positions, C model width, K = `num_drafted` tokens of a block, R rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,7 +46,9 @@ class RoundsModule(RecyclableModule):
         self.spare_rows = recycle.num_drafted or 0
         self.plan = self.make_plan(self.spare_rows)
         self.row_embed = nn.Embedding(self.spare_rows, config.hidden_size)
-        self.right = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.right: nn.Module | None = None
+        if any(row.right is not None for rows in self.plan for row in rows):
+            self.right = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def make_plan(self, num: int) -> list[list[Row]]:
         """The rows of each round, for blocks of `num` tokens.
@@ -55,10 +58,16 @@ class RoundsModule(RecyclableModule):
         """
         raise NotImplementedError
 
+    def num_calls(self, num: int) -> int:
+        """See `DraftModule`; a block is drafted whole."""
+        return len(self.plan)
+
     def balance(self, embedding_std: float) -> None:
-        """As the recyclable module; the other inputs begin at about the same size."""
+        """As the recyclable module; each other input begins with half the variance of the folded ones."""
         super().balance(embedding_std)
-        nn.init.normal_(self.right.weight, std=1 / (embedding_std * self.right.in_features) ** 0.5)
+        nn.init.normal_(self.row_embed.weight, std=0.5**0.5)
+        if isinstance(self.right, nn.Linear):
+            nn.init.normal_(self.right.weight, std=1 / (math.sqrt(2 * self.right.in_features) * embedding_std))
 
     def states(self, rows: Rows, num_steps: int) -> list[Tensor]:
         """See `DraftModule`.
@@ -118,7 +127,7 @@ class RoundsModule(RecyclableModule):
 
     def _row(self, number: int, left: Tensor | None, right: Tensor | None, hidden: Tensor) -> Tensor:
         z = self.fold(torch.zeros_like(hidden) if left is None else left, hidden) + self.row_embed.weight[number]
-        return z if right is None else z + self.right(right)
+        return z if right is None or self.right is None else z + self.right(right)
 
     def _run(self, z_BTC: Tensor, attending: AttentionInputs) -> Tensor:
         state_BTC: Tensor = self.norm(run_layers(self.layers, z_BTC, attending, self.recompute_every))

@@ -38,13 +38,12 @@ def test_verified_text_is_the_autoregressive_one(kind: str) -> None:
     prompts = [[1, 2, 3, 4, 5], [6], [2, 1] * 45]  # the last one ends with the context
     for seed, sampling in enumerate([SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, coupled=False)]):
         model = random_model(seed, vocab_size=7, kind=kind, draft_vocab=[None, 3][seed % 2], **EXAMPLES[kind])
-        for decoder in (Decoder(model), Decoder.optimised(model.float())):
-            plain = decoder.generate(prompts, Autoregressive(), 24, sampling)
-            for drafter, adaptive in (("module", False), ("ngram+module", sampling.coupled)):
-                strategy = Verified(M, 0.0, drafter, adaptive)
-                exact = decoder.generate(prompts, strategy, 24, sampling)
-                assert exact.tokens == plain.tokens or not sampling.coupled
-                assert adaptive or exact.counts.num_verified
+        decoder = Decoder(model) if seed else Decoder.optimised(model.float())
+        plain = decoder.generate(prompts, Autoregressive(), 16, sampling)
+        for drafter, adaptive in (("module", False), ("ngram+module", sampling.coupled)):
+            exact = decoder.generate(prompts, Verified(M, 0.0, drafter, adaptive), 16, sampling)
+            assert exact.tokens == plain.tokens or not sampling.coupled
+            assert adaptive or exact.counts.num_verified
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -80,20 +79,21 @@ def test_training_gives_the_logits_of_decoding(kind: str) -> None:
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_overfits_a_row_until_its_drafts_are_accepted(kind: str) -> None:
     torch.manual_seed(0)
-    model = RecycleGPT(ModelConfig(29, 48, 2, 32, 2), RecycleConfig(1, kind=kind, **EXAMPLES[kind]))
-    loss = DualLoss(LossConfig(recycle_weight=1.0, num_unrolled=M))
-    text = torch.randint(29, (1, 20 + M + 1))
-    views_NBT = torch.stack([text[:, n : n + 20] for n in range(M + 2)])
-    optimizer = torch.optim.AdamW(model.parameters(), 8e-3, weight_decay=0)
-    for _ in range(80):
+    few = {key: 2 if key == "num_drafted" else value for key, value in EXAMPLES[kind].items()}
+    model = RecycleGPT(ModelConfig(29, 48, 2, 32, 2), RecycleConfig(1, kind=kind, **few))
+    loss = DualLoss(LossConfig(recycle_weight=1.0, num_unrolled=2))
+    text = torch.randint(29, (1, 23))
+    views_NBT = torch.stack([text[:, n : n + 20] for n in range(4)])
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0)
+    for _ in range(45):
         optimizer.zero_grad()
-        states = model.states(views_NBT, num_unrolled=M)
+        states = model.states(views_NBT, num_unrolled=2)
         loss(states, model.lm_head.weight, views_NBT).loss.backward()
         optimizer.step()
     prompt, expected = text[0, :3].tolist(), text[0, 3:19].tolist()
-    written = Decoder.optimised(model).generate([prompt], Verified(M), 16)
+    written = Decoder.optimised(model).generate([prompt], Verified(2), 16)
     assert written.tokens == [expected]
-    assert written.counts.num_backbone_passes <= 5, "four would do"
+    assert written.counts.num_backbone_passes <= 7, "six would do"
 
 
 def test_what_a_kind_cannot_do_is_refused() -> None:
