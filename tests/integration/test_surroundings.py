@@ -66,7 +66,7 @@ def test_a_larger_run_says_why_it_is_new_and_how_to_go_on(
     capfd.readouterr()
     assert run("train", *command, "trainer.max_epochs=2", "resume=auto") == 0
     (told,) = (line for line in "".join(capfd.readouterr()).splitlines() if "resume=auto: " in line)
-    assert "trainer.max_epochs was 1 and is 2" in told
+    assert "has another config, so this is a new one" in told
     resume = next(word for word in told.split() if word.startswith("resume=outputs"))
     assert run("train", *command, "trainer.max_epochs=2", resume, "hydra.run.dir=more") == 0
     assert json.loads(Path("more/result.json").read_text())["train"]["steps"] == 4
