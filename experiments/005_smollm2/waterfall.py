@@ -20,7 +20,7 @@ import torch
 from recyclegpt.benchmark.ceilings import Passes
 from recyclegpt.benchmark.prompt_set import Contender
 from recyclegpt.decoding import Autoregressive, Decoder, make_strategy
-from recyclegpt.hardware.stopwatch import Stopwatch
+from recyclegpt.hardware.measure import Stopwatch
 from recyclegpt.models import RecycleGPT
 
 Row = dict[str, Any]
