@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def prepare(work: Path, checkpoint: str, module: str | None, prompts: Path, num_
     for vocabulary in reversed(vocabularies):
         if vocabulary == "whole":
             trained.model.recyclable.draft_ids = None
+            trained.model.recycle_config = replace(trained.model.recycle_config, draft_vocab=None)
         for dtype in DTYPES:
             decoder = Decoder.optimised(trained.model, getattr(torch, dtype))
             for drafted in NUM_DRAFTED:
