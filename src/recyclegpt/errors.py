@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that had begun cannot go on. The message says what happened and what to do; the command exits 1."""
+    """A run that had begun cannot continue. The message says what happened and what to do; the command exits 1."""
 
 
 class Stopped(SystemExit):

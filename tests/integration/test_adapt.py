@@ -167,7 +167,7 @@ def test_the_module_as_a_folder_beside_its_backbone(
     assert run("bench", *both, "prompts=prompts.jsonl", *brief) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][-1]["draft_vocab"] == 270
     assert run("export", *both, "format=vllm", "output_dir=draft") == 0
-    # Training goes on from it: at rate 0 it stays what it is.
+    # Training continues from it: at rate 0 it stays what it is.
     more = ["adapt", f"model.path={folder}", *quick, "module=module", "optimizer.lr=0", "optimizer.weight_decay=0"]
     assert run(*more, *shape, "hydra.run.dir=more") == 0
     again = load_trained("more").model.state_dict()

@@ -66,7 +66,7 @@ def test_a_talk_keeps_its_turns(
     assert "oldest turns" not in told
     _, told = talk(*[QUESTION] * 6, "x" * 999, QUESTION)
     assert told.count("the oldest turns are left out") == 1
-    assert told.count("tokens/s") == 7, "a question longer than the context is refused, and the talk goes on"
+    assert told.count("tokens/s") == 7, "a question longer than the context is refused, and the talk continues"
     add, num = TextStreamer.add, [0]
 
     def interrupted(*arguments: Any) -> Any:

@@ -166,7 +166,7 @@ def test_what_the_checkpoint_is_made_of_is_never_replaced(
 
 
 def test_an_export_is_exported_again(run: Run, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is printed next runs, and a model without a module is told how it gets one."""
+    """What is printed next runs, and says how a model without a module gets one."""
     # `from_pretrained` of `huggingface_hub` reads one file, however small the shards are to be.
     assert run("export", f"checkpoint={trained}", "output_dir=whole", "max_shard_size=20KB") == 0
     capsys.readouterr()

@@ -184,7 +184,7 @@ def test_one_bench_pass_over_a_sweep(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
     (checkpoint,) = Path("many/recycle.num_layers-0/checkpoints").glob("*.ckpt")
     checkpoint.write_bytes(b"x")
-    assert run(*argv[:-1], "bench.num_recycled=[1]") == 1, "a run that cannot be read is told"
+    assert run(*argv[:-1], "bench.num_recycled=[1]") == 1, "a run that cannot be read is reported"
     printed = capsys.readouterr()
     assert "recycle.num_layers-0 was not measured" in printed.err
     assert list(json.loads(printed.out.splitlines()[-1])["runs"]) == ["recycle.num_layers-1"], "the other is measured"

@@ -49,7 +49,7 @@ class Runs:
         return self.here / f"{name}.trace"
 
     def start(self, name: str, kill_at: str = "") -> subprocess.Popen[str]:
-        """Begin or go on with the run `name`: always the same command."""
+        """Begin or continue the run `name`: always the same command."""
         environment = {**os.environ, "TRACE": str(self.trace(name)), "KILL_AT": kill_at}
         command = [sys.executable, str(SCRIPT), "train", *self.settings, f"hydra.run.dir={name}", "resume=auto"]
         with (self.here / f"{name}.log").open("a", encoding="utf-8") as log:

@@ -41,7 +41,7 @@ def test_thirty_kills(make_runs: Callable[..., Any], capsys: pytest.CaptureFixtu
         name = f"run{number}"
         for kind in KILLS:
             while not kill(runs, name, kind, draw.uniform(0, seconds / 3)):
-                pass  # no checkpoint was being written at that moment after all; the run goes on and is killed again
+                pass  # no checkpoint was being written at that moment after all; the run continues and is killed again
             kills.append((name, kind, len(runs.rows(name))))
         runs.finish(name)
         runs.assert_equal(name, "reference")

@@ -54,7 +54,7 @@ def _measured(model: RecycleGPT, num_recycled: int) -> float:
 
 
 class DraftLength:
-    """Drafting goes on while all tokens drafted so far are right with more than this probability (`cutoff`).
+    """Drafting continues while all tokens drafted so far are right with more than this probability (`cutoff`).
 
     A token that costs c backbone passes and adds P expected tokens raises the speed where P / c is above the tokens
     that a pass brings anyway. P is the product of the drafter's largest probabilities.

@@ -107,7 +107,7 @@ class Session:
             self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
     def take_row(self, row: int, other: Session, width: int) -> None:
-        """Go on in this row with the only row of another session, which has just read a prompt of `width` tokens."""
+        """Continue in this row with the only row of another session, which has just read a prompt of `width` tokens."""
         for mine, its in zip(self.state(), other.state(), strict=True):
             of_rows = -1 if mine is self.record_5B else 0
             mine.select(of_rows, row).copy_(its.select(of_rows, 0))

@@ -3,7 +3,7 @@
 // Waking threads for every operator costs a narrow model more than its arithmetic. Items are claimed one by one, so a
 // thread that shares its core with another program does fewer of them. A barrier spins for some microseconds, then
 // gives its core away. Where another program keeps a thread from its core for long, all would wait for it: then the
-// next passes are run by one thread alone, more and more of them as long as that goes on.
+// next passes are run by one thread alone, more and more of them as long as that lasts.
 #pragma once
 
 #include "vectors.h"

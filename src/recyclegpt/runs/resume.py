@@ -84,7 +84,7 @@ def _why_none(cfg: DictConfig, folder: Path) -> str | None:
     if _hash_or_none(newest) == config_hash(cfg):
         return f"the newest run, {newest}, is complete; this is a new one"
     return (
-        f"the newest run, {newest}, has another config, so this is a new one; to go on from the other's last "
+        f"the newest run, {newest}, has another config, so this is a new one; to continue the other from its last "
         f"checkpoint, stop and type resume={newest} in place of resume=auto"
     )
 

@@ -134,7 +134,7 @@ def test_verified_is_exact_for_any_threshold_and_penalty(
 
 @torch.no_grad()
 def test_asking_the_module_no_further_changes_nothing_but_the_calls() -> None:
-    """A CPU leaves the module once no row is sure; a device that is not asked goes on, and nobody sees those tokens."""
+    """A CPU leaves the module once no row is sure; one that is not asked drafts all, and nobody sees those tokens."""
     proposed = []
     for greedy in (True, False):
         model = random_model(4, sharpness=0.3)

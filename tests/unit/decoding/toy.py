@@ -1,4 +1,4 @@
-"""A model whose every token is known in advance: the backbone counts upwards, the module agrees when it is told to."""
+"""A model whose every token is known in advance: the backbone counts upwards, the module agrees where it should."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ChainDrafter:
 
     @property
     def threshold(self) -> float:
-        """Drafting goes on while the product of the drafter's largest probabilities is above it; 0: always."""
+        """Drafting continues while the product of the drafter's largest probabilities is above it; 0: always."""
         return self.fixed_threshold if self.length is None else self.length.cutoff
 
     def propose(self, state_BC: Tensor, num_slots_read: int) -> None:
