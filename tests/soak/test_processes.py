@@ -1,4 +1,4 @@
-"""Two processes that are interrupted, then resume with two: bit-identical, and all of them stop when one is asked to."""
+"""Two processes are interrupted, then resume with two: bit-identical, and all of them stop when one is asked to."""
 
 from __future__ import annotations
 
