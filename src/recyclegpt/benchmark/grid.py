@@ -6,6 +6,7 @@ Rates are compared within one group of interleaved measurements only, with autor
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,8 +123,9 @@ def _group(
     rows = []
     for name, strategy in strategies.items():
         speed, m = speeds[name], strategy.num_recycled
-        # A step reads the backbone once and the module m times: once for the true pairs, then once per further token.
-        step_bytes = backbone_bytes(model) + (draft_bytes(model, m) if strategy.needs_module else 0)
+        step_bytes = float(backbone_bytes(model) + (draft_bytes(model, m) if strategy.needs_module else 0))
+        if strategy.drafter.startswith(("self_speculative", "early_exit")):
+            step_bytes = math.nan  # nobody has counted what parts of the backbone read
         costs = timers[m].costs() if m in timers and strategy.drafter == "module" else None
         rows.append({
             **_common(speed, strategy, baseline, memory[name]),

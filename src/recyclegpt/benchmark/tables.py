@@ -90,10 +90,11 @@ def text_tables(
     ranks_mR = torch.zeros(num_recycled, RANKS + 1, dtype=torch.long)
     for prompt, text in zip(prompts, texts, strict=True):
         row = torch.tensor([*prompt, *text], device=model.device)
-        T = len(row) - 1 - num_recycled
+        reach = 1 + (model.recycle_config.num_drafted or num_recycled)  # tokens that a kind may read ahead
+        T = len(row) - reach
         if model.recyclable is None or len(prompt) > T:
             continue
-        views_NBT = torch.stack([row[None, step : step + T] for step in range(num_recycled + 1)])
+        views_NBT = torch.stack([row[None, step : step + T] for step in range(reach + 1)])
         for step, state_BTC in enumerate(model.states(views_NBT, num_unrolled=num_recycled)[1], start=1):
             # Row t of step k proposes token t + 1 + k; the first token of the text is the prefill's.
             begin = len(prompt) - 1

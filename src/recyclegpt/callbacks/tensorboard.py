@@ -34,6 +34,7 @@ DESCRIPTIONS = {
     "train/loss": "Weighted sum of both losses, nats per token.",
     "train/loss_backbone": "Backbone's cross entropy for the next token, nats.",
     "train/loss_recycle": "Module's cross entropy for the token after the next (its first step), nats.",
+    "train/loss_exit": "Cross entropy for the next token after an early exit, nats.",
     "train/recycle_weight": "Weight of the recycle loss.",
     "train/grad_norm": "Norm of all gradients before clipping.",
     "train/skipped_steps": "Steps skipped because a gradient was not finite.",

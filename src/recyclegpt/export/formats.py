@@ -94,7 +94,8 @@ def next_step(export: Export, out: Path) -> str:
         )
     if export.kind == "module":
         backbone = export.trained.backbone.name if export.trained.backbone else "BACKBONE"
-        return f'recyclegpt generate checkpoint={shlex.quote(backbone)} module={shlex.quote(str(out))} --chat "..."'
+        ask = "--prompt" if export.trained.tokenizer.chat is None else "--chat"
+        return f'recyclegpt generate checkpoint={shlex.quote(backbone)} module={shlex.quote(str(out))} {ask} "..."'
     # As many tokens as the module was trained to draft in a row.
     num_drafted = (export.trained.config.get("loss") or {}).get("num_unrolled", 1)
     speculative = {"method": "eagle", "model": str(out), "num_speculative_tokens": num_drafted}

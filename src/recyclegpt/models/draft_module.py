@@ -119,7 +119,7 @@ class DraftModule(nn.Module):
     recompute_every = 0
     """See `Backbone.recompute_every`."""
     layers: nn.ModuleList
-    """Its transformer layers; those of no other kind than these read a KV cache."""
+    """Its transformer layers, which alone have a KV cache of its own."""
     draft_ids: Tensor | None
     """The token ids that the module may propose, ascending `(D,)`; None: all."""
 

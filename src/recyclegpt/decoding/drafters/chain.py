@@ -1,5 +1,6 @@
-"""Drafting one token after another, each from the state that the one before led to. B batch, C model width, m drafted
-tokens, V vocabulary, D draft vocabulary.
+"""Drafting one token after another, each from the state that the one before led to.
+
+B batch, C model width, m drafted tokens, V vocabulary, D draft vocabulary.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from recyclegpt.models.rounds import RoundsModule, Row
 class SemiAutoregressive(RoundsModule):
     """Groups of two: the leader x_{t+3} from x_{t+1}, x_{t+5} from that one, ...; a filler reads both its neighbours.
 
-    K tokens take K / 2 + 1 calls.
+    K tokens take K / 2 + 1 calls. A filler has read the token after the one that it says: so has `val/ppl_recycle`.
 
     What it is not: SAIC captions images with an encoder-decoder and checks nothing; of it there is the order in a group
     ("predicts the first word in every group in order", then fills all skipped ones). Its repository holds no code.
