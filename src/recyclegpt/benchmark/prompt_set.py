@@ -16,12 +16,12 @@ import torch
 from tqdm.auto import tqdm
 
 from recyclegpt.benchmark.speed import Run, Speed, decode
+from recyclegpt.data.prompts import OVERALL
 from recyclegpt.decoding import Autoregressive, Counts, Decoder, SamplingConfig, Strategy
 from recyclegpt.errors import ConfigError
 
 log = logging.getLogger("recyclegpt")
 
-OVERALL = "overall"
 VARIED = f"{OVERALL}, varied texts"
 """Category of the prompts after which the backbone alone does not repeat itself."""
 REPETITIVE = 0.3

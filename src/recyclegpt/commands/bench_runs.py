@@ -16,10 +16,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recyclegpt.benchmark.prompt_set import OVERALL
 from recyclegpt.commands.bench_grid import Grid, measure_grid, read_grid
 from recyclegpt.commands.bench_prompts import measure_prompts
 from recyclegpt.configuration.compose import compose_or_explain, to_plain
+from recyclegpt.data.prompts import OVERALL
 from recyclegpt.errors import ConfigError
 from recyclegpt.files import finite, write_json
 from recyclegpt.runs.folder import RESULT, is_complete

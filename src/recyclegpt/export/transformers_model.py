@@ -195,7 +195,7 @@ def recycle(
         generation_config: max_length, eos_token_id, do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
         strategy: `autoregressive`, `alternating` (not exact) or `verified` (lossless).
         num_recycled: tokens recycled per backbone pass.
-        confidence_threshold: recycle only while the module's largest probability is above this.
+        confidence_threshold: recycle while the product of the module's largest probabilities is above this.
         model_kwargs: `attention_mask` `(B, T)` is read.
 
     Raises:

@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recyclegpt.benchmark.prompt_set import (
-    OVERALL,
-    VARIED,
-    Contender,
-    Round,
-    Texts,
-    decode_rounds,
-    fit_prompts,
-    prompt_rows,
-)
+from recyclegpt.benchmark.prompt_set import VARIED, Contender, Round, Texts, decode_rounds, fit_prompts, prompt_rows
 from recyclegpt.benchmark.speed import Run
+from recyclegpt.data.prompts import OVERALL
 from recyclegpt.decoding import Alternating, Autoregressive, Counts, Decoder, Verified
 from recyclegpt.errors import ConfigError
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
