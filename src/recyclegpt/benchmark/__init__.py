@@ -2,7 +2,7 @@
 
 from recyclegpt.benchmark.ceilings import PassCosts, byte_ceiling, bytes_ratio, measure_pass_costs
 from recyclegpt.benchmark.simulated_acceptance import SimulatedAcceptance
-from recyclegpt.benchmark.speed import Speed, interleave, measure_speed
+from recyclegpt.benchmark.speed import Speed, measure_speed
 from recyclegpt.benchmark.tables import step_breakdown
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Speed",
     "byte_ceiling",
     "bytes_ratio",
-    "interleave",
     "measure_pass_costs",
     "measure_speed",
     "step_breakdown",

@@ -162,14 +162,14 @@ def to_dataclass(kind: type[T], section: Mapping[str, Any] | DictConfig, path: s
     raise ConfigError(found.found)
 
 
-def read_settings(kind: type[T], section: DictConfig, path: str = "") -> T:
+def read_settings(kind: type[T], section: DictConfig) -> T:
     """The fields of a dataclass from a section that may hold more.
 
     Raises:
         ConfigError: as `to_dataclass`.
     """
     names = [own.name for own in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    return to_dataclass(kind, OmegaConf.masked_copy(section, names), path)
+    return to_dataclass(kind, OmegaConf.masked_copy(section, names))
 
 
 TARGET, PARTIAL = "_target_", "_partial_"

@@ -2,7 +2,7 @@
 
 from recyclegpt.reporting.figures import training_curve
 from recyclegpt.reporting.report import write_report
-from recyclegpt.reporting.run_folders import Run, read_runs
-from recyclegpt.reporting.settings import Setting, pareto_front, summarise, swept_keys
+from recyclegpt.reporting.run_folders import read_runs
+from recyclegpt.reporting.settings import pareto_front, summarise, swept_keys
 
-__all__ = ["Run", "Setting", "pareto_front", "read_runs", "summarise", "swept_keys", "training_curve", "write_report"]
+__all__ = ["pareto_front", "read_runs", "summarise", "swept_keys", "training_curve", "write_report"]

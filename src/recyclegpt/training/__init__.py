@@ -1,7 +1,6 @@
 """How the model learns: dual loss, optimizer, schedule, and the LightningModule that joins them."""
 
-from recyclegpt.training.cross_entropy import TokenLosses, chunked_cross_entropy
-from recyclegpt.training.dual_loss import DualLoss, LossConfig, LossTerms
+from recyclegpt.training.dual_loss import DualLoss, LossConfig
 from recyclegpt.training.held_out import HeldOutMetrics
 from recyclegpt.training.lightning_module import LitRecycleGPT, NonFiniteError
 from recyclegpt.training.optimizer import MuonAdamW, adamw, constant, cosine, wsd
@@ -11,12 +10,9 @@ __all__ = [
     "HeldOutMetrics",
     "LitRecycleGPT",
     "LossConfig",
-    "LossTerms",
     "MuonAdamW",
     "NonFiniteError",
-    "TokenLosses",
     "adamw",
-    "chunked_cross_entropy",
     "constant",
     "cosine",
     "wsd",

@@ -83,16 +83,16 @@ def chunked_cross_entropy(
 
 
 @torch.no_grad()
-def most_likely(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
+def most_likely(state_MC: Tensor, weight_VC: Tensor) -> Tensor:
     """The token that each state predicts `(M,)`, int64."""
-    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
+    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda)
     return torch.cat([F.linear(state_mC, weight_VC).max(dim=-1).indices for state_mC in state_MC.split(rows)])
 
 
 @torch.no_grad()
-def log_normaliser(state_MC: Tensor, weight_VC: Tensor, chunk_size: int | None = None) -> Tensor:
+def log_normaliser(state_MC: Tensor, weight_VC: Tensor) -> Tensor:
     """Log of the sum of `exp(logit)` over all tokens for each state, `(M,)`, fp32."""
-    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda, chunk_size)
+    weight_VC, rows = narrowed(weight_VC), rows_of_chunk(len(weight_VC), state_MC.is_cuda)
     chunks = (F.linear(state_mC, weight_VC) for state_mC in state_MC.split(rows))
     return torch.cat([in_pieces(_normaliser, logits_mV)[0] for logits_mV in chunks]).squeeze(1)
 

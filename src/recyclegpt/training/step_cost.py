@@ -119,5 +119,5 @@ def _losses(model: RecycleGPT, num_rows: int, wide: int, narrow: int, num_unroll
     kept = num_rows * width * (num_losses * narrow + wide * trained)
     kept += (vocabulary + num_losses * drafted) * width * wide * trained
     # Logits, their softmax in fp32 and its narrow copy.
-    chunk = min(num_rows, rows_of_chunk(vocabulary, model.lm_head.weight.is_cuda, None))
+    chunk = min(num_rows, rows_of_chunk(vocabulary, model.lm_head.weight.is_cuda))
     return kept + chunk * vocabulary * (2 * narrow + max(4, narrow))

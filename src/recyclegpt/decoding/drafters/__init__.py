@@ -1,4 +1,4 @@
-"""What proposes tokens for the backbone to verify: a draft module, n-gram lookup, or both.
+"""What proposes tokens for the backbone to verify: a draft module, lookup, both, or parts of the backbone itself.
 
 To add another one, implement `Drafter` in a file of its own, name it in `strategies.DRAFTERS` and choose it in
 `make_drafter`; session, strategies and loop stay as they are. B batch, T positions, C model width, m drafted tokens.
@@ -25,7 +25,7 @@ from recyclegpt.models import KVCache, RecycleGPT
 from recyclegpt.models.drafts.query_ctc import QueryCTC
 from recyclegpt.models.rounds import RoundsModule
 
-__all__ = ["Drafter", "ModuleDrafter", "NgramDrafter", "make_drafter", "make_module_drafter"]
+__all__ = ["Drafter", "ModuleDrafter", "make_drafter", "make_module_drafter"]
 
 
 class Drafter(Protocol):
