@@ -129,6 +129,10 @@ def check_combinations(cfg: DictConfig) -> list[str]:
         for key, value in zip(("loss.num_unrolled", "decoding.num_recycled"), steps, strict=True)
         if most is not None and value > most
     ]
+    if cfg.recycle.get("kind") == "hidden_transfer":
+        exits = cfg.loss.get("early_exit_weight") or cfg.loss.get("layer_dropout")
+        if exits or (not cfg.backbone.frozen and cfg.loss.get("backbone_grad_scale", 1) != 1):
+            problems.append("recycle.kind: hidden_transfer takes loss.backbone_grad_scale=1 and no early exit")
     if cfg.resume not in ("never", "auto") and not Path(cfg.resume).expanduser().exists():
         problems.append(f"resume: {cfg.resume} does not exist; give never, auto, a run folder or a .ckpt file")
     return problems

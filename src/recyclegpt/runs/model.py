@@ -56,7 +56,8 @@ def make_model(cfg: DictConfig, parts: Mapping[str, Any], tokenizer: TextTokeniz
         try:
             model = shape.load(recycle).train()
         except ConfigError as error:
-            raise ConfigError([f"model.{problem}" for problem in error.problems]) from error
+            named = [text if text.startswith("recycle.") else f"model.{text}" for text in error.problems]
+            raise ConfigError(named) from error
     else:
         vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         model = RecycleGPT(replace(shape, vocab_size=vocabulary), recycle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 
+from recyclegpt.errors import ConfigError
 from recyclegpt.models.config import ModelConfig, RecycleConfig
 from recyclegpt.models.draft_module import DraftModule
 
@@ -20,5 +21,8 @@ def make_draft_module(config: ModelConfig, recycle: RecycleConfig) -> DraftModul
     """
     if not recycle.num_layers:
         return None
-    module: DraftModule = importlib.import_module(f"{__name__}.{recycle.kind}").Module(config, recycle)
+    try:
+        module: DraftModule = importlib.import_module(f"{__name__}.{recycle.kind}").Module(config, recycle)
+    except ConfigError as error:
+        raise ConfigError([f"recycle.{problem}" for problem in error.problems]) from error
     return module
