@@ -198,4 +198,7 @@ def _bench_label(row: Row) -> str:
     if row["strategy"] == "transformers":
         return f"transformers\n{row['cache']}"
     label = f"{row['strategy']}\ndepth {row['recycle_num_layers']}\nm {row['num_recycled']}"
-    return label if row["strategy"] == "alternating" else f"{label}\nat {row['acceptance']:.0%}"
+    if (drafter := row.get("drafter") or "module") != "module":
+        label = f"{label}\n{drafter}"
+    drafts_nothing = row["acceptance"] is None  # lookup may find no match
+    return label if row["strategy"] == "alternating" or drafts_nothing else f"{label}\nat {row['acceptance']:.0%}"
