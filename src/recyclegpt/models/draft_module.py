@@ -82,7 +82,8 @@ def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> list[Tensor]:
 def rows_of_call(positions_BT: Tensor, newest_B: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows R = T + m - 1 of a call that reads the true pairs and m - 1 = `num` - 1 more rows after the newest one.
 
-    Those stand where pairs were rejected, and beyond; the last ones, of a text with rejected pairs, nobody reads.
+    They take the places of rejected pairs, then those after the pairs; where pairs were rejected, the last rows are
+    not used.
 
     Returns:
         Positions `(B, R)`; the pair each row belongs to `(B, R)`; how many rows after the newest pair it is `(B, R)`.

@@ -58,7 +58,7 @@ class GGUFTensors:
         self._tensors = {_name_here(name): tensor for name, tensor in tensors.items()}
         if odd := [tensor for tensor in tensors.values() if tensor.tensor_type.name not in TYPES]:
             problem = f"{path}: {odd[0].name}: its type {odd[0].tensor_type.name} is not supported"
-            more = f" ({len(odd)} tensors are so)" if odd[1:] else ""
+            more = f" ({len(odd)} tensors are of such types)" if odd[1:] else ""
             raise ConfigError(f"{problem}; take a file of the model in {', '.join(TYPES)}{more}")
         self._factors = self._tensors.pop(ROPE_FACTORS, None)
         self.shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
