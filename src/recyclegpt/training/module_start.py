@@ -23,9 +23,9 @@ RIDGE = 1e-4
 
 
 def can_begin_with_last_layers(model: RecycleGPT) -> bool:
-    """Whether the module has the norms and is no deeper than the backbone."""
+    """Whether the module is a recyclable one, with all norms, and no deeper than the backbone."""
     shape = model.recycle_config
-    plain = isinstance(model.recyclable, RecyclableModule) and shape.first_input_norm and shape.final_norm
+    plain = shape.kind == "recyclable" and shape.first_input_norm and shape.final_norm
     return plain and shape.num_layers <= model.config.num_layers
 
 
