@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--module", type=Path, default=HERE / "module")
     parser.add_argument("--prompts", type=Path, default=HERE / "demo_prompts.jsonl")
     parser.add_argument("--drafter", default="ngram+module", help="module, ngram or ngram+module")
-    parser.add_argument("--num-recycled", type=int, default=3, help="tokens drafted per backbone pass")
+    parser.add_argument("--num-recycled", type=int, default=2, help="tokens drafted per backbone pass")
     parser.add_argument("--new-tokens", type=int, default=160, help="most tokens of an answer")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float32 or int8")
     arguments = parser.parse_args()

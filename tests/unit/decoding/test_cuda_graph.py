@@ -11,7 +11,7 @@ import torch
 from recyclegpt.benchmark import SimulatedAcceptance
 from recyclegpt.decoding import Alternating, Autoregressive, Decoder, SamplingConfig, Verified, cuda_graph, decoder
 from recyclegpt.decoding.cuda_graph import GraphedStep
-from recyclegpt.decoding.drafters import module
+from recyclegpt.decoding.drafters import chain
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.session import Session
 from recyclegpt.models import ModelConfig, RecycleConfig, RecycleGPT
@@ -30,7 +30,7 @@ SAMPLINGS = [
 @pytest.fixture
 def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Decoders of the test run as on CUDA: graphs, a look every few steps, buckets, no questions."""
-    monkeypatch.setattr(module, "EARLY_EXIT_DEVICES", ())
+    monkeypatch.setattr(chain, "EARLY_EXIT_DEVICES", ())
     monkeypatch.setattr(decoder, "CHECK_EVERY", {"cpu": 3})
     monkeypatch.setattr(decoder, "CHECK_EVERY_WITHOUT_STOPS", {"cpu": 5})
     monkeypatch.setattr(decoder, "READ_BUCKETS", {"cpu": 16})
