@@ -17,7 +17,7 @@ from torch import nn
 
 from recyclegpt.decoding import Decoder, Sampler, SamplingConfig, Verified
 from recyclegpt.decoding.cuda_graph import GraphedStep
-from recyclegpt.decoding.drafters import make_module_drafter
+from recyclegpt.decoding.drafters import BackbonePass, make_module_drafter
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.text_buffer import TextBuffer
 from recyclegpt.hardware.measure import Clock, Stopwatch
@@ -160,7 +160,8 @@ class Passes:
         drafter.m = min(num, model.recycle_config.num_drafted or num)
         states_BTC = torch.zeros(batch, width, model.config.hidden_size, dtype=model.dtype, device=model.device)
         newest_B = torch.full_like(text.position_B, width - 1)
-        return as_graph(lambda: drafter.draft(states_BTC, positions_BT, newest_B, self.num_slots), model.device)
+        made = BackbonePass(states_BTC, positions_BT, newest_B, self.num_slots)
+        return as_graph(lambda: drafter.draft(made), model.device)
 
 
 @torch.no_grad()

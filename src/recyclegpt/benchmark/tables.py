@@ -16,7 +16,7 @@ from torch import Tensor
 from recyclegpt.benchmark.ceilings import Passes, as_graph, backbone_bytes
 from recyclegpt.benchmark.speed import decode
 from recyclegpt.decoding import Decoder, DraftTokens, Sampler, SamplingConfig, Strategy, VerifyLogits
-from recyclegpt.decoding.drafters import ModuleDrafter
+from recyclegpt.decoding.drafters import BackbonePass, ModuleDrafter
 from recyclegpt.decoding.sampling import most_likely
 from recyclegpt.decoding.session import Session
 from recyclegpt.hardware.measure import CopyTimer, Stopwatch
@@ -148,7 +148,7 @@ def step_breakdown(
 
     def module() -> None:
         if isinstance(session.drafter, ModuleDrafter):
-            state_BC = session.drafter.read(hidden_BTC, positions_BT, newest_B, num_slots)
+            state_BC = session.drafter.read(BackbonePass(hidden_BTC, positions_BT, newest_B, num_slots))
             for number in range(1, m):
                 state_BC = session.drafter.following(state_BC, block_BT[:, 0], number, num_slots)
 

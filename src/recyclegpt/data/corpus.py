@@ -52,11 +52,11 @@ class Corpus:
     train: TokenShards | HFStream
     val: Tokens
 
-    def sample(self) -> Tokens:
-        """Training tokens to count: all of them, or the first million of a stream."""
+    def sample(self, num_tokens: int = _SAMPLE_TOKENS) -> Tokens:
+        """Training tokens to count: all of them, or the first of a stream."""
         if isinstance(self.train, TokenShards):
             return self.train
-        return _read_stream(self.train, "train", self.tokenizer, Skipped(_SAMPLE_TOKENS), _SAMPLE_TOKENS)
+        return _read_stream(self.train, "train", self.tokenizer, Skipped(_SAMPLE_TOKENS), num_tokens)
 
 
 def open_corpus(

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding.drafters import make_drafter
+from recyclegpt.decoding.drafters import BackbonePass, make_drafter
 from recyclegpt.decoding.drafters.module import ModelPass
 from recyclegpt.decoding.sampling import Sampler, most_likely, penalised
 from recyclegpt.decoding.strategies import DraftTokens, Strategy, VerifyLogits
@@ -103,7 +103,7 @@ class Session:
         self.record_5B.zero_()
         self.record.position.copy_(text.position_B)
         if self.drafter is not None:
-            self.drafter.draft(read_BTC, positions_BT, last_B, num_slots_read)
+            self.drafter.draft(BackbonePass(read_BTC, positions_BT, last_B, num_slots_read))
             self.record.num_drafted.copy_(self.drafter.num_drafted_B)
 
     def take_row(self, row: int, other: Session, width: int) -> None:
@@ -153,7 +153,7 @@ class Session:
             self.record.position.copy_(text.position_B)
             return
         matched_Bm = (best_BT[:, :-1] == drafts.tokens_Bm) & (block_T[:-1] < count_B[:, None])
-        drafter.draft(read_BTC, positions_BT, accepted_B, num_slots_read, best_BT)
+        drafter.draft(BackbonePass(read_BTC, positions_BT, accepted_B, num_slots_read, best_BT))
         record = StepRecord(text.position_B, accepted_B, matched_Bm.sum(dim=1), count_B, drafter.num_drafted_B)
         torch.stack(record, out=self.record_5B)
 

@@ -111,7 +111,7 @@ def prepare_run(cfg: DictConfig, folder: Path, digest: str) -> PreparedRun:
 
 
 def _begin_with_last_layers(model: RecycleGPT, data: TextDataModule) -> None:
-    sample, length = data.corpus.sample(), data.row_length
+    sample, length = data.corpus.sample(SAMPLE_TOKENS), data.row_length
     num_rows = min(SAMPLE_TOKENS, sample.num_tokens) // length
     explained = begin_with_last_layers(model, torch.from_numpy(sample.read(0, num_rows * length)).view(-1, length))
     log.info(

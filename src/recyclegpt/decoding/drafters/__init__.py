@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from recyclegpt.decoding.draft_length import DraftLength
+from recyclegpt.decoding.drafters.chain import BackbonePass
 from recyclegpt.decoding.drafters.collapse import CollapseDrafter
 from recyclegpt.decoding.drafters.module import ModelPass, ModuleDrafter
 from recyclegpt.decoding.drafters.ngram import NgramDrafter
@@ -25,7 +26,7 @@ from recyclegpt.models import KVCache, RecycleGPT
 from recyclegpt.models.drafts.query_ctc import QueryCTC
 from recyclegpt.models.rounds import RoundsModule
 
-__all__ = ["Drafter", "ModuleDrafter", "make_drafter", "make_module_drafter"]
+__all__ = ["BackbonePass", "Drafter", "ModuleDrafter", "make_drafter", "make_module_drafter"]
 
 
 class Drafter(Protocol):
@@ -49,23 +50,8 @@ class Drafter(Protocol):
     def cache(self) -> KVCache | None:
         """Keys and values of its own; None if it needs none."""
 
-    def draft(
-        self,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num_slots_read: int,
-        best_BT: Tensor | None = None,
-    ) -> None:
-        """Propose the tokens that follow the backbone's newest one; it may not wait for the device.
-
-        Args:
-            hidden_BTC: states of the backbone pass that has just been made.
-            positions_BT: where they stand.
-            newest_B: the last of the T that belongs to the text; those after it were rejected, or are padding.
-            num_slots_read: bounds the slots that a KV cache reads.
-            best_BT: the token that the backbone thinks most likely after each; None in a prefill.
-        """
+    def draft(self, made: BackbonePass) -> None:
+        """Propose the tokens that follow the newest one of the backbone's pass; it may not wait for the device."""
         ...
 
 

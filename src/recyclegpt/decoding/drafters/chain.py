@@ -1,9 +1,11 @@
 """Drafting one token after another, each from the state that the one before led to.
 
-B batch, C model width, m drafted tokens, V vocabulary, D draft vocabulary.
+B batch, T positions, C model width, m drafted tokens, V vocabulary, D draft vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,21 @@ from recyclegpt.models import KVCache, RecycleGPT
 
 EARLY_EXIT_DEVICES = ("cpu",)
 """Devices that lose nothing when the host asks for a value: there, drafting ends once no row is confident."""
+
+
+class BackbonePass(NamedTuple):
+    """A backbone pass that has just been made, from which drafting begins."""
+
+    hidden_BTC: Tensor
+    """Its states; of a kind that taps the backbone, what that layer read."""
+    positions_BT: Tensor
+    """Where they stand."""
+    newest_B: Tensor
+    """The last of the T that belongs to the text; those after it were rejected, or are padding."""
+    num_slots_read: int
+    """Bounds the slots that a KV cache reads."""
+    best_BT: Tensor | None = None
+    """The token that the backbone thinks most likely after each; None in a prefill."""
 
 
 class ChainDrafter:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recyclegpt.decoding.cpu_layers import KernelGPT
 from recyclegpt.decoding.draft_length import DraftLength, cost_of_a_draft
-from recyclegpt.decoding.drafters.chain import ChainDrafter
+from recyclegpt.decoding.drafters.chain import BackbonePass, ChainDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer, row_at
@@ -50,19 +50,13 @@ class ModuleDrafter(ChainDrafter):
         if strategy.adaptive and self.exits_early and not sampler.rejects:  # what is rejected depends on the length
             self.length = DraftLength(cost_of_a_draft(model, self.m))
 
-    def draft(
-        self,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num_slots_read: int,
-        best_BT: Tensor | None = None,
-    ) -> None:
+    def draft(self, made: BackbonePass) -> None:
         """Re-read the true pairs in one call, then draft from the module's state of the newest one."""
-        self.propose(self.read(hidden_BTC, positions_BT, newest_B, num_slots_read), num_slots_read)
+        self.propose(self.read(made), made.num_slots_read)
 
-    def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
+    def read(self, made: BackbonePass) -> Tensor:
         """Re-read the true pairs; the module's state of the newest one, `(B, C)`."""
+        hidden_BTC, positions_BT, newest_B, num_slots_read, _ = made
         following_BT = self.text.tokens_BS.gather(1, positions_BT + 1)
         # A prompt has a width of its own, for which compiling would not pay.
         recycle = self.recycle if positions_BT.shape[1] == self.block else self.model.recycle

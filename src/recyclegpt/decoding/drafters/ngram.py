@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES
+from recyclegpt.decoding.drafters.chain import EARLY_EXIT_DEVICES, BackbonePass
 from recyclegpt.decoding.drafters.module import ModuleDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
@@ -64,23 +64,16 @@ class NgramDrafter:
         elif strategy.lossless and sampler.rejects:
             self.distributions_BmV = torch.zeros(batch, self.m, text.vocab_size, device=device)
 
-    def draft(
-        self,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num_slots_read: int,
-        best_BT: Tensor | None = None,
-    ) -> None:
+    def draft(self, made: BackbonePass) -> None:
         """Look the last tokens up; the module reads the true pairs in any case, which its cache needs."""
-        tokens_Bm, found_B = look_up(self.text, self.m, num_slots_read)
+        tokens_Bm, found_B = look_up(self.text, self.m, made.num_slots_read)
         places_Bm = self.text.position_B[:, None] + 1 + torch.arange(self.m, device=self.text.device)
         if self.module is None:
             self.num_drafted_B.copy_(found_B * self.m)
         else:
-            state_BC = self.module.read(hidden_BTC, positions_BT, newest_B, num_slots_read)
+            state_BC = self.module.read(made)
             if not (self.exits_early and bool(found_B.all())):
-                self.module.propose(state_BC, num_slots_read)
+                self.module.propose(state_BC, made.num_slots_read)
             tokens_Bm = torch.where(found_B[:, None], tokens_Bm, self.text.tokens_BS.gather(1, places_Bm))
             self.num_drafted_B.masked_fill_(found_B, self.m)
         self.text.tokens_BS.scatter_(1, places_Bm, tokens_Bm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recyclegpt.decoding.drafters.chain import BackbonePass
 from recyclegpt.decoding.drafters.module import ModuleDrafter
 
 
@@ -16,8 +17,9 @@ class OneCallDrafter(ModuleDrafter):
 
     states_BmC = torch.empty(0)
 
-    def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
+    def read(self, made: BackbonePass) -> Tensor:
         """Read the true pairs; the state of the first token after them, `(B, C)`."""
+        hidden_BTC, positions_BT, newest_B, num_slots_read, _ = made
         module, attend = self.model.recyclable, self.model.attend(self.cache, num_slots_read)
         assert module is not None
         embedded_BTC = self.model.backbone.embed_tokens(self.text.tokens_BS.gather(1, positions_BT + 1))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.chain import ChainDrafter
+from recyclegpt.decoding.drafters.chain import BackbonePass, ChainDrafter
 from recyclegpt.decoding.sampling import Sampler
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -59,17 +59,11 @@ class PartialBackboneDrafter(ChainDrafter):
         self.backbone_cache = backbone_cache
         self.skipped = skipped_parts(strategy.drafter, model.config.num_layers)
 
-    def draft(
-        self,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num_slots_read: int,
-        best_BT: Tensor | None = None,
-    ) -> None:
+    def draft(self, made: BackbonePass) -> None:
         """Read the newest token, which the backbone has not read yet, then draft."""
         newest_token_B = self.text.tokens_BS.gather(1, self.text.position_B[:, None])[:, 0]
-        self.propose(self.following(hidden_BTC[:, 0], newest_token_B, 0, num_slots_read), num_slots_read)
+        state_BC = self.following(made.hidden_BTC[:, 0], newest_token_B, 0, made.num_slots_read)
+        self.propose(state_BC, made.num_slots_read)
 
     def following(self, state_BC: Tensor, token_B: Tensor, number: int, num_slots_read: int) -> Tensor:
         """See `ChainDrafter`; the text says all, so `state_BC` is not read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recyclegpt.decoding.drafters.chain import BackbonePass
 from recyclegpt.decoding.drafters.one_call import OneCallDrafter
 from recyclegpt.decoding.sampling import largest_probability, most_likely
 from recyclegpt.models.rounds import RoundsModule
@@ -20,8 +21,9 @@ class RoundsDrafter(OneCallDrafter):
     text would not have the distribution that verification has to know.
     """
 
-    def read(self, hidden_BTC: Tensor, positions_BT: Tensor, newest_B: Tensor, num_slots_read: int) -> Tensor:
+    def read(self, made: BackbonePass) -> Tensor:
         """Read the true pairs in the first call, and draft the block."""
+        hidden_BTC, positions_BT, newest_B, num_slots_read, _ = made
         config, draft_ids, embed_tokens = self.sampler.config, self.model.draft_ids, self.model.backbone.embed_tokens
         chances_mB = torch.ones(self.m, len(newest_B), device=newest_B.device)
 

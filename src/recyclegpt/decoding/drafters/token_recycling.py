@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recyclegpt.decoding.drafters.chain import ChainDrafter
+from recyclegpt.decoding.drafters.chain import BackbonePass, ChainDrafter
 from recyclegpt.decoding.sampling import Sampler, most_likely
 from recyclegpt.decoding.strategies import Strategy
 from recyclegpt.decoding.text_buffer import TextBuffer
@@ -34,15 +34,9 @@ class TokenRecyclingDrafter(ChainDrafter):
         self.table_BV: Tensor | None = torch.zeros(shape, dtype=torch.long, device=text.device)
         """The token after each; -1: none yet. The last column takes what is not to be kept."""
 
-    def draft(
-        self,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor,
-        newest_B: Tensor,
-        num_slots_read: int,
-        best_BT: Tensor | None = None,
-    ) -> None:
+    def draft(self, made: BackbonePass) -> None:
         """Renew the table by the rows just read, then follow it. In a prefill `best_BT` is made here."""
+        hidden_BTC, positions_BT, newest_B, _, best_BT = made
         assert self.table_BV is not None
         block_T = torch.arange(positions_BT.shape[1], device=self.text.device)
         if best_BT is None:
